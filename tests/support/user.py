@@ -1,0 +1,54 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An ordinary user made for a test, and removed after it. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["ordinary_user", "passwordless_sudo"]
+
+
+@contextlib.contextmanager
+def ordinary_user(name: str) -> Iterator[pwd.struct_passwd]:
+    """Make the user `name` with a home directory; at the end its processes, home and account are removed."""
+    # The password "*" matches nothing and, unlike useradd's "!", lets sshd accept keys without PAM.
+    _run("useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", name)
+    user = pwd.getpwnam(name)
+    try:
+        yield user
+    finally:
+        _kill_processes(user.pw_uid)
+        _run("userdel", "--remove", name)
+
+
+@contextlib.contextmanager
+def passwordless_sudo(name: str) -> Iterator[None]:
+    """Let the user `name` become root by sudo without a password, for as long as the context lasts."""
+    rule = Path(f"/etc/sudoers.d/instant-recovery-test-{name}")
+    rule.touch(mode=0o440)
+    try:
+        rule.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
+        yield
+    finally:
+        rule.unlink()
+
+
+def _kill_processes(uid: int) -> None:
+    for directory in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if directory.name.isdigit() and directory.stat().st_uid == uid:
+                os.kill(int(directory.name), signal.SIGKILL)
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    # userdel warns about a mail spool that never was (12), useradd about a skeleton: the account is what counts.
+    if done.returncode not in (0, 12):
+        raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
