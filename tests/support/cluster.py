@@ -18,10 +18,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["DATABASE", "SUPERUSER", "Cluster", "Connection", "TableState", "fingerprint", "server_directory"]
 
@@ -157,8 +161,8 @@ class Cluster:
         self.connection.sql(f'create database "{DATABASE}"')
         self._pgbench("-i", "-q", "-I", "dtGvp", "-s", str(scale))
         self.sql(
-            'create table "Order Lines" (id bigint primary key, item text not null, price numeric(10,2), at timestamptz);'
-            "insert into \"Order Lines\" select i, md5(i::text), i / 7.0, timestamptz '2026-01-01' + i * interval '1 min'"
+            'create table "Order Lines" (id bigint primary key, item text not null, price numeric, at timestamptz);'
+            "insert into \"Order Lines\" select i, md5(i::text), i / 7.0, timestamptz '2026-01-01' + i * interval '1s'"
             f" from generate_series(1, {2000 * scale}) i;"
             "create table notes (id int primary key, body text);"
             "alter table notes alter body set storage external;"

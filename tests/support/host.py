@@ -7,9 +7,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Snapshot", "is_listening", "processes_below", "remains"]
 
@@ -31,7 +34,7 @@ def remains(root: str | Path) -> list[str]:
 
 
 def processes_below(root: str | Path) -> list[tuple[int, str]]:
-    """(pid, command line) of the processes that name, use or were marked with a path below `root`, the caller's aside."""
+    """(pid, command line) of processes that name, use or were marked with a path below `root`, not the caller's."""
     top = str(root)
     found = []
     for directory in Path("/proc").iterdir():

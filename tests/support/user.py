@@ -9,8 +9,11 @@ import os
 import pwd
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["ordinary_user", "passwordless_sudo"]
 
