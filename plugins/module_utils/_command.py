@@ -1,0 +1,228 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running a program to its end: an argv list, no shell, a fixed locale, a time-out that also ends its children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "CommandError",
+    "Completed",
+    "CompletedBytes",
+    "environment",
+    "find_program",
+    "identity",
+    "last_line",
+    "run",
+    "run_bytes",
+]
+
+# Ansible often connects with a PATH that lacks these, and mount, umount or losetup live there.
+SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+# Secrets are for borg alone: whoever runs borg passes them in env; every other program starts without them.
+SECRETS = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD", "BORG_NEW_PASSPHRASE", "BORG_OTHER_PASSPHRASE")
+DETAIL_CHARACTERS = 4000  # of a tool's stderr in a failed result: its last lines say why
+
+
+class CommandError(RecoveryError):
+    """A program failed.
+
+    returncode is as in subprocess (negative: ended by that signal), 127 for a program that is not there, 126 for one
+    that cannot be run, None after a time-out.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], returncode: int | None, stdout: str = "", stderr: str = "", *, problem: str = ""
+    ) -> None:
+        self.argv = list(argv)
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+        said = last_line(stderr) or last_line(stdout)
+        message = problem or _problem(os.path.basename(argv[0]), returncode)
+        super().__init__(
+            f"{message}: {said}" if said else f"{message}.",
+            command=self.argv,
+            rc=returncode,
+            stderr=stderr[-DETAIL_CHARACTERS:],
+        )
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a finished program left; stdout keeps undecodable bytes as surrogates, so paths survive a round trip."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class CompletedBytes:
+    """As Completed, with stdout as it came."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    stdin: bytes = b"",
+    user: str | None = None,
+    cwd: str | None = None,
+) -> Completed:
+    """Run argv to its end and return its text; see run_bytes."""
+    done = run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd)
+    return Completed(done.argv, done.returncode, os.fsdecode(done.stdout), done.stderr)
+
+
+def run_bytes(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    stdin: bytes = b"",
+    user: str | None = None,
+    cwd: str | None = None,
+) -> CompletedBytes:
+    """Run argv to its end, as user if given, within timeout seconds.
+
+    The environment is environment(env, user). Raises CommandError at a time-out, for a program that cannot be run and,
+    unless check is false, for a return code other than 0.
+    """
+    process = _start(argv, env=environment(env or {}, user=user), user=user, cwd=cwd)
+    try:
+        out, err = process.communicate(stdin, timeout)
+    except BaseException as error:
+        out, err = _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            name = os.path.basename(argv[0])
+            problem = f"{name} did not finish within {timeout:g} s and was ended"
+            raise CommandError(argv, None, os.fsdecode(out), _text(err), problem=problem) from None
+        raise
+    if check and process.returncode != 0:
+        raise CommandError(argv, process.returncode, os.fsdecode(out), _text(err))
+    return CompletedBytes(tuple(argv), process.returncode, out, _text(err))
+
+
+def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:
+    """The path of the program called name: first in directories, then in PATH and the system's own directories."""
+    return shutil.which(name, path=os.pathsep.join([*directories, _search_path()]))
+
+
+def environment(env: Mapping[str, str], *, user: str | None = None) -> dict[str, str]:
+    """The environment programs get: ours without Borg's secrets, a C locale, user's HOME and names, and then env."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    inherited.update(PATH=_search_path(), LC_ALL="C")
+    if user is not None:
+        entry = _entry(user)
+        inherited.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name)
+    inherited.update(env)
+    return inherited
+
+
+def identity(user: str | None) -> dict[str, Any]:
+    """The arguments that make subprocess.Popen run as user (none where that is who we are).
+
+    Raises RecoveryError where user does not exist or only root could become it.
+    """
+    if user is None:
+        return {}
+    entry = _entry(user)
+    if entry.pw_uid == os.geteuid():
+        return {}
+    if os.geteuid() != 0:
+        raise RecoveryError(f"Only root can run a program as user {user}: use become, or leave the user out.")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
+
+
+def last_line(text: str) -> str:
+    """The last line of text that is not blank, or an empty string."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _problem(name: str, returncode: int | None) -> str:
+    if returncode is None:
+        return f"{name} did not finish in time"
+    if returncode >= 0:
+        return f"{name} failed with exit status {returncode}"
+    try:
+        return f"{name} was ended by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"{name} was ended by signal {-returncode}"
+
+
+def _start(
+    argv: Sequence[str], *, env: Mapping[str, str], user: str | None, cwd: str | None
+) -> subprocess.Popen[bytes]:
+    name = os.path.basename(argv[0])
+    try:
+        # A session of its own makes the process group that a time-out ends as a whole, and takes the controlling
+        # terminal away: a tool that wants to ask a question fails instead of waiting for an answer.
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            **identity(user),
+        )
+    except FileNotFoundError as error:
+        if cwd is not None and error.filename == cwd:
+            raise CommandError(argv, 126, problem=f"{name} cannot start in {cwd}, which is not there") from error
+        raise CommandError(argv, 127, problem=f"The program {argv[0]} was not found: install it") from error
+    except OSError as error:
+        raise CommandError(argv, 126, problem=f"{argv[0]} cannot be run ({error.strerror})") from error
+
+
+def _end(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Kill the process group; what it had written. Never waits for a process that the kernel cannot end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        return process.communicate(timeout=5)
+    except subprocess.TimeoutExpired as error:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return error.stdout or b"", error.stderr or b""
+
+
+def _search_path() -> str:
+    directories = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join(directories + [entry for entry in SYSTEM_DIRECTORIES if entry not in directories])
+
+
+def _entry(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise RecoveryError(f"There is no user {user} on this host: name one that exists.") from None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

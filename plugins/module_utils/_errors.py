@@ -1,0 +1,46 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one exception that a module turns into C(fail_json), and the one place that does it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ansible.module_utils.basic import AnsibleModule
+
+__all__ = ["RecoveryError", "run_module"]
+
+
+class RecoveryError(Exception):
+    """Something the user can act on: what is wrong, with which value, and what to do next.
+
+    details become further keys of the failed result (command, rc, stderr, log_tail …), so they must be plain data
+    and never hold a secret.
+    """
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Run action and exit with its result, to which C(elapsed) (seconds) is added where it is missing.
+
+    A RecoveryError fails the module with its message and details; an OSError with the path and the system's reason.
+    Anything else is a defect of ours and keeps its traceback.
+    """
+    begun = time.monotonic()
+    try:
+        result = action()
+    except RecoveryError as error:
+        module.fail_json(msg=str(error), **error.details)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        module.fail_json(msg=f"{where}{error.strerror or error}", errno=error.errno)
+    result.setdefault("elapsed", round(time.monotonic() - begun, 3))
+    module.exit_json(**result)
+    raise SystemExit  # exit_json has ended the module, but has no types to say so

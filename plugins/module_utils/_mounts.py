@@ -1,0 +1,198 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The mount table: what is mounted where, whether it answers, waiting for it to change, and unmounting.
+
+/proc/self/mountinfo lists a mount after whatever it lies on, so the last of several mounts on one point is the one to
+be seen, and the table read backwards is an order in which everything can be unmounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    CommandError,
+    find_program,
+    last_line,
+    run,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, open_pidfd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "Mount",
+    "MountError",
+    "is_responding",
+    "mount_at",
+    "mounts",
+    "mounts_below",
+    "parse_mountinfo",
+    "unmount",
+    "wait_until",
+]
+
+TABLE = "/proc/self/mountinfo"
+# A FUSE server that has no statfs of its own says ENOSYS: it is there, and that is the question.
+ANSWERS = (0, errno.ENOSYS)
+# statfs, because the kernel always asks the server for it; attributes may come from a cache that outlives the server.
+ASK = "import os,sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as e: sys.exit(min(e.errno or 255, 255))"
+
+
+class MountError(RecoveryError):
+    """A mount could not be removed."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo. options: those of the mount, then those of the file system, comma-separated."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+    options: str
+    device: str  # "major:minor"; the minor of a FUSE mount is its name in /sys/fs/fuse/connections
+    mount_id: int
+
+    @property
+    def is_fuse(self) -> bool:
+        """Whether a process serves this mount."""
+        return self.fstype.split(".", 1)[0] in ("fuse", "fuseblk")
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts of a mountinfo text, in its order; lines that are not in its format are left out."""
+    found = []
+    for line in text.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        if separator and len(fields) >= 6 and len(tail) >= 2:
+            options = ",".join(part for part in (fields[5], _decode(tail[2]) if len(tail) > 2 else "") if part)
+            mountpoint, source = _decode(fields[4]), _decode(tail[1])
+            found.append(Mount(mountpoint, _decode(tail[0]), source, options, fields[2], int(fields[0])))
+    return found
+
+
+def mounts() -> list[Mount]:
+    """The mounts of this process's name space."""
+    with open(TABLE, "rb") as table:
+        return parse_mountinfo(os.fsdecode(table.read()))
+
+
+def mount_at(path: str) -> Mount | None:
+    """The topmost mount whose mount point is exactly path, or None."""
+    table = mounts()
+    point = _canonical(path, {mount.mountpoint for mount in table})
+    return next((mount for mount in reversed(table) if mount.mountpoint == point), None)
+
+
+def mounts_below(directory: str) -> list[Mount]:
+    """The mounts on directory or anywhere below it, in an order in which they can be unmounted."""
+    table = mounts()
+    top = _canonical(directory, {mount.mountpoint for mount in table})
+    inside = top.rstrip("/") + "/"
+    return [mount for mount in reversed(table) if mount.mountpoint == top or mount.mountpoint.startswith(inside)]
+
+
+def is_responding(path: str, *, timeout: float = 5.0) -> bool:
+    """Whether the file system at path answers within timeout seconds; false for a dead FUSE mount or a missing path.
+
+    A child asks, because a call into a hung FUSE mount cannot be interrupted: the child may have to be left behind,
+    which ends by itself together with the mount's server.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", ASK, path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return child.wait(timeout) in ANSWERS
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return False
+
+
+def wait_until(predicate: Callable[[], bool], *, timeout: float, processes: Sequence[Process] = ()) -> bool:
+    """Wait up to timeout seconds until predicate holds, looking again whenever the mount table changes.
+
+    Gives up early when one of processes (those expected to mount) ends. Returns what predicate said last.
+    """
+    deadline = time.monotonic() + timeout
+    descriptors = []
+    waiter = select.poll()
+    try:
+        # The kernel counts changes from the opening on, so one between a look and the next poll is not missed.
+        descriptors.append(os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC))
+        waiter.register(descriptors[0], select.POLLERR | select.POLLPRI)
+        for process in processes:
+            pidfd = open_pidfd(process)
+            if pidfd is not None:
+                descriptors.append(pidfd)
+                waiter.register(pidfd, select.POLLIN)
+        while not predicate():
+            left = deadline - time.monotonic()
+            if left <= 0 or not all(process.alive() for process in processes):
+                return predicate()
+            # At most a second: a predicate may also look at something that the mount table does not tell.
+            waiter.poll(min(left, 1.0) * 1000)
+        return True
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def unmount(mountpoint: str, *, timeout: float = 10.0) -> None:
+    """Remove the topmost mount at mountpoint; nothing to do where there is none.
+
+    One that is busy, dead or hung is detached lazily: it leaves the tree at once and ends with its last user. Raises
+    MountError where it is still there afterwards. timeout (seconds) holds for each of the two attempts.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None:
+        return
+    said = ""
+    healthy = not mount.is_fuse or is_responding(mount.mountpoint, timeout=min(timeout, 5.0))
+    for lazy in (False, True) if healthy else (True,):
+        try:
+            done = run(_unmount_command(mount, lazy=lazy), timeout=timeout, check=False)
+            said = last_line(done.stderr) or said
+        except CommandError as error:
+            said = str(error)
+        if all(other.mount_id != mount.mount_id for other in mounts()):
+            return
+    raise MountError(
+        f"{mount.mountpoint} ({mount.fstype}) cannot be unmounted: {said or 'it is still mounted'}. "
+        "End what uses it (fuser -vm shows it) and try again.",
+        mountpoint=mount.mountpoint,
+    )
+
+
+def _unmount_command(mount: Mount, *, lazy: bool) -> list[str]:
+    if mount.is_fuse and os.geteuid() != 0:
+        helper = find_program("fusermount3") or find_program("fusermount") or "fusermount3"
+        return [helper, "-u", *(["-z"] if lazy else []), mount.mountpoint]
+    return [find_program("umount") or "umount", *(["--lazy"] if lazy else []), mount.mountpoint]
+
+
+def _canonical(path: str, points: set[str]) -> str:
+    """path without symbolic links; the last component is not looked at when it is a mount point, which may hang."""
+    parent, name = os.path.split(os.path.abspath(path))
+    plain = os.path.join(os.path.realpath(parent), name)
+    return plain if plain in points else os.path.realpath(plain)
+
+
+def _decode(field: str) -> str:
+    """Undo the kernel's octal escapes of blank, tab, newline, backslash and number sign."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)

@@ -1,0 +1,276 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes that outlive the module that started them: starting, recognising and stopping them.
+
+A pid alone says nothing: it is used again, and after a reboot all are. So a process is known by pid, start time and
+boot. A process that was started but not yet recorded when a module was killed is found by a mark in its environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    CommandError,
+    environment,
+    identity,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = [
+    "MARKER",
+    "Process",
+    "descendants",
+    "describe",
+    "identify",
+    "marked",
+    "open_pidfd",
+    "spawn",
+    "stop",
+    "stop_all",
+    "wait_for_end",
+]
+
+MARKER = "INSTANT_RECOVERY_SESSION"  # set to the session's directory in every process of a session
+POLL_INTERVAL = 0.05  # seconds; only for kernels before 5.3, which cannot tell when a foreign process ends
+
+_spawned: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of one boot. start_time is in clock ticks since boot, as /proc/PID/stat has it."""
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the session's record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Process:
+        """From the session's record. Raises KeyError or ValueError for something else."""
+        return cls(int(data["pid"]), int(data["start_time"]), str(data["boot_id"]))
+
+    def alive(self) -> bool:
+        """Whether this very process runs; one that has ended and waits for its parent does not."""
+        return identify(self.pid) == self
+
+
+def identify(pid: int) -> Process | None:
+    """The process that has this pid now, or None."""
+    status = _status(pid)
+    return None if status is None or status.ended else Process(pid, status.start_time, _boot_id())
+
+
+def marked(session_directory: str) -> list[Process]:
+    """The processes of a session, other than this one and those it was started by.
+
+    Recognised by the mark in the environment or, because PostgreSQL's children write their title over theirs, by a
+    standard error that goes to one of the session's logs. Those of other users are seen by root alone.
+    """
+    mark = os.fsencode(f"{MARKER}={session_directory}")
+    logs = os.path.join(session_directory, "log", "")
+    parents = _parents()
+    found = []
+    for pid in sorted(set(parents) - _ancestry(os.getpid(), parents)):
+        process = identify(pid)
+        if process and (_has_mark(pid, mark) or _logs_below(pid, logs)) and process.alive():
+            found.append(process)
+    return found
+
+
+def descendants(process: Process) -> list[Process]:
+    """The children of process, theirs, and so on; empty when it has ended."""
+    if not process.alive():
+        return []
+    parents = _parents()
+    pids = [pid for pid in sorted(parents) if pid != process.pid and process.pid in _ancestry(pid, parents)]
+    return [found for found in map(identify, pids) if found is not None]
+
+
+def describe(process: Process) -> str:
+    """Such as C(process 4711 (postgres)), for messages."""
+    try:
+        with open(f"/proc/{process.pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return f"process {process.pid} ({comm.read().strip()})"
+    except OSError:
+        return f"process {process.pid}"
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    log: str,
+    env: Mapping[str, str],
+    user: str | None = None,
+    cwd: str = "/",
+    pass_fds: Sequence[int] = (),
+    umask: int = 0o077,
+) -> Process:
+    """Start a daemon: a session of its own, standard input from /dev/null, output appended to log (made 0600).
+
+    env is added to environment(), as in _command.run; a daemon of a session carries MARKER in it. pass_fds stay open
+    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. Raises
+    CommandError when argv cannot be run.
+    """
+    _spawned[:] = [child for child in _spawned if child.poll() is None]
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment(env, user=user),
+            cwd=cwd,
+            pass_fds=tuple(pass_fds),
+            umask=umask,
+            start_new_session=True,
+            **identity(user),
+        )
+    except OSError as error:
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        raise CommandError(argv, code, problem=f"{argv[0]} cannot be started ({error.strerror})") from error
+    finally:
+        os.close(output)
+    _spawned.append(child)
+    # Until it is waited for it keeps its entry in /proc, even when it has already failed.
+    status = _status(child.pid)
+    return Process(child.pid, status.start_time if status else 0, _boot_id())
+
+
+def stop(process: Process, signals: Sequence[tuple[str, float]]) -> bool:
+    """Send the named signals one after the other, each followed by a wait of so many seconds, until process has ended.
+
+    Returns false when it is still there: the kernel cannot end it now, or we may not.
+    """
+    return not stop_all([process], signals)
+
+
+def stop_all(processes: Iterable[Process], signals: Sequence[tuple[str, float]]) -> list[Process]:
+    """As stop, for several at once; returns those that are still there."""
+    left = [process for process in processes if process.alive()]
+    for name, seconds in signals:
+        for process in left:
+            _send(process, signal.Signals[name])
+        left = wait_for_end(left, timeout=seconds)
+        if not left:
+            break
+    return left
+
+
+def wait_for_end(processes: Iterable[Process], *, timeout: float) -> list[Process]:
+    """Wait up to timeout seconds for all of processes to end; returns those that are still there."""
+    deadline = time.monotonic() + timeout
+    left = list(processes)
+    while True:
+        left = [process for process in left if process.alive()]
+        seconds = deadline - time.monotonic()
+        if not left or seconds <= 0:
+            return left
+        pidfd = open_pidfd(left[0])
+        if pidfd is None:
+            time.sleep(min(seconds, POLL_INTERVAL))
+            continue
+        try:
+            waiter = select.poll()
+            waiter.register(pidfd, select.POLLIN)
+            waiter.poll(seconds * 1000)
+        finally:
+            os.close(pidfd)
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A descriptor that becomes readable when process ends; None when it has, or on kernels before 5.3."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return None
+    if process.alive():  # looked at after opening: the pid may have passed to another process
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+@dataclass(frozen=True)
+class _Status:
+    ended: bool
+    parent: int
+    start_time: int
+
+
+def _status(pid: int) -> _Status | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # The second field is the program's name in parentheses, and may itself hold blanks and parentheses.
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return _Status(fields[0] in (b"Z", b"X"), int(fields[1]), int(fields[19])) if len(fields) > 19 else None
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot_id:
+        return boot_id.read().strip()
+
+
+def _parents() -> dict[int, int]:
+    """pid to parent's pid, of all processes that can be seen."""
+    table = {}
+    for name in os.listdir("/proc"):
+        status = _status(int(name)) if name.isdigit() else None
+        if status is not None:
+            table[int(name)] = status.parent
+    return table
+
+
+def _ancestry(pid: int, parents: Mapping[int, int]) -> set[int]:
+    """pid and whom it descends from."""
+    found: set[int] = set()
+    while pid and pid not in found:
+        found.add(pid)
+        pid = parents.get(pid, 0)
+    return found
+
+
+def _has_mark(pid: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            return mark in environ.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def _logs_below(pid: int, logs: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/2").startswith(logs)
+    except OSError:
+        return False
+
+
+def _send(process: Process, number: signal.Signals) -> None:
+    """Send a signal to process and to no other that may have its pid by now; silent when it ended or is not ours."""
+    pidfd = open_pidfd(process)
+    try:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        elif process.alive():
+            os.kill(process.pid, number)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EPERM):
+            raise
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
