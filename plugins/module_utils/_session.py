@@ -1,0 +1,585 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A session's directory, its record and its lock.
+
+The record (session.json) is the truth about a session. Whatever a step is about to do is claimed in it first, so that
+tear-down finds it after a crash, and one lock per session keeps two steps, or a step and a tear-down, apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pwd
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, identity, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = [
+    "PUBLIC_KEYS",
+    "SCHEMA_VERSION",
+    "Session",
+    "SessionError",
+    "SessionGoneError",
+    "claiming",
+    "default_root",
+    "parse_duration",
+    "parse_time",
+    "public",
+    "timestamp",
+]
+
+SCHEMA_VERSION = 1
+# What a session tells the world, in this order; the record holds these and what tear-down needs.
+PUBLIC_KEYS = (
+    "id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port",
+    "socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir",
+    "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
+    "timings",
+)  # fmt: skip
+DIRECTORIES = ("archive", "upper", "merged", "run", "log")
+FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
+RECORD, LOCK, ENDED = "session.json", "lock", "ended"
+ENDED_KEPT = 100
+SOCKET_NAME_ROOM = 24  # characters; a socket's whole path has at most 107
+UNFINISHED = ".new-"
+UNFINISHED_AGE = 600  # seconds after which nobody is still making such a directory
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+GENERATED_IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class SessionError(RecoveryError):
+    """A session that cannot be made, read or locked."""
+
+
+class SessionGoneError(SessionError):
+    """The session has ended, perhaps while its lock was being waited for."""
+
+
+def default_root() -> str:
+    """Where sessions live unless told otherwise: for root below /var/lib, else in the user's state directory."""
+    if os.geteuid() == 0:
+        return "/var/lib/instant_recovery"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "instant_recovery")
+
+
+@contextmanager
+def claiming(session_directory: str | None, *, timeout: float = 30) -> Iterator[Session | None]:
+    """The session of a module's option session_directory, locked; None where the module stands alone."""
+    if session_directory is None:
+        yield None
+        return
+    with Session.open(session_directory).locked(timeout=timeout) as session:
+        yield session
+
+
+class Session:
+    """One session on this host. record is its contents as last read or written."""
+
+    def __init__(self, directory: str, record: dict[str, Any], *, problem: str | None = None) -> None:
+        self.directory = directory
+        self.record = record
+        self.problem = problem  # why the record cannot be used; only all() gives such a session
+        self._lock = -1
+        self._depth = 0
+
+    @property
+    def id(self) -> str:
+        """The session's name, which is its directory's."""
+        return os.path.basename(self.directory)
+
+    @classmethod
+    def create(
+        cls, root: str, *, session_id: str | None = None, user: str, fields: Mapping[str, Any] | None = None
+    ) -> Session:
+        """Make a session whose server will run as user, with fields in its record; status C(starting).
+
+        It appears under its name with its record in it, or not at all. Raises SessionError where the root or the name
+        cannot be used, or the name is taken.
+        """
+        root = os.path.realpath(os.path.abspath(root))
+        _make_root(root)
+        for _attempt in range(20):  # a generated name may have been taken within the same second
+            directory = os.path.join(root, _checked(session_id) if session_id else _new_identifier())
+            _check_length(os.path.join(directory, "run"))
+            try:
+                _make(directory, user, fields or {})
+            except FileExistsError:
+                if session_id:
+                    break
+                continue
+            return cls.open(directory)
+        raise SessionError(f"There is already a session {session_id or directory}: choose another id, or stop it.")
+
+    @classmethod
+    def open(cls, directory: str) -> Session:
+        """The session in directory.
+
+        Raises SessionGoneError where there is none and SessionError where it is another user's or its record cannot be
+        used. One that was cut off while being removed has lost its record: it opens as C(orphaned), without claims.
+        """
+        directory = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(directory))), _name(directory))
+        return cls(directory, _load(directory))
+
+    @classmethod
+    def find(cls, root: str, session_id: str) -> Session | None:
+        """The session called session_id below root, or None. Raises SessionError as open does."""
+        try:
+            return cls.open(os.path.join(os.path.abspath(root), _checked(session_id)))
+        except SessionGoneError:
+            return None
+
+    @classmethod
+    def all(cls, root: str) -> list[Session]:
+        """Every session below root, oldest first by name.
+
+        One whose record cannot be used is there too, with the reason in problem and in its record's error_message.
+        """
+        found = []
+        for name in _listed(root):
+            if not _looks_like_session(os.path.join(root, name)):
+                continue
+            try:
+                session = cls.find(root, name)
+            except SessionError as error:
+                directory = os.path.join(os.path.realpath(root), name)
+                session = cls(directory, _blank(name, str(error)), problem=str(error))
+            if session is not None:
+                found.append(session)
+        return found
+
+    @staticmethod
+    def ended(root: str, session_id: str) -> dict[str, Any] | None:
+        """The last record of a session that has ended, or None where none is known (the newest 100 are kept)."""
+        path = os.path.join(root, ENDED, f"{_checked(session_id)}.json")
+        try:
+            _check_owner(path, stat.S_ISREG)
+            return _read(path)
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    def all_ended(root: str) -> list[dict[str, Any]]:
+        """The last records of the sessions that have ended, oldest first by name."""
+        names = [name[: -len(".json")] for name in _listed(os.path.join(root, ENDED)) if name.endswith(".json")]
+        records = (Session.ended(root, name) for name in names if IDENTIFIER.fullmatch(name))
+        return [record for record in records if record is not None]
+
+    def path(self, name: str) -> str:
+        """The path of one of the session's parts: archive, upper, merged, run, log, or a file of its own."""
+        return os.path.join(self.directory, name)
+
+    @contextmanager
+    def locked(self, *, timeout: float = 30) -> Iterator[Session]:
+        """Hold the session's lock, with record read afresh. May be nested.
+
+        Raises SessionError when another step holds it for longer than timeout seconds, SessionGoneError when the
+        session has ended meanwhile.
+        """
+        if self._depth == 0:
+            self._lock = _acquire(self.directory, timeout)
+        self._depth += 1
+        try:
+            if self._depth == 1:
+                self.record = _load(self.directory)
+            yield self
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                os.close(self._lock)
+
+    def is_locked(self) -> bool:
+        """Whether some step is at work on the session just now."""
+        try:
+            with open(self.path(LOCK), "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def update(self, **fields: Any) -> None:
+        """Put fields into the record, on disk when this returns."""
+        with self.locked():
+            self.record.update(fields)
+            _write(self.path(RECORD), self.record)
+
+    def claim(self, *, name: str, kind: str, **fields: Any) -> None:
+        """Record, before doing it, that the session is about to have a process or a mount.
+
+        kind C(process): process (a Process, or None before it is known), signals [[name, seconds], …].
+        kind C(mount): mountpoint, process (its server, as above), and signals if it needs other than SIGTERM, SIGKILL.
+        A claim of the same name is replaced. Tear-down goes through the claims from the newest to the oldest. Raises
+        SessionError for a session that is being torn down.
+        """
+        if kind not in ("process", "mount") or (kind == "mount" and not os.path.isabs(fields.get("mountpoint", ""))):
+            raise ValueError(f"not a claim: {name} {kind} {fields}")
+        with self.locked():
+            if self.record["status"] not in ("starting", "active"):
+                raise SessionError(f"Session {self.id} is {self.record['status']}: nothing can be added to it.")
+            others = [claim for claim in self.record["claims"] if claim["name"] != name]
+            claim = {"name": name, "kind": kind, "process": None, **_plain(fields)}
+            self.update(claims=[*others, claim])
+
+    def amend_claim(self, name: str, **fields: Any) -> None:
+        """Complete a claim with what is known now, usually process."""
+        with self.locked():
+            for claim in self.record["claims"]:
+                if claim["name"] == name:
+                    claim.update(_plain(fields))
+            self.update()
+
+    def release_claim(self, name: str) -> None:
+        """Forget a claim after what it stands for has been undone."""
+        with self.locked():
+            self.update(claims=[claim for claim in self.record["claims"] if claim["name"] != name])
+
+    def timing(self, step: str, seconds: float) -> None:
+        """Record how long a step took."""
+        with self.locked():
+            self.update(timings={**self.record["timings"], step: round(seconds, 3)})
+
+    def finish(self, *, status: str, error_message: str | None) -> dict[str, Any]:
+        """Keep the last record among the ended ones and remove what is left of the directory: record and lock.
+
+        To be called under the lock, when nothing else is left. Raises OSError where the directory is not empty.
+        """
+        ended = os.path.join(os.path.dirname(self.directory), ENDED)
+        final = None
+        if self.record.get("record_lost"):  # cut off after it had been kept
+            with suppress(SessionError):
+                final = Session.ended(os.path.dirname(self.directory), self.id)
+        if final is None:
+            final = public(self.record, status=status, error_message=error_message, stopped_at=timestamp())
+            final = {"schema_version": SCHEMA_VERSION, **final}
+        os.makedirs(ended, mode=0o700, exist_ok=True)
+        _check_owner(ended, stat.S_ISDIR)
+        _write(os.path.join(ended, f"{self.id}.json"), final)
+        for name in (RECORD, f"{RECORD}.tmp", LOCK):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path(name))
+        os.rmdir(self.directory)
+        _prune(ended)
+        return public(final)
+
+
+def public(record: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The keys of the public contract, all of them and in order, with changes."""
+    return {key: changes.get(key, record.get(key)) for key in PUBLIC_KEYS}
+
+
+def timestamp(epoch: float | None = None) -> str:
+    """A point in time (default: now) as records have it: ISO 8601, UTC, milliseconds."""
+    moment = datetime.fromtimestamp(time.time() if epoch is None else epoch, timezone.utc)
+    return moment.isoformat(timespec="milliseconds")
+
+
+def parse_time(text: str) -> float:
+    """The seconds since the epoch of what timestamp() wrote."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from C(90), C(30s), C(15m), C(2h), C(1d) or C(1h30m). Raises SessionError for anything else."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text or "" in [unit for _, unit in parts[1:]]:
+        raise SessionError(f"{text!r} is not a duration: write it as 90s, 15m, 2h, 1h30m or 1d; 0 is never.")
+    return sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+
+
+def _checked(session_id: str) -> str:
+    if not IDENTIFIER.fullmatch(session_id) or session_id in ("all", ENDED):
+        raise SessionError(
+            f"{session_id!r} is not a session id: use letters, digits, dots, dashes and underscores, at most 64, "
+            "beginning with a letter or digit; the words all and ended are taken."
+        )
+    return session_id
+
+
+def _name(directory: str) -> str:
+    return _checked(os.path.basename(os.path.abspath(directory)))
+
+
+def _new_identifier() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    layout = {
+        "socket_directory": os.path.join(directory, "run"),
+        "borg_mount_point": os.path.join(directory, "archive"),
+        "overlay_upper_dir": os.path.join(directory, "upper"),
+        "overlay_merged_dir": os.path.join(directory, "merged"),
+    }
+    own: dict[str, Any] = {"id": os.path.basename(directory), "status": "starting", "created_at": timestamp(), "server_user": user}
+    record = {**_blank(own["id"], None), "data_directory": None, **layout}
+    record.update({**fields, **own, "timings": dict(fields.get("timings") or {}), "claims": []})
+    return record
+
+
+def _blank(session_id: str, error_message: str | None) -> dict[str, Any]:
+    """A record of a session about which nothing is known."""
+    known: dict[str, Any] = {"id": session_id, "status": "orphaned", "error_message": error_message, "timings": {}}
+    return {"schema_version": SCHEMA_VERSION, **dict.fromkeys(PUBLIC_KEYS), **known, "claims": []}
+
+
+def _make_root(root: str) -> None:
+    """Make the session root where it is missing; refuse one in which other users could plant sessions."""
+    remedy = "choose another session_root"
+    try:
+        if not os.path.isdir(root):
+            os.makedirs(root, mode=0o700, exist_ok=True)
+            # Whoever a server runs as passes through, but cannot list; whatever the umask is.
+            os.chmod(root, 0o711 if os.geteuid() == 0 else 0o700)
+        status = os.stat(root)
+    except OSError as error:
+        raise SessionError(f"The session root {root} cannot be made: {error.strerror}; {remedy}.") from error
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise SessionError(f"The session root {root} can be written by other users: close it, or {remedy}.")
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise SessionError(f"The session root {root} cannot be written by {_user_name(os.geteuid())}: {remedy}.")
+    for name in _listed(root):
+        path = os.path.join(root, name)
+        with suppress(OSError):
+            if name.startswith(UNFINISHED) and time.time() - os.lstat(path).st_mtime > UNFINISHED_AGE:
+                shutil.rmtree(path)
+
+
+def _check_length(run_directory: str) -> None:
+    length = len(os.fsencode(run_directory)) + SOCKET_NAME_ROOM
+    if length > 107:
+        raise SessionError(
+            f"The session root is too deep: the path of a server's socket below {run_directory} would have about "
+            f"{length} characters, and the system allows 107; choose a shorter session_root."
+        )
+
+
+def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
+    """Make a session's directory aside and give it its name. Raises FileExistsError where that is taken."""
+    root, name = os.path.split(directory)
+    unfinished = os.path.join(root, UNFINISHED + secrets.token_hex(4))
+    try:
+        _populate(unfinished, user, _new_record(directory, user, fields))
+        if os.path.lexists(directory):
+            raise FileExistsError(errno.EEXIST, "taken", directory)
+        os.rename(unfinished, directory)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(errno.EEXIST, "taken", directory) from error
+        raise SessionError(
+            f"The directory of session {name} cannot be made in {root}: {error.strerror}. Choose another session_root."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
+    """Make the session's directory with all that belongs into it, and see that user can enter where it has to."""
+    owner = identity(user)
+    os.mkdir(directory, 0o700)
+    for name in DIRECTORIES:
+        os.mkdir(os.path.join(directory, name), 0o700)
+    if owner:  # we are root and the server is somebody else, who may pass through here but owns no more than it needs
+        os.chown(directory, 0, owner["group"])
+        os.chmod(directory, 0o710)
+        for name in FOR_THE_SERVER:
+            os.chown(os.path.join(directory, name), owner["user"], owner["group"])
+        run_directory = os.path.join(directory, "run")
+        if run(["test", "-x", run_directory], timeout=10, check=False, user=user).returncode != 0:
+            root = os.path.dirname(directory)
+            raise SessionError(
+                f"The user {user}, as whom the server will run, cannot enter {root}: choose a session_root whose "
+                f"parent directories it can pass (namei -l {root} shows them)."
+            )
+    os.close(os.open(os.path.join(directory, LOCK), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    _write(os.path.join(directory, RECORD), record)
+
+
+def _load(directory: str) -> dict[str, Any]:
+    """The record of the session in directory; see Session.open for the errors."""
+    name = os.path.basename(directory)
+    try:
+        _check_owner(directory, stat.S_ISDIR)
+    except FileNotFoundError:
+        raise SessionGoneError(f"There is no session {name} in {os.path.dirname(directory)}.") from None
+    path = os.path.join(directory, RECORD)
+    try:
+        _check_owner(path, stat.S_ISREG)
+        record = _read(path)
+    except FileNotFoundError:
+        if not _is_leftover(directory):
+            raise SessionGoneError(f"{directory} is not a session: it has no {RECORD}.") from None
+        return {**_blank(name, "Its record is gone: stop it to remove what is left of it."), "record_lost": True}
+    if record["id"] != name:
+        raise SessionError(f"{path} is the record of session {record['id']}: its directory has been renamed.")
+    return record
+
+
+def _looks_like_session(directory: str) -> bool:
+    """Whether an entry of the session root is worth opening: the user may keep other things there."""
+    if not IDENTIFIER.fullmatch(os.path.basename(directory)):
+        return False
+    return os.path.lexists(os.path.join(directory, RECORD)) or (os.path.isdir(directory) and _is_leftover(directory))
+
+
+def _is_leftover(directory: str) -> bool:
+    """Whether a directory without a record is the rest of a session and not something of the user's."""
+    root, name = os.path.split(directory)
+    if os.path.lexists(os.path.join(root, ENDED, f"{name}.json")):
+        return True
+    return bool(GENERATED_IDENTIFIER.fullmatch(name)) and os.path.lexists(os.path.join(directory, LOCK))
+
+
+def _check_owner(path: str, is_kind: Callable[[int], bool]) -> None:
+    """Refuse a path that another user made, even when we are root: what its record claims is that user's word.
+
+    Raises FileNotFoundError where there is nothing, or nothing of this kind.
+    """
+    try:
+        status = os.lstat(path)
+    except PermissionError as error:
+        raise SessionError(f"{path} is closed to {_user_name(os.geteuid())}: act as its owner (become).") from error
+    if not is_kind(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "something else is there", path)
+    if status.st_uid != os.geteuid():
+        owner = _user_name(status.st_uid)
+        raise SessionError(f"{path} belongs to {owner}, not to {_user_name(os.geteuid())}: act as {owner} (become).")
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A record from its file. Raises SessionError where it is damaged or of a newer version."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        record = json.loads(content)
+        version = record["schema_version"]
+        if version <= SCHEMA_VERSION:
+            return _complete(record)
+    except (ValueError, LookupError, TypeError) as error:
+        raise SessionError(
+            f"The record {path} is damaged ({type(error).__name__}: {error}). Move it away and stop the session: "
+            "its processes and mounts are then found by their marks.",
+        ) from error
+    raise SessionError(
+        f"The record {path} has schema version {version}, and this version of phpborg.instant_recovery knows "
+        f"{SCHEMA_VERSION} at most: use the version that made the session.",
+    )
+
+
+def _complete(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with every key. Raises ValueError, LookupError or TypeError for what tear-down could not work with."""
+    complete = {**_blank(str(record["id"]), None), **record}
+    for claim in complete["claims"]:
+        if claim["kind"] == "mount" and not os.path.isabs(claim["mountpoint"]):
+            raise ValueError(f"claim {claim['name']} has no absolute mount point")
+        if claim["process"] is not None:
+            Process.from_dict(claim["process"])
+    return complete
+
+
+def _write(path: str, record: Mapping[str, Any]) -> None:
+    """Replace a record as a whole: whoever reads it, even after a power cut, sees the old one or the new one."""
+    temporary = f"{path}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _acquire(directory: str, timeout: float) -> int:
+    """The descriptor of the locked lock file, within timeout seconds."""
+    name = os.path.basename(directory)
+    try:
+        lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SessionGoneError(f"There is no session {name} in {os.path.dirname(directory)}.") from None
+    try:
+        if not _flock(lock, timeout):
+            holder = os.pread(lock, 100, 0).decode("ascii", "replace").strip() or "unknown"
+            raise SessionError(
+                f"Session {name} is being worked on by process {holder}: try again when that has finished.",
+                lock_holder=holder,
+            )
+        if not _is_same(lock, os.path.join(directory, LOCK)):
+            raise SessionGoneError(f"Session {name} has ended meanwhile.")
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _flock(lock: int, timeout: float) -> bool:
+    """Lock within timeout seconds. The waiting is done by flock(1) on the same descriptor: it can be timed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        if timeout <= 0:
+            return False
+    argv = [find_program("flock") or "flock", "--exclusive", "--timeout", f"{timeout:g}", str(lock)]
+    return subprocess.run(argv, pass_fds=[lock], timeout=timeout + 10, check=False).returncode == 0
+
+
+def _is_same(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise SessionError(
+            f"{directory} cannot be listed by {_user_name(os.geteuid())}: act as the sessions' owner (become)."
+        ) from error
+
+
+def _prune(directory: str) -> None:
+    """Keep the newest of the ended records."""
+    paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+    for path in sorted(paths, key=os.path.getmtime)[:-ENDED_KEPT]:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.as_dict() if isinstance(value, Process) else value for key, value in fields.items()}
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
