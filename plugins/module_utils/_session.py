@@ -15,7 +15,6 @@ import os
 import pwd
 import re
 import secrets
-import shutil
 import stat
 import subprocess
 import time
@@ -57,8 +56,9 @@ FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to 
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 ENDED_KEPT = 100
 SOCKET_NAME_ROOM = 24  # characters; a socket's whole path has at most 107
-UNFINISHED = ".new-"
-UNFINISHED_AGE = 600  # seconds after which nobody is still making such a directory
+# A session directory that is being made or removed has such a name, so that none is ever seen half done.
+UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")
+UNFINISHED_AGE = 600  # seconds after which nobody is still at work on it
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GENERATED_IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -133,7 +133,7 @@ class Session:
         """The session in directory.
 
         Raises SessionGoneError where there is none and SessionError where it is another user's or its record cannot be
-        used. One that was cut off while being removed has lost its record: it opens as C(orphaned), without claims.
+        used. Where the record is missing from what is clearly a session, it opens as C(orphaned), without claims.
         """
         directory = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(directory))), _name(directory))
         return cls(directory, _load(directory))
@@ -171,9 +171,12 @@ class Session:
         path = os.path.join(root, ENDED, f"{_checked(session_id)}.json")
         try:
             _check_owner(path, stat.S_ISREG)
-            return _read(path)
+            record = _read(path)
         except FileNotFoundError:
             return None
+        if record["status"] not in ("stopped", "failed"):  # kept as it was: the disk was full
+            record["status"] = "stopped"
+        return record
 
     @staticmethod
     def all_ended(root: str) -> list[dict[str, Any]]:
@@ -260,25 +263,24 @@ class Session:
     def finish(self, *, status: str, error_message: str | None) -> dict[str, Any]:
         """Keep the last record among the ended ones and remove what is left of the directory: record and lock.
 
-        To be called under the lock, when nothing else is left. Raises OSError where the directory is not empty.
+        To be called under the lock, when nothing else is left in it.
         """
-        ended = os.path.join(os.path.dirname(self.directory), ENDED)
-        final = None
-        if self.record.get("record_lost"):  # cut off after it had been kept
-            with suppress(SessionError):
-                final = Session.ended(os.path.dirname(self.directory), self.id)
-        if final is None:
-            final = public(self.record, status=status, error_message=error_message, stopped_at=timestamp())
-            final = {"schema_version": SCHEMA_VERSION, **final}
-        os.makedirs(ended, mode=0o700, exist_ok=True)
-        _check_owner(ended, stat.S_ISDIR)
-        _write(os.path.join(ended, f"{self.id}.json"), final)
-        for name in (RECORD, f"{RECORD}.tmp", LOCK):
-            with suppress(FileNotFoundError):
-                os.unlink(self.path(name))
-        os.rmdir(self.directory)
-        _prune(ended)
-        return public(final)
+        root = os.path.dirname(self.directory)
+        kept = os.path.join(root, ENDED, f"{self.id}.json")
+        final = public(self.record, status=status, error_message=error_message, stopped_at=timestamp())
+        os.makedirs(os.path.join(root, ENDED), mode=0o700, exist_ok=True)
+        _check_owner(os.path.join(root, ENDED), stat.S_ISDIR)
+        try:
+            _write(kept, {"schema_version": SCHEMA_VERSION, **final})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.rename(self.path(RECORD), kept)  # needs no space
+        aside = _unfinished(root)
+        os.rename(self.directory, aside)
+        _discard(aside)
+        _prune(os.path.join(root, ENDED))
+        return final
 
 
 def public(record: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
@@ -329,7 +331,12 @@ def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[st
         "overlay_upper_dir": os.path.join(directory, "upper"),
         "overlay_merged_dir": os.path.join(directory, "merged"),
     }
-    own: dict[str, Any] = {"id": os.path.basename(directory), "status": "starting", "created_at": timestamp(), "server_user": user}
+    own: dict[str, Any] = {
+        "id": os.path.basename(directory),
+        "status": "starting",
+        "created_at": timestamp(),
+        "server_user": user,
+    }
     record = {**_blank(own["id"], None), "data_directory": None, **layout}
     record.update({**fields, **own, "timings": dict(fields.get("timings") or {}), "claims": []})
     return record
@@ -356,11 +363,10 @@ def _make_root(root: str) -> None:
         raise SessionError(f"The session root {root} can be written by other users: close it, or {remedy}.")
     if not os.access(root, os.W_OK | os.X_OK):
         raise SessionError(f"The session root {root} cannot be written by {_user_name(os.geteuid())}: {remedy}.")
-    for name in _listed(root):
-        path = os.path.join(root, name)
+    for name in filter(UNFINISHED.fullmatch, _listed(root)):
         with suppress(OSError):
-            if name.startswith(UNFINISHED) and time.time() - os.lstat(path).st_mtime > UNFINISHED_AGE:
-                shutil.rmtree(path)
+            if time.time() - os.lstat(os.path.join(root, name)).st_mtime > UNFINISHED_AGE:
+                _discard(os.path.join(root, name))
 
 
 def _check_length(run_directory: str) -> None:
@@ -375,7 +381,7 @@ def _check_length(run_directory: str) -> None:
 def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
     """Make a session's directory aside and give it its name. Raises FileExistsError where that is taken."""
     root, name = os.path.split(directory)
-    unfinished = os.path.join(root, UNFINISHED + secrets.token_hex(4))
+    unfinished = _unfinished(root)
     try:
         _populate(unfinished, user, _new_record(directory, user, fields))
         if os.path.lexists(directory):
@@ -388,7 +394,23 @@ def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
             f"The directory of session {name} cannot be made in {root}: {error.strerror}. Choose another session_root."
         ) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            _discard(unfinished)
+
+
+def _unfinished(root: str) -> str:
+    return os.path.join(root, f".unfinished-{secrets.token_hex(4)}")
+
+
+def _discard(directory: str) -> None:
+    """Remove a session's directory in which nothing is left but what _populate made. Raises OSError otherwise."""
+    for name in (RECORD, f"{RECORD}.tmp", LOCK):
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
+    for name in DIRECTORIES:
+        with suppress(FileNotFoundError):
+            os.rmdir(os.path.join(directory, name))
+    os.rmdir(directory)
 
 
 def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
@@ -427,7 +449,7 @@ def _load(directory: str) -> dict[str, Any]:
     except FileNotFoundError:
         if not _is_leftover(directory):
             raise SessionGoneError(f"{directory} is not a session: it has no {RECORD}.") from None
-        return {**_blank(name, "Its record is gone: stop it to remove what is left of it."), "record_lost": True}
+        return _blank(name, "Its record is gone: stop it to remove what is left of it.")
     if record["id"] != name:
         raise SessionError(f"{path} is the record of session {record['id']}: its directory has been renamed.")
     return record
@@ -437,15 +459,13 @@ def _looks_like_session(directory: str) -> bool:
     """Whether an entry of the session root is worth opening: the user may keep other things there."""
     if not IDENTIFIER.fullmatch(os.path.basename(directory)):
         return False
-    return os.path.lexists(os.path.join(directory, RECORD)) or (os.path.isdir(directory) and _is_leftover(directory))
+    return os.path.lexists(os.path.join(directory, RECORD)) or _is_leftover(directory)
 
 
 def _is_leftover(directory: str) -> bool:
     """Whether a directory without a record is the rest of a session and not something of the user's."""
-    root, name = os.path.split(directory)
-    if os.path.lexists(os.path.join(root, ENDED, f"{name}.json")):
-        return True
-    return bool(GENERATED_IDENTIFIER.fullmatch(name)) and os.path.lexists(os.path.join(directory, LOCK))
+    generated = GENERATED_IDENTIFIER.fullmatch(os.path.basename(directory))
+    return generated is not None and os.path.lexists(os.path.join(directory, LOCK))
 
 
 def _check_owner(path: str, is_kind: Callable[[int], bool]) -> None:
@@ -568,9 +588,9 @@ def _listed(directory: str) -> list[str]:
 
 def _prune(directory: str) -> None:
     """Keep the newest of the ended records."""
-    paths = [os.path.join(directory, name) for name in os.listdir(directory)]
-    for path in sorted(paths, key=os.path.getmtime)[:-ENDED_KEPT]:
-        with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # another session ends at the same time and does the same
+        paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+        for path in sorted(paths, key=os.path.getmtime)[:-ENDED_KEPT]:
             os.unlink(path)
 
 
