@@ -19,7 +19,7 @@ from typing import Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, find_program, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts
 
-__all__ = ["DRIVERS", "FUSE_LIBRARIES", "Host", "Problem", "Report", "examine"]
+__all__ = ["DRIVERS", "FUSE_LIBRARIES", "Host", "Problem", "Report", "examine", "mounting_problems"]
 
 DRIVERS = ("auto", "block", "overlayfs")
 FUSE_LIBRARIES = ("pyfuse3", "llfuse")
@@ -102,7 +102,7 @@ class Host:
 
 def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) -> Report:
     """Everything that is wrong with `host` for sessions below `session_root` with at least `minimum_free` bytes."""
-    problems = [*_borg_problems(host), *_fuse_problems(host)]
+    problems = mounting_problems(host)
     resolved, driver_problem, warnings = _choose_driver(host, driver)
     if driver_problem is not None:
         problems.append(driver_problem)
@@ -111,6 +111,11 @@ def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) ->
     if place is not None:
         problems.append(place)
     return Report(problems=tuple(problems), driver=resolved, python=host.python, warnings=warnings)
+
+
+def mounting_problems(host: Host) -> list[Problem]:
+    """What keeps `host` from mounting archives."""
+    return [*_borg_problems(host), *_fuse_problems(host)]
 
 
 def _borg_problems(host: Host) -> list[Problem]:

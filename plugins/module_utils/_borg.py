@@ -1,0 +1,514 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Borg's command line: one repository, what it holds, what its files contain, and what its complaints mean.
+
+Made for borg 1.2 and 1.4. Why borg failed is decided by the identifiers in its JSON log, which are part of its
+interface (docs/internals/frontends), never by wording; its exit status says little (2 for everything, by default).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from typing import IO, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    environment,
+    find_program,
+    run,
+    run_bytes,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+
+__all__ = [
+    "ARGUMENTS",
+    "Archive",
+    "BorgError",
+    "Repository",
+    "diagnose",
+    "parse_archives",
+    "parse_item",
+    "parse_log",
+    "plain_path",
+    "resolve_archive",
+    "split_location",
+]
+
+# The options of doc_fragments/borg.py.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "repository": {"type": "str"},
+    "passphrase": {"type": "str", "no_log": True},
+    "passcommand": {"type": "str", "no_log": True},
+    "passphrase_file": {"type": "path", "no_log": False},
+    "rsh": {"type": "str"},
+    "remote_path": {"type": "str"},
+    "bypass_lock": {"type": "bool", "default": True},
+    "accept_unencrypted": {"type": "bool", "default": False},
+    "accept_relocated": {"type": "bool", "default": False},
+    "timeout": {"type": "float", "default": 300},
+}
+# Of which one at most may be given.
+SECRETS = ("passphrase", "passcommand", "passphrase_file")
+
+
+class BorgError(RecoveryError):
+    """borg failed, or was asked for something that the repository does not have. `msgid` is borg's own identifier."""
+
+    def __init__(self, message: str, *, msgid: str | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.msgid = msgid
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive. `time` is when it was made: ISO 8601, UTC. The last four are None unless details were asked for.
+
+    `size` is the bytes of all its files before compression, `files` their number.
+    """
+
+    repository: str
+    name: str
+    id: str
+    time: str
+    hostname: str | None = None
+    username: str | None = None
+    size: int | None = None
+    files: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a module's result."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository and how to open it. Secrets reach borg alone: through a pipe, never argv or anyone's environment.
+
+    `location` is what borg calls a repository: a path or an ssh URL. Without any secret, BORG_PASSPHRASE or
+    BORG_PASSCOMMAND of this process's environment is used. `timeout` (seconds) holds for each call of borg. Every
+    method that calls borg raises BorgError.
+    """
+
+    location: str
+    passphrase: str | None = field(default=None, repr=False)
+    passcommand: str | None = field(default=None, repr=False)
+    rsh: str | None = None
+    remote_path: str | None = None
+    bypass_lock: bool = True
+    accept_unencrypted: bool = False
+    accept_relocated: bool = False
+    timeout: float = 300
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Repository:
+        """From a module's parameters (ARGUMENTS, and `archive`, which may name the repository, too)."""
+        named = split_location(options.get("archive") or "")[0]
+        given = options["repository"] or named or os.environ.get("BORG_REPO")
+        if not given:
+            raise BorgError("No repository was given. Set repository, or write archive as REPOSITORY::NAME.")
+        if named and options["repository"] and posixpath.normpath(named) != posixpath.normpath(options["repository"]):
+            raise BorgError(f"repository is {options['repository']}, but archive names {named}. Give one of them.")
+        passphrase = options["passphrase"]
+        if options["passphrase_file"]:
+            passphrase = _read_secret(options["passphrase_file"])
+        others = ("passcommand", "rsh", "remote_path", "bypass_lock", "accept_unencrypted", "accept_relocated")
+        return cls(
+            location=given,
+            passphrase=passphrase,
+            timeout=options["timeout"],
+            **{name: options[name] for name in others},
+        )
+
+    def archive_location(self, name: str) -> str:
+        """REPOSITORY::NAME for borg's command line, where braces would be taken for placeholders."""
+        return f"{self.location}::{name.replace('{', '{{').replace('}', '}}')}"
+
+    def list_archives(self, *, details: bool = False) -> list[Archive]:
+        """All complete archives, oldest first. Details make borg build its chunks cache first, if it has none."""
+        if details:
+            argv = self.command("info", "--json", "--glob-archives", "*", self.location)
+        else:
+            argv = self.command("list", "--json", self.location)
+        env, secret = self.environment()
+        done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
+        if done.returncode not in ACCEPTED:
+            raise self.error(argv, done.returncode, done.stderr)
+        return parse_archives(done.stdout, repository=self.location)
+
+    def list_items(self, archive: str) -> Iterator[Item]:
+        """The archive's items in its order, one at a time."""
+        argv = self.command("list", "--json-lines", "--format", "{size}", self.archive_location(archive))
+        with self._output(argv, archive=archive) as output:
+            for line in output:
+                yield parse_item(line)
+
+    def read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
+        """Contents of `items`, which are in the archive's order, by path: one call of borg for all of them."""
+        paths = dict.fromkeys(f"pf:{item.path}" for item in items)
+        argv = self.command("extract", "--stdout", self.archive_location(archive), *paths)
+        env, secret = self.environment()
+        done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
+        if done.returncode not in ACCEPTED:
+            raise self.error(argv, done.returncode, done.stderr, archive=archive)
+        if len(done.stdout) != sum(item.size for item in items):
+            raise BorgError(
+                f"borg returned {len(done.stdout)} bytes for files of archive {archive} that have "
+                f"{sum(item.size for item in items)}. Run borg check on {self.location}.",
+                files=[item.path for item in items],
+                stderr=_in_words(parse_log(done.stderr)),
+            )
+        contents, offset = {}, 0
+        for item in items:
+            contents[item.path] = done.stdout[offset : offset + item.size]
+            offset += item.size
+        return contents
+
+    def read_head(self, archive: str, item: Item, size: int) -> bytes:
+        """The first `size` bytes of a file, without reading the rest."""
+        argv = self.command("extract", "--stdout", self.archive_location(archive), f"pf:{item.path}")
+        with self._output(argv, archive=archive) as output:
+            return output.read(size)
+
+    def mount_command(
+        self,
+        archive: str,
+        mountpoint: str,
+        *,
+        paths: Sequence[str] = (),
+        strip_components: int = 0,
+        owner: tuple[int, int] | None = None,
+        allow_other: bool = False,
+    ) -> list[str]:
+        """argv of a borg that stays in the foreground and serves the archive, or only `paths`, at `mountpoint`.
+
+        `owner` (uid, gid) is who is to own everything, instead of the archived owners.
+        """
+        options = ["ro"]
+        if owner is not None:
+            options += [f"uid={owner[0]}", f"gid={owner[1]}"]
+        if allow_other:
+            options.append("allow_other")
+        argv = self.command("mount", "--foreground", "-o", ",".join(options))
+        if strip_components:
+            argv += ["--strip-components", str(strip_components)]
+        return [*argv, self.archive_location(archive), mountpoint, *_patterns(paths)]
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """argv of one of borg's commands."""
+        borg = find_program("borg")
+        if borg is None:
+            raise BorgError("borg is not installed on this host. Install the package borgbackup.")
+        return [borg, name, "--log-json", *(["--bypass-lock"] if self.bypass_lock else []), *arguments]
+
+    def environment(self) -> tuple[dict[str, str], bytes]:
+        """What to add to borg's environment, and what to write to its standard input: the passphrase, or nothing."""
+        env, passphrase = self._environment()
+        if passphrase is None:
+            return env, b""
+        return {**env, "BORG_PASSPHRASE_FD": "0"}, passphrase.encode()
+
+    @contextmanager
+    def environment_with_pipe(self) -> Iterator[tuple[dict[str, str], list[int]]]:
+        """What to add to a borg's environment, and the descriptors to pass on to it, where it has no standard input."""
+        env, passphrase = self._environment()
+        if passphrase is None:
+            yield env, []
+            return
+        reading, writing = os.pipe()
+        try:
+            # Far less than a pipe holds, so nobody has to read yet.
+            os.write(writing, passphrase.encode())
+            os.close(writing)
+            yield {**env, "BORG_PASSPHRASE_FD": str(reading)}, [reading]
+        finally:
+            os.close(reading)
+
+    def error(self, argv: Sequence[str], returncode: int | None, stderr: str, *, archive: str = "") -> BorgError:
+        """What a failed borg's log means."""
+        entries = parse_log(stderr)
+        msgid, message = diagnose(entries, repository=self.location, archive=archive)
+        if msgid is None and stderr.startswith("usage:"):
+            message = _unsupported_version() or message
+        # The complaint about a passcommand quotes it, and it may hold a secret.
+        said = "" if msgid == "PasscommandFailure" else _in_words(entries)
+        return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said[-DETAIL_CHARACTERS:])
+
+    def _environment(self) -> tuple[dict[str, str], str | None]:
+        env = {
+            # Questions are answered before they are asked.
+            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": _answer(
+                self.accept_unencrypted, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK"
+            ),
+            "BORG_RELOCATED_REPO_ACCESS_IS_OK": _answer(self.accept_relocated, "BORG_RELOCATED_REPO_ACCESS_IS_OK"),
+            "BORG_RSH": self.rsh or os.environ.get("BORG_RSH") or "ssh -oBatchMode=yes",
+            # 0, 1 (warning) and 2 in every version.
+            "BORG_EXIT_CODES": "legacy",
+            # borg 1.2 prints local time and does not say so.
+            "TZ": "UTC",
+        }
+        if self.remote_path:
+            env["BORG_REMOTE_PATH"] = self.remote_path
+        if self.passphrase is not None:
+            return env, self.passphrase
+        passcommand = self.passcommand
+        if passcommand is None and "BORG_PASSPHRASE" in os.environ:
+            return env, os.environ["BORG_PASSPHRASE"]
+        passcommand = passcommand or os.environ.get("BORG_PASSCOMMAND")
+        if passcommand is not None:
+            env["BORG_PASSCOMMAND"] = passcommand
+        return env, None
+
+    @contextmanager
+    def _output(self, argv: Sequence[str], *, archive: str) -> Iterator[IO[bytes]]:
+        """borg's standard output while it runs. Whoever stops reading before its end ends borg."""
+        env, secret = self.environment()
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(env),
+                start_new_session=True,
+            )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            overdue = threading.Timer(self.timeout, _kill, [process])
+            overdue.start()
+            try:
+                with suppress(BrokenPipeError):
+                    process.stdin.write(secret)
+                    process.stdin.close()
+                yield process.stdout
+                at_end = not process.stdout.read(1)
+                if not at_end:
+                    _kill(process)
+                returncode = process.wait()
+            finally:
+                timed_out = not overdue.is_alive()
+                overdue.cancel()
+                _kill(process)
+                process.stdout.close()
+                process.wait()
+            if at_end and returncode not in ACCEPTED:
+                log.seek(0)
+                if timed_out:
+                    raise BorgError(
+                        f"borg did not finish within {self.timeout:g} s. Raise timeout.", command=list(argv)
+                    )
+                raise self.error(argv, returncode, log.read().decode("utf-8", "replace"), archive=archive)
+
+
+def split_location(text: str) -> tuple[str | None, str]:
+    """REPOSITORY::NAME into its parts; the repository is None in a mere NAME. A name has no slash, an IPv6 URL has."""
+    repository, separator, name = text.rpartition("::")
+    if not separator or "/" in name:
+        return None, text
+    return repository or None, name
+
+
+def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str) -> Archive:
+    """The archive of that name; for `latest` the newest, for a glob the newest that matches. Raises BorgError.
+
+    An archive that is really called `latest`, or like the glob, is taken at its word.
+    """
+    newest_first = sorted(archives, key=lambda archive: archive.time, reverse=True)
+    for archive in newest_first:
+        if archive.name == wanted:
+            return archive
+    is_glob = any(character in wanted for character in "*?[")
+    for archive in newest_first:
+        if wanted == "latest" or (is_glob and fnmatchcase(archive.name, wanted)):
+            return archive
+    names = [archive.name for archive in newest_first]
+    if not names:
+        raise BorgError(f"Repository {repository} holds no archive yet.", archives=[])
+    what = f"archive that matches {wanted}" if is_glob else f"archive {wanted}"
+    listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} older ones" if len(names) > LISTED else "")
+    raise BorgError(f"Repository {repository} has no {what}. It holds: {listed}.", archives=names)
+
+
+def plain_path(path: str) -> str:
+    """A path as borg lists it: without a leading slash; `.` is the archive's root."""
+    return posixpath.normpath(path.lstrip("/") or ".")
+
+
+def parse_archives(text: str, *, repository: str) -> list[Archive]:
+    """Output of `borg list --json` or, with details, `borg info --json`; oldest first."""
+    found = []
+    for entry in json.loads(text)["archives"]:
+        stats = entry.get("stats") or {}
+        moment = datetime.fromisoformat(entry["start"])
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        found.append(
+            Archive(
+                repository=repository,
+                name=entry["name"],
+                id=entry["id"],
+                time=moment.astimezone(timezone.utc).isoformat(timespec="milliseconds"),
+                hostname=entry.get("hostname"),
+                username=entry.get("username"),
+                size=stats.get("original_size"),
+                files=stats.get("nfiles"),
+            )
+        )
+    return sorted(found, key=lambda archive: archive.time)
+
+
+def parse_item(line: bytes | str) -> Item:
+    """One line of `borg list --json-lines --format {size}`."""
+    entry = json.loads(line)
+    return Item(
+        path=entry["path"],
+        type="h" if entry["mode"].startswith("h") else entry["type"],
+        size=entry["size"],
+        user=str(entry["user"]),
+        target=entry["linktarget"],
+        healthy=entry.get("healthy", True),
+    )
+
+
+# Exit status of success and of success with warnings, which borg gives for every `pf:` path even if it was found.
+ACCEPTED = (0, 1)
+DETAIL_CHARACTERS = 4000
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One line of borg's log; `msgid` is empty for most that are no errors, and for what did not come from borg."""
+
+    message: str
+    msgid: str = ""
+
+
+NO_PASSPHRASE = (
+    "Repository {repository} needs a passphrase, and none was given. Give one of passphrase, passcommand and "
+    "passphrase_file (playbooks: borg_passphrase …), or set BORG_PASSPHRASE where borg runs."
+)
+NO_REPOSITORY = "There is no Borg repository at {repository}. Check the path, on the host where borg runs."
+UNREACHABLE = (
+    "{repository} cannot be reached: {remote}. Check that ssh logs in there without asking anything, as the user that "
+    "runs borg here, and that borg is installed there."
+)
+REPLACED = (
+    "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "
+    "borg remembers (borg delete --cache-only, ~/.config/borg/security)."
+)
+# What borg's errors mean, by msgid. `message` is borg's own, `question` what it asked, `remote` what ssh last said.
+EXPLANATIONS = {
+    "Repository.DoesNotExist": NO_REPOSITORY,
+    "Repository.ParentPathDoesNotExist": NO_REPOSITORY,
+    "Repository.InvalidRepository": NO_REPOSITORY,
+    "Repository.PathPermissionDenied": "{repository} is closed to the user that runs borg. Act as another (become).",
+    "PathNotAllowed": "The server refuses {repository} to borg. Check the path, and borg serve's options there.",
+    "Archive.DoesNotExist": "Repository {repository} has no archive {archive}. borg_archive_info lists what it has.",
+    "PassphraseWrong": "The passphrase for {repository} is wrong. Correct it, or the command or file that gives it.",
+    "NoPassphraseFailure": NO_PASSPHRASE,
+    "PasswordRetriesExceeded": NO_PASSPHRASE,
+    "PasscommandFailure": "The passcommand for {repository} failed. Run it on that host, as the user that runs borg.",
+    "KeyfileNotFoundError": "The key of {repository} is not on this host. Copy it to ~/.config/borg/keys there.",
+    "LockTimeout": "{repository} is locked by another borg. Wait until that has finished, or set bypass_lock.",
+    "LockFailed": "{message} Act as a user that may write there (become), or set bypass_lock.",
+    "ConnectionClosed": UNREACHABLE,
+    "ConnectionClosedWithHint": UNREACHABLE,
+    "Cache.CacheInitAbortedError": (
+        "{repository} is not encrypted and was never used from this host: it may not be the one that is meant. "
+        "Set accept_unencrypted if it is."
+    ),
+    "Cache.RepositoryAccessAborted": "{question} Set accept_relocated if it was moved there on purpose.",
+    "Cache.RepositoryReplay": REPLACED,
+    "Cache.RepositoryIDNotUnique": REPLACED,
+    "Cache.EncryptionMethodMismatch": REPLACED,
+}
+
+
+def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> tuple[str | None, str]:
+    """msgid and explanation of the error in a log of borg; for one that is not known, borg's own last words."""
+    for entry in reversed(entries):
+        if entry.msgid in EXPLANATIONS:
+            questions = [other.message for other in entries if other.msgid.endswith("_IS_OK")]
+            remote = [other.message for other in entries if other.message.startswith("Remote: ")]
+            explanation = EXPLANATIONS[entry.msgid].format(
+                repository=repository,
+                archive=archive,
+                message=entry.message,
+                question=questions[0].splitlines()[0] if questions else entry.message,
+                remote=remote[-1][len("Remote: ") :].strip() if remote else "the connection was closed",
+            )
+            return entry.msgid, explanation
+    msgid = next((entry.msgid for entry in reversed(entries) if entry.msgid), None)
+    said = _essence(entries[-1].message) if entries else "it gave no reason"
+    return msgid, f"borg failed on {repository}: {said}"
+
+
+def parse_log(text: str) -> list[LogEntry]:
+    """borg's standard error with --log-json: entries of its log, and whatever else ended up there."""
+    entries = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            entries.append(LogEntry(entry["message"], entry.get("msgid") or ""))
+        except (ValueError, TypeError, KeyError):
+            if line.strip():
+                entries.append(LogEntry(line.strip()))
+    return entries
+
+
+def _in_words(entries: Iterable[LogEntry]) -> str:
+    return "\n".join(entry.message for entry in entries)
+
+
+def _essence(message: str) -> str:
+    """The exception in a traceback, which borg prints together with a description of the system; else the last line."""
+    lines = message.partition("\n\nPlatform: ")[0].strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _unsupported_version() -> str | None:
+    """What to say when borg did not understand its arguments because it is another borg; None when it is not."""
+    version = run([find_program("borg") or "borg", "--version"], timeout=30, check=False).stdout.strip()
+    if version.startswith(SUPPORTED):
+        return None
+    return f"{version or 'This borg'} is not supported: install borg 1.2 or 1.4."
+
+
+SUPPORTED = ("borg 1.2.", "borg 1.4.")
+
+
+def _answer(accepted: bool, name: str) -> str:
+    return "yes" if accepted else os.environ.get(name, "no")
+
+
+def _patterns(paths: Sequence[str]) -> list[str]:
+    """Paths of an archive as patterns of borg's that mean them and everything below; the root needs no pattern."""
+    plain = [plain_path(path) for path in paths]
+    return [] if "." in plain else [f"pp:{path}" for path in plain]
+
+
+def _read_secret(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BorgError(f"passphrase_file {path} cannot be read ({reason}). Name a file of this host.") from error
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End borg and its ssh; nothing happens when it has ended."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

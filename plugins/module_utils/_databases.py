@@ -1,0 +1,554 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which databases an archive holds, found from its item list and the content of a few small files.
+
+Nothing is concluded from how a path is spelled: a data directory is known by the files that only a data directory has,
+its version and state by what they say. Everything here is pure; reading is done by the functions the caller gives.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import posixpath
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import (
+    PgControl,
+    PgControlError,
+    parse_pg_control,
+)
+
+__all__ = [
+    "ENGINES",
+    "KINDS",
+    "Catalogue",
+    "Database",
+    "DatabaseChoiceError",
+    "Item",
+    "Link",
+    "choose_database",
+    "find_databases",
+]
+
+ENGINES = ("postgresql", "mariadb", "mysql", "mongodb")
+KINDS = ("clean_shutdown", "crash_consistent", "backup_label", "standby", "logical_dump", "unknown")
+
+# Bytes of a dump that are looked at, before decompression. pg_dump's and mysqldump's headers are in the first lines.
+HEAD_SIZE = 16 * 1024
+# Dumps are read only when there is no data directory, one call of borg each: the largest few are enough to name them.
+MAXIMUM_DUMPS = 5
+
+
+class DatabaseChoiceError(RecoveryError):
+    """The archive has no database that fits the request, or several."""
+
+
+class Item(NamedTuple):
+    """One entry of an archive. `path` as borg lists it; `type` as in `ls -l`; `user` a name, or a number without one.
+
+    `target` is a symbolic link's target, or the path in the archive whose content a hard link shares (`type` is then
+    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros.
+    """
+
+    path: str
+    type: str
+    size: int
+    user: str
+    target: str = ""
+    healthy: bool = True
+
+
+# Content by path of items that are given in the archive's order; what cannot be read is left out.
+Reader = Callable[[Sequence[Item]], Mapping[str, bytes]]
+# The first bytes of one item's content.
+HeadReader = Callable[[Item, int], bytes]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link of a data directory. `archived_path`: where its target's content is in the archive, or None."""
+
+    path: str
+    target: str
+    archived_path: str | None
+
+
+@dataclass(frozen=True)
+class Database:
+    """One data directory, or one logical dump, of an archive.
+
+    `data_directory` is its path in the archive (`.`: the archive's root); of a logical dump, the file. `version` is as
+    the files spell it. `state` is pg_control's. `original_directory` is where the server that wrote it had it.
+    `size` is bytes. `markers` are the files found that change how it has to be started (backup_label, standby.signal…).
+    `tablespaces` have `oid` (int), `target` (None: a plain directory) and `archived_path`; `wal_directory` has
+    `target`, `archived_path` and the number of `segments`. `problems` are sentences for people.
+    """
+
+    engine: str
+    data_directory: str
+    kind: str
+    version: str | None = None
+    state: str | None = None
+    owner: str | None = None
+    size: int = 0
+    original_directory: str | None = None
+    markers: tuple[str, ...] = ()
+    tablespaces: tuple[dict[str, Any], ...] = ()
+    wal_directory: dict[str, Any] | None = None
+    symlinks: tuple[Link, ...] = ()
+    control: PgControl | None = None
+    problems: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a module's result."""
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    def paths(self) -> list[str]:
+        """What to mount to start it: the data directory, and whatever of it is elsewhere in the archive."""
+        return [self.data_directory, *_outside(self.data_directory, self.tablespaces, self.wal_directory or {})]
+
+
+def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> tuple[list[Database], Catalogue]:
+    """The databases among `items`, which are passed over once, and what was kept of the list.
+
+    Logical dumps are looked for only where there is no data directory.
+    """
+    catalogue = Catalogue()
+    for item in items:
+        catalogue.add(item)
+    postgresql = catalogue.postgresql_directories()
+    innodb = catalogue.directories_with("ibdata1")
+    mongodb = catalogue.directories_with("WiredTiger")
+    content = _Content(catalogue, read, [*postgresql, *innodb, *mongodb])
+    found = [
+        *(_postgresql(catalogue, content, directory) for directory in postgresql),
+        *(_innodb(catalogue, content, directory) for directory in innodb),
+        *(_mongodb(catalogue, content, directory) for directory in mongodb),
+    ]
+    if not found:
+        found = [dump for item in catalogue.largest_dumps() if (dump := _dump(item, head(item, HEAD_SIZE)))]
+    return sorted(found, key=lambda database: database.data_directory), catalogue
+
+
+def choose_database(
+    databases: Sequence[Database], *, archive: str, engine: str = "auto", data_directory: str | None = None
+) -> Database:
+    """The one database that fits. `archive` is its name for messages. Raises DatabaseChoiceError, which lists all."""
+    fitting = [database for database in databases if engine in ("auto", database.engine)]
+    if data_directory is not None:
+        wanted = posixpath.normpath(data_directory.lstrip("/") or ".")
+        fitting = [database for database in fitting if database.data_directory == wanted]
+    startable = [database for database in fitting if database.kind != "logical_dump"]
+    if len(startable) == 1:
+        return startable[0]
+    listed = "; ".join(map(_in_words, databases))
+    request = " ".join(filter(None, ["" if engine == "auto" else engine, "data directory", data_directory]))
+    if startable:
+        message = f"Archive {archive} holds {len(startable)} databases: {listed}. Choose one with data_directory."
+    elif fitting:
+        message = (
+            f"Archive {archive} holds only logical dumps, no data directory to start a server on: {listed}. "
+            "Load the dump into a server of your own."
+        )
+    elif databases:
+        message = f"Archive {archive} has no {request}. It holds: {listed}."
+    else:
+        message = (
+            f"Archive {archive} holds no database: nothing in it marks a data directory (PG_VERSION and "
+            "global/pg_control, ibdata1, WiredTiger), and no logical dump was recognised. Name another archive."
+        )
+    raise DatabaseChoiceError(message, databases=[database.as_dict() for database in databases])
+
+
+def _in_words(database: Database) -> str:
+    name = " ".join(filter(None, [database.engine, database.version]))
+    return f"{database.data_directory} ({name}, {database.kind.replace('_', ' ')})"
+
+
+# Small files that tell something by their content, and files that tell something by being there.
+CONTENTS = frozenset(
+    (
+        *("PG_VERSION", "pg_control", "backup_label", "tablespace_map", "recovery.conf", "postmaster.pid"),
+        *("postmaster.opts", "mysql_upgrade_info", "mariadb_upgrade_info", "WiredTiger"),
+    )
+)
+PRESENCES = frozenset(
+    (
+        *("standby.signal", "recovery.signal", "backup_manifest"),
+        *("ibdata1", "aria_log_control", "mysql.ibd", "mongod.lock"),
+    )
+)
+POSTGRESQL_MARKERS = ("backup_label", "tablespace_map", "standby.signal", "recovery.signal", "recovery.conf")
+# Larger than any of CONTENTS ever is: something else of that name is not read.
+CONTENT_LIMIT = 1024 * 1024
+
+TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
+WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
+DUMP_NAME = re.compile(
+    r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
+)
+
+
+@dataclass
+class Catalogue:
+    """What is kept of an item list while it streams by: a few entries per database, and one number per directory.
+
+    `files` counts all items, `size` is the sum of their bytes.
+    """
+
+    files: int = 0
+    size: int = 0
+    markers: dict[str, Item] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    # Every entry of a file with content of interest, in the archive's order: where the paths given to borg create
+    # overlapped, the archive has entries twice.
+    readable: list[Item] = field(default_factory=list)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _segments: dict[str, int] = field(default_factory=dict)
+    _tablespaces: set[str] = field(default_factory=set)
+    _dumps: list[Item] = field(default_factory=list)
+
+    def add(self, item: Item) -> None:
+        """Note one item."""
+        self.files += 1
+        self.size += item.size
+        directory, name = posixpath.split(item.path)
+        if item.type == "d":
+            self._add_directory(item.path, directory, name)
+            return
+        self._sizes[directory] = self._sizes.get(directory, 0) + item.size
+        if item.type == "l":
+            self.links[item.path] = item.target
+        elif name in CONTENTS or name in PRESENCES:
+            self._add_marker(item, name)
+        elif WAL_SEGMENT.fullmatch(name):
+            self._segments[directory] = self._segments.get(directory, 0) + 1
+        elif DUMP_NAME.search(name) and item.size:
+            self._add_dump(item)
+        if not item.healthy:
+            self.damaged.append(item.path)
+
+    def _add_directory(self, path: str, parent: str, name: str) -> None:
+        self._sizes.setdefault("" if path == "." else path, 0)
+        if TABLESPACE_VERSION.fullmatch(name):
+            self._tablespaces.add(parent)
+
+    def _add_marker(self, item: Item, name: str) -> None:
+        if item.type == "h" and item.target == item.path:
+            return  # the second entry of a file that the archive has twice
+        self.markers[item.path] = item
+        if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
+            self.readable.append(item)
+
+    def _add_dump(self, item: Item) -> None:
+        self._dumps.append(item)
+        if len(self._dumps) > 100 * MAXIMUM_DUMPS:
+            self._dumps = self.largest_dumps()
+
+    def largest_dumps(self) -> list[Item]:
+        """Files named like logical dumps, largest first."""
+        return sorted(self._dumps, key=lambda item: -item.size)[:MAXIMUM_DUMPS]
+
+    def postgresql_directories(self) -> list[str]:
+        """Directories that hold PG_VERSION and global/pg_control; `` is the archive's root."""
+        return [
+            directory for directory in self.directories_with("PG_VERSION") if self.has(directory, "global/pg_control")
+        ]
+
+    def directories_with(self, name: str) -> list[str]:
+        """Directories that hold a marker file of that name."""
+        return sorted(posixpath.dirname(path) for path in self.markers if posixpath.basename(path) == name)
+
+    def has(self, directory: str, name: str) -> bool:
+        """Whether that marker file is in the directory."""
+        return posixpath.join(directory, name) in self.markers
+
+    def has_directory(self, path: str) -> bool:
+        """Whether the archive has such a directory, or anything in it."""
+        return path in self._sizes
+
+    def size_below(self, directory: str) -> int:
+        """Bytes of all files below the directory."""
+        return sum(size for path, size in self._sizes.items() if _is_below(path, directory))
+
+    def segments(self, directory: str) -> int | None:
+        """How many WAL segments are in the directory; None when there is no such directory."""
+        return self._segments.get(directory, 0) if self.has_directory(directory) else None
+
+    def tablespace_at(self, path: str) -> bool:
+        """Whether the directory is the root of a tablespace."""
+        return path in self._tablespaces
+
+    def tablespaces_ending_with(self, suffix: str) -> list[str]:
+        """Roots of tablespaces whose path ends with `suffix`."""
+        return [path for path in self._tablespaces if _ends_with(path, suffix)]
+
+    def tablespaces_in(self, directory: str) -> list[str]:
+        """Roots of tablespaces that are directories of `directory`."""
+        return [path for path in self._tablespaces if posixpath.dirname(path) == directory]
+
+    def wal_directories_ending_with(self, suffix: str) -> list[str]:
+        """Directories with WAL segments whose path ends with `suffix`."""
+        return [path for path in self._segments if _ends_with(path, suffix)]
+
+
+class _Content:
+    """Content of the small files, read in one go."""
+
+    def __init__(self, catalogue: Catalogue, read: Reader, directories: Iterable[str]) -> None:
+        names = (*CONTENTS, "global/pg_control")
+        paths = {posixpath.join(directory, name) for directory in directories for name in names}
+        # A hard link's content is stored with the name it was first archived under.
+        self._sources = {
+            path: item.target if item.type == "h" else path for path, item in catalogue.markers.items() if path in paths
+        }
+        wanted = set(self._sources.values())
+        items = [item for item in catalogue.readable if item.path in wanted]
+        self._content = read(items) if items else {}
+
+    def get(self, directory: str, name: str) -> bytes:
+        """Content of a file of the directory; nothing when it is missing or could not be read."""
+        path = posixpath.join(directory, name)
+        return self._content.get(self._sources.get(path, path), b"")
+
+    def text(self, directory: str, name: str) -> str:
+        """The same as text."""
+        return self.get(directory, name).decode("utf-8", "replace")
+
+
+def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Database:
+    markers = tuple(name for name in POSTGRESQL_MARKERS if catalogue.has(directory, name))
+    problems = []
+    control = None
+    try:
+        control = parse_pg_control(content.get(directory, "global/pg_control"))
+    except PgControlError as error:
+        problems.append(str(error))
+    original = _original_directory(content, directory)
+    locate = _Locator(catalogue, directory, original)
+    tablespaces = locate.tablespaces(content.text(directory, "tablespace_map"))
+    wal = locate.wal()
+    parts = [directory, *_outside(directory, tablespaces, wal)]
+    damaged = [path for path in catalogue.damaged if any(_is_below(path, part) for part in parts)]
+    problems += _postgresql_problems(tablespaces, wal, damaged)
+    return Database(
+        engine="postgresql",
+        data_directory=directory or ".",
+        kind=_postgresql_kind(control, markers, content.text(directory, "recovery.conf")),
+        version=content.text(directory, "PG_VERSION").strip() or None,
+        state=control.state if control else None,
+        owner=catalogue.markers[posixpath.join(directory, "PG_VERSION")].user,
+        size=sum(catalogue.size_below(part) for part in parts),
+        original_directory=original,
+        markers=markers,
+        tablespaces=tablespaces,
+        wal_directory=wal,
+        symlinks=locate.other_links(parts),
+        control=control,
+        problems=tuple(problems),
+    )
+
+
+def _postgresql_kind(control: PgControl | None, markers: tuple[str, ...], recovery_conf: str) -> str:
+    if "backup_label" in markers:
+        return "backup_label"
+    state = control.state if control else ""
+    follows = re.search(r"^\s*standby_mode\s*=?\s*'?(on|true|yes|1)", recovery_conf, re.IGNORECASE | re.MULTILINE)
+    if "standby.signal" in markers or follows or state in ("shut down in recovery", "in archive recovery"):
+        return "standby"
+    if state == "shut down":
+        return "clean_shutdown"
+    return "crash_consistent" if control else "unknown"
+
+
+def _postgresql_problems(
+    tablespaces: Sequence[Mapping[str, Any]], wal: Mapping[str, Any], damaged: Sequence[str]
+) -> list[str]:
+    problems = [
+        f"Tablespace {tablespace['oid']} ({tablespace['target']}) is not in the archive."
+        for tablespace in tablespaces
+        if tablespace["archived_path"] is None
+    ]
+    if not wal["segments"]:
+        where = f" (pg_wal leads to {wal['target']})" if wal["target"] else ""
+        problems.append(f"The archive holds no WAL of it{where}.")
+    if damaged:
+        problems.append(f"Borg lost content of {len(damaged)} of its files, such as {damaged[0]}.")
+    return problems
+
+
+def _outside(directory: str, tablespaces: Sequence[Mapping[str, Any]], wal: Mapping[str, Any]) -> list[str]:
+    """What belongs to a data directory and is elsewhere in the archive."""
+    archived = {wal.get("archived_path"), *(tablespace["archived_path"] for tablespace in tablespaces)}
+    return sorted(path for path in archived if path is not None and not _is_below(path, directory))
+
+
+def _original_directory(content: _Content, directory: str) -> str | None:
+    """Where the server had its data directory, as it wrote down itself when it started."""
+    lines = content.text(directory, "postmaster.pid").splitlines()
+    if len(lines) > 1 and lines[1].startswith("/"):
+        return posixpath.normpath(lines[1])
+    # "/usr/lib/postgresql/15/bin/postgres "-D" "/var/lib/postgresql/15/main" …
+    option = re.search(r'"-D" "(/[^"]+)"', content.text(directory, "postmaster.opts"))
+    return posixpath.normpath(option.group(1)) if option else None
+
+
+class _Locator:
+    """Finds where the targets of one data directory's links are in the archive."""
+
+    def __init__(self, catalogue: Catalogue, directory: str, original: str | None) -> None:
+        self._catalogue = catalogue
+        self._directory = directory
+        # What the archive has in front of the paths of the host it comes from: nothing, or a snapshot's mount point.
+        self._prefix = ""
+        if original and _ends_with(directory, original.lstrip("/")):
+            self._prefix = directory[: len(directory) - len(original.lstrip("/"))]
+
+    def tablespaces(self, tablespace_map: str) -> tuple[dict[str, Any], ...]:
+        """Those of pg_tblspc, and those that only tablespace_map names."""
+        top = posixpath.join(self._directory, "pg_tblspc")
+        targets: dict[int, str | None] = {}
+        for oid, target in re.findall(r"^(\d+) (.+)$", tablespace_map, re.MULTILINE):
+            targets[int(oid)] = re.sub(r"\\(.)", r"\1", target)
+        for path, target in self._catalogue.links.items():
+            if posixpath.dirname(path) == top and posixpath.basename(path).isdigit():
+                targets[int(posixpath.basename(path))] = target
+        for path in self._catalogue.tablespaces_in(top):
+            if posixpath.basename(path).isdigit():
+                targets[int(posixpath.basename(path))] = None
+        return tuple(
+            {"oid": oid, "target": target, "archived_path": self._tablespace(posixpath.join(top, str(oid)), target)}
+            for oid, target in sorted(targets.items())
+        )
+
+    def _tablespace(self, link: str, target: str | None) -> str | None:
+        if target is None:
+            return link
+        similar = self._catalogue.tablespaces_ending_with(target.strip("/"))
+        return self._find(link, target, self._catalogue.tablespace_at, similar)
+
+    def wal(self) -> dict[str, Any]:
+        """Where pg_wal is."""
+        path = posixpath.join(self._directory, "pg_wal")
+        target = self._catalogue.links.get(path)
+        archived: str | None = path if self._catalogue.has_directory(path) else None
+        if target is not None:
+            similar = self._catalogue.wal_directories_ending_with(target.strip("/"))
+            archived = self._find(path, target, self._catalogue.has_directory, similar)
+        segments = self._catalogue.segments(archived) if archived is not None else None
+        return {"target": target, "archived_path": archived, "segments": segments or 0}
+
+    def _find(self, link: str, target: str, exists: Callable[[str], bool], similar: Sequence[str]) -> str | None:
+        """Where a link leads to inside the archive; as a last resort, the one place whose path ends like the target."""
+        if not target.startswith("/"):
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+            return path if exists(path) else None
+        path = posixpath.normpath(target).lstrip("/")
+        for candidate in (self._prefix + path, path):
+            if exists(candidate):
+                return candidate
+        return similar[0] if len(similar) == 1 else None
+
+    def other_links(self, parts: Sequence[str]) -> tuple[Link, ...]:
+        """Links in `parts` (data directory, tablespaces, WAL) other than pg_wal and those of tablespaces."""
+        wal = posixpath.join(self._directory, "pg_wal")
+        tablespaces = posixpath.join(self._directory, "pg_tblspc")
+        found = []
+        for path, target in sorted(self._catalogue.links.items()):
+            if path != wal and posixpath.dirname(path) != tablespaces and any(_is_below(path, part) for part in parts):
+                resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+                inside = not target.startswith("/") and any(_is_below(resolved, part) for part in parts)
+                found.append(Link(path=path, target=target, archived_path=resolved if inside else None))
+        return tuple(found)
+
+
+def _innodb(catalogue: Catalogue, content: _Content, directory: str) -> Database:
+    is_mariadb = catalogue.has(directory, "aria_log_control")
+    upgraded = content.text(directory, "mariadb_upgrade_info") or content.text(directory, "mysql_upgrade_info")
+    version = re.match(r"\d+(?:\.\d+)+", upgraded)
+    return Database(
+        engine="mariadb" if is_mariadb or "MariaDB" in upgraded else "mysql",
+        data_directory=directory or ".",
+        kind="unknown",
+        version=version.group() if version else None,
+        owner=catalogue.markers[posixpath.join(directory, "ibdata1")].user,
+        size=catalogue.size_below(directory),
+        markers=tuple(name for name in ("aria_log_control", "mysql.ibd") if catalogue.has(directory, name))
+        + (("#innodb_redo",) if catalogue.has_directory(posixpath.join(directory, "#innodb_redo")) else ()),
+    )
+
+
+def _mongodb(catalogue: Catalogue, content: _Content, directory: str) -> Database:
+    lock = catalogue.markers.get(posixpath.join(directory, "mongod.lock"))
+    kind = "unknown"
+    if lock is not None:
+        # mongod empties its lock file when it shuts down in order; before that the file holds its pid.
+        kind = "crash_consistent" if lock.size else "clean_shutdown"
+    engine_version = re.search(r"WiredTiger (\d+(?:\.\d+)+)", content.text(directory, "WiredTiger"))
+    return Database(
+        engine="mongodb",
+        data_directory=directory or ".",
+        kind=kind,
+        state=f"WiredTiger {engine_version.group(1)}" if engine_version else None,
+        owner=catalogue.markers[posixpath.join(directory, "WiredTiger")].user,
+        size=catalogue.size_below(directory),
+        markers=("WiredTiger",),
+    )
+
+
+# What logical dumps begin with, by engine. mongodump's archive format begins with a magic number.
+DUMP_HEADS = (
+    ("postgresql", re.compile(rb"\APGDMP|^-- PostgreSQL database (?:cluster )?dump", re.MULTILINE)),
+    ("mariadb", re.compile(rb"^-- MariaDB dump", re.MULTILINE)),
+    ("mysql", re.compile(rb"^-- MySQL dump", re.MULTILINE)),
+    ("mongodb", re.compile(rb"\A\x6d\xe2\x99\x81")),
+)
+DUMP_VERSION = re.compile(rb"Dumped from database version (\d+(?:\.\d+)*)|Server version\s+(\d+(?:\.\d+)+)")
+
+
+def _dump(item: Item, data: bytes) -> Database | None:
+    data = _decompressed(data)
+    for engine, pattern in DUMP_HEADS:
+        if pattern.search(data):
+            version = DUMP_VERSION.search(data)
+            return Database(
+                engine=engine,
+                data_directory=item.path,
+                kind="logical_dump",
+                version=(version.group(1) or version.group(2)).decode() if version else None,
+                owner=item.user,
+                size=item.size,
+            )
+    return None
+
+
+def _decompressed(data: bytes) -> bytes:
+    """The beginning of the content of a compressed file whose beginning is given; other data as it is."""
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            return zlib.decompressobj(wbits=31).decompress(data, HEAD_SIZE)
+        if data.startswith(b"BZh"):
+            return bz2.BZ2Decompressor().decompress(data, HEAD_SIZE)
+        if data.startswith(b"\xfd7zXZ\0"):
+            return lzma.LZMADecompressor().decompress(data, HEAD_SIZE)
+    except (zlib.error, OSError, lzma.LZMAError):
+        pass
+    return data
+
+
+def _is_below(path: str, directory: str) -> bool:
+    """Whether path is the directory or in it. `` and `.` are the archive's root."""
+    return directory in ("", ".") or path == directory or path.startswith(f"{directory}/")
+
+
+def _ends_with(path: str, suffix: str) -> bool:
+    """Whether path ends with these components."""
+    return not suffix or path == suffix or path.endswith(f"/{suffix}")
