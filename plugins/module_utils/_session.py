@@ -263,7 +263,7 @@ class Session:
     def finish(self, *, status: str, error_message: str | None) -> dict[str, Any]:
         """Keep the last record among the ended ones and remove what is left of the directory: record and lock.
 
-        To be called under the lock, when nothing else is left in it.
+        To be called under the lock, when nothing else is left in it; raises OSError where something is.
         """
         root = os.path.dirname(self.directory)
         kept = os.path.join(root, ENDED, f"{self.id}.json")
@@ -278,6 +278,9 @@ class Session:
             os.rename(self.path(RECORD), kept)  # needs no space
         aside = _unfinished(root)
         os.rename(self.directory, aside)
+        if not {RECORD, f"{RECORD}.tmp", LOCK}.issuperset(os.listdir(aside)):
+            os.rename(aside, self.directory)
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self.directory)
         _discard(aside)
         _prune(os.path.join(root, ENDED))
         return final
