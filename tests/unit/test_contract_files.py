@@ -1,0 +1,208 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is written down in several places, or promised in prose, agrees with itself and with the code."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+COLLECTION = "phpborg.instant_recovery"
+MODULES = sorted(path.stem for path in (CHECKOUT / "plugins" / "modules").glob("*.py"))
+ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir())
+PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PYTHON_FILES = sorted(path for part in ("plugins", "src", "tests") for path in (CHECKOUT / part).rglob("*.py"))
+
+ATTRIBUTES = {"check_mode", "diff_mode", "idempotent", "platform"}
+#: The longest function, in lines below its signature and docstring.
+LONGEST_FUNCTION = 40
+
+
+def test_the_action_group_is_all_modules() -> None:
+    assert load("meta/runtime.yml")["action_groups"]["instant_recovery"] == MODULES
+
+
+def test_the_version_is_stated_in_galaxy_yml_alone() -> None:
+    assert load("galaxy.yml")["version"]
+    for path in (CHECKOUT / "pyproject.toml", *(CHECKOUT / "src").rglob("*.py")):
+        assert not re.search(r"^(__version__|version) *=", path.read_text(encoding="utf-8"), re.M), path
+
+
+def test_both_packagings_ask_for_the_same_ansible() -> None:
+    required = load("meta/runtime.yml")["requires_ansible"]
+    assert f'"ansible-core{required}"' in (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_documents_all_it_claims(name: str) -> None:
+    documentation, returns = documented(name, "DOCUMENTATION"), documented(name, "RETURN")
+    assert documentation["module"] == name
+    assert documentation["version_added"] == "1.0.0"
+    assert set(documentation["attributes"]) >= ATTRIBUTES
+    assert documented(name, "EXAMPLES")
+    for key, value in returns.items():
+        assert value.keys() >= {"description", "type", "returned", "sample"}, key
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_use_options_that_exist(name: str) -> None:
+    for task in documented(name, "EXAMPLES"):
+        for action in (key for key in task if key.startswith(f"{COLLECTION}.")):
+            module = action.removeprefix(f"{COLLECTION}.")
+            options = documented_options(module)
+            given = task[action] or {}
+            assert given.keys() <= options.keys(), f"{task['name']}: unknown options"
+            required = {option for option, spec in options.items() if spec.get("required")}
+            assert required <= given.keys(), f"{task['name']}: missing options"
+
+
+def test_the_examples_of_all_modules_are_valid_tasks(tmp_path: Path) -> None:
+    tasks = [task for name in MODULES for task in documented(name, "EXAMPLES")]
+    playbook = tmp_path / "examples.yml"
+    playbook.write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    check_syntax(str(playbook))
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_the_defaults_of_a_role_equal_its_argument_specs(name: str) -> None:
+    defaults = load(f"roles/{name}/defaults/main.yml") if exists(f"roles/{name}/defaults/main.yml") else {}
+    specs = load(f"roles/{name}/meta/argument_specs.yml")["argument_specs"]
+    described: dict[str, Any] = {}
+    for entry_point in specs.values():
+        described |= entry_point.get("options", {})
+    specified = {option: spec["default"] for option, spec in described.items() if "default" in spec}
+    assert defaults == specified
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_role_keeps_to_its_own_names_and_entry_points(name: str) -> None:
+    specs = load(f"roles/{name}/meta/argument_specs.yml")["argument_specs"]
+    for entry_point, spec in specs.items():
+        assert exists(f"roles/{name}/tasks/{entry_point}.yml"), entry_point
+        assert all(option.startswith(f"{name}_") for option in spec.get("options", {})), entry_point
+    assert exists(f"roles/{name}/README.md")
+    assert load(f"roles/{name}/meta/main.yml")["galaxy_info"]["license"]
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.stem)
+def test_a_playbook_runs_by_file_name_and_by_full_name(playbook: Path) -> None:
+    check_syntax(str(playbook))
+    check_syntax(f"{COLLECTION}.{playbook.stem}")
+
+
+def test_the_commands_of_the_readme_exist_and_parse() -> None:
+    commands = [command for block in fenced("bash") for command in shell_commands(block)]
+    checked = 0
+    for words in commands:
+        program = words[0]
+        if program == "ansible-playbook":
+            check_syntax(*words[1:])
+            checked += 1
+        elif program.startswith("scripts/"):
+            assert os.access(CHECKOUT / program, os.X_OK), program
+            subprocess.run(["bash", "-n", program], cwd=CHECKOUT, check=True)
+            checked += 1
+    assert checked >= 5
+
+
+def test_the_python_and_yaml_of_the_readme_parse() -> None:
+    python, documents = fenced("python"), fenced("yaml")
+    assert python
+    for source in python:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "instant_recovery":
+                import instant_recovery
+
+                assert {alias.name for alias in node.names} <= set(instant_recovery.__all__)
+    for document in documents:
+        assert yaml.safe_load(document)
+
+
+def test_the_variables_of_the_readme_are_those_of_the_playbooks() -> None:
+    table = README.partition("## Variables")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[2]) for row in table.splitlines() if row.startswith("|")]
+    named = {name for row in rows for name in row}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PLAYBOOKS)
+    assert named
+    assert {name for name in named if not re.search(rf"\b{name}\b", text)} == set()
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_a_python_file_is_licensed_and_has_no_long_function(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert "SPDX-License-Identifier: GPL-3.0-or-later" in source[:400]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1
+            assert lines <= LONGEST_FUNCTION, f"{node.name}: {lines} lines"
+
+
+def test_the_collection_does_not_need_the_python_package() -> None:
+    for path in (CHECKOUT / "plugins").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) instant_recovery\b", path.read_text(encoding="utf-8"), re.M), path
+
+
+def exists(path: str) -> bool:
+    return (CHECKOUT / path).exists()
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((CHECKOUT / path).read_text(encoding="utf-8"))
+
+
+@cache
+def documented(name: str, block: str, *, kind: str = "modules") -> Any:
+    """One of the YAML documents in a plugin's source: DOCUMENTATION, EXAMPLES or RETURN."""
+    tree = ast.parse((CHECKOUT / "plugins" / kind / f"{name}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == block:
+            return yaml.safe_load(ast.literal_eval(node.value))
+    pytest.fail(f"{name} has no {block}")
+
+
+def documented_options(module: str) -> dict[str, Any]:
+    """The options of a module, with those of the fragments it uses."""
+    documentation = documented(module, "DOCUMENTATION")
+    options = dict(documentation.get("options", {}))
+    for fragment in documentation.get("extends_documentation_fragment", []):
+        name, _, block = fragment.removeprefix(f"{COLLECTION}.").partition(".")
+        fragment_documentation = documented(name, (block or "DOCUMENTATION").upper(), kind="doc_fragments")
+        options |= fragment_documentation.get("options", {})
+    return options
+
+
+def fenced(language: str) -> list[str]:
+    """The README's code blocks in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def shell_commands(block: str) -> list[list[str]]:
+    """A shell block's lines as words, without comments, prompts, assignments in front and what follows `|` or `&&`."""
+    commands = []
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            words = words[1:]
+        if words:
+            commands.append(words)
+    return commands
+
+
+def check_syntax(*arguments: str) -> None:
+    command = [sys.executable, "-m", "ansible", "playbook", "--syntax-check", *arguments]
+    ran = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout
