@@ -50,13 +50,12 @@ class Report:
     warnings: tuple[str, ...]
 
     def as_result(self) -> dict[str, Any]:
-        """As the module returns it."""
+        """As the module returns it; warnings go their own way."""
         return {
             "problems": [{**asdict(problem), "packages": list(problem.packages)} for problem in self.problems],
             "packages": sorted({package for problem in self.problems for package in problem.packages}),
             "driver": self.driver,
             "python": self.python,
-            "warnings": list(self.warnings),
         }
 
 

@@ -35,21 +35,17 @@ options:
       - How many bytes must be free on the file system of O(session_root); V(500M) or V(2G) are understood, too.
     type: str
     default: 1G
+extends_documentation_fragment:
+  - phpborg.instant_recovery.attributes
 attributes:
   check_mode:
-    description: Can run in check mode and return what it would return otherwise.
     support: full
+    details: Nothing is ever changed.
   diff_mode:
-    description: Will return details on what has changed, or would have to change in check mode.
     support: none
     details: Nothing is ever changed.
   idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second run changes nothing.
     support: full
-  platform:
-    description: Operating systems that the module works on.
-    support: full
-    platforms: linux
 seealso:
   - module: phpborg.instant_recovery.overlay_mount
   - module: phpborg.instant_recovery.pg_binaries_info
@@ -113,23 +109,25 @@ user:
   type: str
   returned: success
   sample: root
+accounts:
+  description: Names of the host's own users, so that it is known whom a server can run as.
+  type: list
+  elements: str
+  returned: success
+  sample: [root, daemon, postgres]
 session_root:
   description: The directory that will hold the sessions.
   type: str
   returned: success
   sample: /var/lib/instant_recovery
-warnings:
-  description: What works, but at a price.
-  type: list
-  elements: str
-  returned: success
-  sample: []
 elapsed:
   description: Seconds it took to find out.
   type: float
   returned: success
   sample: 0.05
 """
+
+import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
@@ -140,7 +138,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 
 
 def main() -> None:
-    """Wire the arguments to the examination."""
     module = AnsibleModule(
         argument_spec={
             "session_root": {"type": "path"},
@@ -149,14 +146,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    run_module(module, lambda: _result(**module.params))
+    run_module(module, lambda: _result(module, **module.params))
 
 
-def _result(*, session_root: str | None, driver: str, minimum_free: str) -> dict[str, object]:
+def _result(module: AnsibleModule, *, session_root: str | None, driver: str, minimum_free: str) -> dict[str, object]:
     root = session_root or default_root()
     host = Host.look()
     report = examine(host, driver=driver, session_root=root, minimum_free=_bytes(minimum_free))
-    return {"changed": False, **report.as_result(), "user": host.user, "session_root": root}
+    for warning in report.warnings:
+        module.warn(warning)
+    accounts = [entry.pw_name for entry in pwd.getpwall()]
+    found = {"user": host.user, "accounts": accounts, "session_root": root}
+    return {"changed": False, **report.as_result(), **found}
 
 
 def _bytes(size: str) -> int:
