@@ -1,0 +1,164 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What users install: the wheel and the Galaxy tarball, each in an empty environment, used once on a real archive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.support.cluster import Cluster
+from tests.support.host import remains
+from tests.support.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+VERSION = yaml.safe_load((CHECKOUT / "galaxy.yml").read_text())["version"]
+INSIDE = "ansible_collections/phpborg/instant_recovery"
+PARTS = ("meta", "playbooks", "plugins", "roles")
+
+USE_THE_API = """
+import json, sys
+from instant_recovery import InstantRecovery
+
+archive, root = sys.argv[1:]
+with InstantRecovery(session_root=root).start(archive=archive) as session:
+    with session.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from pg_database")
+        print(json.dumps(cursor.fetchone()[0]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory that the database server's user can enter; pytest's own are closed to others."""
+    path = Path(f"/var/tmp/instant-recovery-packaging-{os.getpid()}")
+    path.mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def repository(place: Path) -> Repository:
+    """An encrypted repository with one archive, `sample`, of a cleanly closed cluster."""
+    made = Repository(directory=place / "repository", base=place / "borg")
+    made.create()
+    with Cluster(directory=place / "cluster") as cluster:
+        cluster.stop()
+        made.archive("sample", cluster.data)
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(place: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(place),
+        str(CHECKOUT),
+    ]
+    run(command)
+    return next(place.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def plain_ansible(place: Path) -> Path:
+    """An environment with ansible-core alone; returns its programs' directory."""
+    return environment(place / "plain", "ansible-core")
+
+
+def test_the_wheel_holds_the_package_and_the_collection(wheel: Path) -> None:
+    assert wheel.name == f"phpborg_instant_recovery-{VERSION}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"instant_recovery/__init__.py", "instant_recovery/py.typed", f"{INSIDE}/galaxy.yml"} <= names
+    assert {f"{INSIDE}/{path}" for path in tracked(*PARTS)} <= names
+    assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
+    assert "ansible_collections/__init__.py" not in names
+
+
+def test_the_wheel_in_an_empty_environment_serves_an_archive(wheel: Path, repository: Repository, place: Path) -> None:
+    programs = environment(place / "wheel", str(wheel))
+    root = place / "wheel-sessions"
+    command = [str(programs / "python"), "-c", USE_THE_API, f"{repository.location}::sample", str(root)]
+    assert json.loads(run(command, repository.environment)) >= 3
+    assert remains(root) == []
+    assert f"phpborg.instant_recovery {VERSION}" in " ".join(
+        run([str(programs / "ansible-galaxy"), "collection", "list"]).split()
+    )
+
+
+def test_the_tarball_in_an_empty_environment_serves_an_archive(
+    plain_ansible: Path, repository: Repository, place: Path
+) -> None:
+    galaxy = [str(plain_ansible / "ansible-galaxy"), "collection"]
+    run([*galaxy, "build", "--output-path", str(place), str(CHECKOUT)])
+    tarball = place / f"phpborg-instant_recovery-{VERSION}.tar.gz"
+    installed = place / "galaxy"
+    run([*galaxy, "install", "--offline", "-p", str(installed), str(tarball)])
+    held = {path.name for path in (installed / INSIDE).iterdir()}
+    assert held == {*PARTS, "CHANGELOG.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs"}
+    start_and_stop(plain_ansible, installed, repository)
+
+
+def test_the_collection_works_with_all_but_its_own_directories_deleted(
+    plain_ansible: Path, repository: Repository, place: Path
+) -> None:
+    bare = place / "bare"
+    for name in tracked(*PARTS):
+        copy = bare / INSIDE / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CHECKOUT / name, copy)
+    start_and_stop(plain_ansible, bare, repository)
+
+
+def start_and_stop(programs: Path, collections: Path, repository: Repository) -> None:
+    """A session by the playbooks of the collection found below `collections`, from its start to a clean host."""
+    root = collections / "sessions"
+    variables = {"ANSIBLE_COLLECTIONS_PATH": str(collections), **repository.environment}
+    playbook = [str(programs / "ansible-playbook"), "-e", f"session_root={root}"]
+    named = "phpborg.instant_recovery.instant_recovery"
+    run([*playbook, f"{named}_start", "-e", f"archive={repository.location}::sample"], variables)
+    assert [path for path in root.iterdir() if path.name != "ended"]
+    run([*playbook, f"{named}_stop", "-e", "session_id=all"], variables)
+    assert remains(root) == []
+
+
+def environment(directory: Path, *requirements: str) -> Path:
+    """A virtual environment with what is asked for and nothing else; returns its programs' directory."""
+    venv.create(directory, with_pip=True, symlinks=True)
+    programs = directory / "bin"
+    run([str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
+    return programs
+
+
+def tracked(*parts: str) -> list[str]:
+    """The files that git knows, or would add, below these directories."""
+    listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard", *parts], cwd=CHECKOUT)
+    return [name for name in listed.splitlines() if (CHECKOUT / name).exists()]
+
+
+def run(command: list[str], variables: Mapping[str, str] | None = None, *, cwd: Path = Path("/")) -> str:
+    """Run a command away from the checkout and from what its environment says of Ansible and Python; its output."""
+    hidden = ("ANSIBLE_", "BORG_", "PYTHON", "VIRTUAL_ENV")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    given = inherited | dict(variables or {})
+    ran = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=600, check=False)
+    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
