@@ -1,0 +1,116 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sample that integration tests share, and a place of its own for each test, which must be clean at its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cluster import Cluster, TableState, server_directory
+from tests.support.host import remains
+from tests.support.playbook import Playbooks
+from tests.support.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and runs servers as them: needs root")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A cluster that was killed in the middle of writes, and its archive.
+
+    `archive` is the archive's name and `data_directory` the path in it. `tables` is what the source held after its own
+    recovery from the same files: what a session must show.
+    """
+
+    repository: Repository
+    archive: str
+    archive_id: str
+    data_directory: str
+    major: int
+    superuser: str
+    bindir: str
+    tables: dict[str, TableState]
+
+    @property
+    def name(self) -> str:
+        """REPOSITORY::NAME."""
+        return f"{self.repository.location}::{self.archive}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _open_fuse() -> None:
+    """Mode 0666, as every distribution's udev gives it; a container's may have the kernel's 0600."""
+    device = Path("/dev/fuse")
+    if os.geteuid() == 0 and stat.S_IMODE(device.stat().st_mode) != 0o666:
+        device.chmod(0o666)
+
+
+@pytest.fixture(scope="session")
+def shared_place() -> Iterator[Path]:
+    """A directory for what tests share. Unlike pytest's own, other users can enter it."""
+    yield from _place()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory for one test, with a short path (sockets), which other users can enter; removed after the test."""
+    yield from _place()
+
+
+@pytest.fixture(scope="session")
+def sample(shared_place: Path) -> Sample:
+    """The sample cluster, archived encrypted right after the crash. Tests only read it."""
+    repository = Repository(directory=shared_place / "repository", base=shared_place / "borg")
+    repository.create()
+    with Cluster(directory=shared_place / "production") as cluster:
+        cluster.populate()
+        cluster.crash()
+        identifier = repository.archive("sample-crashed", cluster.data)
+        cluster.start()
+        tables = cluster.fingerprint()
+        return Sample(
+            repository=repository,
+            archive="sample-crashed",
+            archive_id=identifier,
+            data_directory=str(cluster.data).lstrip("/"),
+            major=int(Path(cluster.bindir).parent.name),
+            superuser=cluster.superuser,
+            bindir=server_directory(),
+            tables=tables,
+        )
+
+
+@pytest.fixture
+def playbooks(place: Path, sample: Sample) -> Iterator[Playbooks]:
+    """Playbooks with a session root and fact cache of the test's own and the sample's passphrase in the environment.
+
+    The test fails when a session, or anything of one, is left at its end.
+    """
+    root = place / "sessions"
+    runner = Playbooks(directory=place / "ansible", session_root=root, environment=sample.repository.environment)
+    yield runner
+    left = remains(root)
+    if left:
+        runner.stop("all")
+        pytest.fail("left behind: " + "; ".join(left))
+
+
+def _place() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="ir-"))
+    directory.chmod(0o711)
+    yield directory
+    mounted = [line for line in remains(directory) if line.startswith("mount")]
+    # Never delete through a mount: the files below it are somebody else's.
+    assert mounted == []
+    shutil.rmtree(directory)
