@@ -1,0 +1,134 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demo: a sample cluster is archived and thrown away, then a session answers a query from the archive.
+
+What a user would type is printed with a dollar sign in front, and run as printed. Everything lies in one temporary
+directory, which is removed at the end, after a failure and after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from tests.support.cluster import DATABASE, Cluster  # noqa: E402  (scripts/ is no package)
+from tests.support.host import remains  # noqa: E402
+from tests.support.repository import Repository  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START = "playbooks/instant_recovery_start.yml"
+STOP = "playbooks/instant_recovery_stop.yml"
+QUERY = 'select count(*) as orders, max(at) as latest from "Order Lines"'
+SCALE = 20  # pgbench's: about 300 MB
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, interrupt)
+    with temporary_directory() as top:
+        repository = archived_sample(top)
+        root = ["-e", f"session_root={top}/sessions"]
+        environment = {**os.environ, **repository.environment, "ANSIBLE_CACHE_PLUGIN_CONNECTION": f"{top}/facts"}
+        show(f"export BORG_PASSPHRASE={repository.passphrase}")
+        try:
+            start = timed(
+                ["ansible-playbook", START, "-e", f"archive={repository.location}::latest", *root], environment
+            )
+            session = record(top / "sessions")
+            query = timed(psql(session), environment)
+            stop = timed(["ansible-playbook", STOP, "-e", f"session_id={session['id']}", *root], environment)
+        except BaseException:
+            # A process group of its own: another Ctrl-C must not reach it.
+            command = ["ansible-playbook", STOP, "-e", "session_id=all", *root]
+            subprocess.run(command, cwd=CHECKOUT, env=environment, start_new_session=True, check=False, timeout=300)
+            raise
+        left = ", ".join(remains(top / "sessions")) or "nothing"
+    say(f"start {start:.1f} s, query {query:.2f} s, stop {stop:.1f} s; left of the session: {left}")
+
+
+def archived_sample(top: Path) -> Repository:
+    """An encrypted repository with one archive of a cluster that is gone."""
+    began = time.monotonic()
+    say("making a sample PostgreSQL cluster of about 300 MB")
+    repository = Repository(directory=top / "repository", base=top / "borg", passphrase="demo")
+    repository.create()
+    with Cluster(directory=top / "production") as cluster:
+        cluster.populate(scale=SCALE)
+        cluster.stop()
+        say("archiving it in an encrypted Borg repository")
+        repository.archive("production-2026-11-22", cluster.data)
+    seconds = time.monotonic() - began
+    say(f"removed the cluster; all that is left of it is the archive (took {seconds:.0f} s, no part of a recovery)")
+    return repository
+
+
+def psql(session: dict[str, Any]) -> list[str]:
+    """The query, through the session's socket, as the user whom the server runs as."""
+    where = ["-h", session["socket_directory"], "-p", str(session["port"]), "-U", session["user"], "-d", DATABASE]
+    command = ["psql", "-X", *where, "-c", QUERY]
+    return ["runuser", "-u", session["server_user"], "--", *command] if os.geteuid() == 0 else command
+
+
+def record(root: Path) -> dict[str, Any]:
+    """The one session's record, which the start play left."""
+    path = next(path for path in root.glob("*/session.json"))
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def timed(command: list[str], environment: dict[str, str]) -> float:
+    """Show and run a command; the seconds it took. Ends the demo when it fails."""
+    show(shlex.join(command))
+    began = time.monotonic()
+    ran = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False)
+    if ran.returncode:
+        sys.exit(f"demo: {command[0]} failed with status {ran.returncode}")
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def temporary_directory() -> Iterator[Path]:
+    # Not in /tmp, which may be memory; open to the server's user, who is another than root.
+    top = Path(tempfile.mkdtemp(prefix="instant-recovery-demo-", dir="/var/tmp"))
+    top.chmod(0o755)
+    try:
+        yield top
+    finally:
+        # Never into a mount, should one be left.
+        if mounts := [line for line in remains(top) if line.startswith("mount ")]:
+            say(f"could not undo {', '.join(mounts)}: unmount it, then remove {top}")
+        else:
+            shutil.rmtree(top)
+
+
+def interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def show(command: str) -> None:
+    print(f"\n$ {command}", flush=True)
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted; everything it had made is removed")
