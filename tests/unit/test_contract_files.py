@@ -135,7 +135,8 @@ def test_the_variables_of_the_readme_are_those_of_the_playbooks() -> None:
     table = README.partition("## Variables")[2].partition("\n## ")[0]
     rows = [re.findall(r"`(\w+)`", row.split("|")[2]) for row in table.splitlines() if row.startswith("|")]
     named = {name for row in rows for name in row}
-    text = "\n".join(path.read_text(encoding="utf-8") for path in PLAYBOOKS)
+    files = [*PLAYBOOKS, *(CHECKOUT / "roles").glob("*/meta/argument_specs.yml")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert named
     assert {name for name in named if not re.search(rf"\b{name}\b", text)} == set()
 
