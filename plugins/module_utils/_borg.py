@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import signal
 import subprocess
 import tempfile
@@ -345,9 +346,11 @@ def plain_path(path: str) -> str:
 
 
 def parse_archives(text: str, *, repository: str) -> list[Archive]:
-    """Output of `borg list --json` or, with details, `borg info --json`; oldest first."""
+    """Complete archives in the output of `borg list --json` or, with details, `borg info --json`; oldest first."""
     found = []
     for entry in json.loads(text)["archives"]:
+        if CHECKPOINT.search(entry["name"]):
+            continue
         stats = entry.get("stats") or {}
         moment = datetime.fromisoformat(entry["start"])
         if moment.tzinfo is None:
@@ -382,6 +385,8 @@ def parse_item(line: bytes | str) -> Item:
 
 # Exit status of success and of success with warnings, which borg gives for every `pf:` path even if it was found.
 ACCEPTED = (0, 1)
+# What borg calls the archive of a backup that is not finished.
+CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
 LISTED = 10
 

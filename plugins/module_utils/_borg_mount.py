@@ -1,0 +1,303 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read-only FUSE mounts of one archive: several identical ones for parallel reading, all of them or none.
+
+`borg mount` runs in the foreground as a daemon of ours, so that its process is known and its words are kept. What is
+mounted where is decided by the mount table and by the arguments of the process that serves the mount.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
+    is_responding,
+    mount_at,
+    mounts_below,
+    unmount,
+    wait_until,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import Host, mounting_problems
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    MARKER,
+    Process,
+    identify,
+    spawn,
+    stop_all,
+    wait_for_end,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+
+__all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
+
+# Decoded chunks (of about 2 MiB) that each mount keeps. Borg keeps as many as there are CPUs, which is less than the
+# files that a starting server reads alternately.
+DATA_CACHE_ENTRIES = "8"
+SOURCE = "borgfs"  # as every borg mount is called in the mount table
+SERVER_ENDS = 10.0  # seconds that borg has to close its repository after its mount is gone
+SIGNALS = (("SIGTERM", 5.0), ("SIGKILL", 5.0))
+
+
+@dataclass(frozen=True)
+class ArchiveMount:
+    """What is to be mounted where.
+
+    With one reader at `mountpoint` itself, with more at `mountpoint`/1, /2 and so on. `paths` are those of the archive
+    (none: all of it). `owner` is the user to whom everything shall seem to belong. Without a session's directory the
+    logs go to `log_directory`, and without that they are kept only for an error message.
+    """
+
+    repository: Repository
+    archive: str
+    mountpoint: str
+    paths: tuple[str, ...] = ()
+    strip_components: int = 0
+    readers: int = 1
+    owner: str | None = None
+    allow_other: bool = False
+    log_directory: str | None = None
+
+    @property
+    def mountpoints(self) -> list[str]:
+        """Where each reader mounts."""
+        if self.readers == 1:
+            return [self.mountpoint]
+        return [os.path.join(self.mountpoint, str(number)) for number in range(1, self.readers + 1)]
+
+    def missing(self) -> list[str]:
+        """The mount points where the archive is not mounted. Raises BorgError where something else is."""
+        location = self.repository.archive_location(self.archive)
+        missing = []
+        for mountpoint in self.mountpoints:
+            standing = _standing(mountpoint)
+            if standing is None or standing.is_dead:
+                missing.append(mountpoint)
+            elif standing.location != location:
+                raise BorgError(
+                    f"{mountpoint} already holds {standing.what}. Unmount that first, or choose another mountpoint."
+                )
+        return missing
+
+    def pids(self) -> list[int]:
+        """The processes that serve the mounts, in the order of `mountpoints`."""
+        serving = _serving()
+        return [serving[mountpoint].process.pid for mountpoint in self.mountpoints if mountpoint in serving]
+
+    def mount(self, session: Session | None) -> list[str]:
+        """Mount where `missing` says, claiming it in the session first; returns the mount points that were missing.
+
+        After an error nothing of it is left. Raises BorgError, MountError and SessionError.
+        """
+        missing = self.missing()
+        for mountpoint in missing:
+            unmount(mountpoint)  # what a borg that was killed left behind
+        with _log_directory(session, self.log_directory) as logs, ExitStack() as undo:
+            for mountpoint in missing:
+                _make_directory(mountpoint, undo)
+            self._await([self._start(mountpoint, logs, session, undo) for mountpoint in missing])
+            undo.pop_all()
+        return missing
+
+    def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
+        number = self.mountpoints.index(mountpoint) + 1
+        log = os.path.join(logs, f"borg-{number}.log")
+        argv = self.repository.mount_command(
+            self.archive,
+            mountpoint,
+            paths=self.paths,
+            strip_components=self.strip_components,
+            owner=_owner_ids(self.owner),
+            allow_other=self.allow_other,
+        )
+        env = {"BORG_MOUNT_DATA_CACHE_ENTRIES": os.environ.get("BORG_MOUNT_DATA_CACHE_ENTRIES", DATA_CACHE_ENTRIES)}
+        name = f"archive-{number}"
+        if session is not None:
+            env[MARKER] = session.directory
+            session.claim(name=name, kind="mount", mountpoint=mountpoint)
+            undo.callback(session.release_claim, name)
+        offset = os.path.getsize(log) if os.path.exists(log) else 0
+        with self.repository.environment_with_pipe() as (secret, descriptors):
+            process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors)
+        server = _Server(process, mountpoint, tuple(argv), log, offset)
+        undo.callback(server.end)
+        if session is not None:
+            session.amend_claim(name, process=process)
+        return server
+
+    def _await(self, servers: Sequence[_Server]) -> None:
+        """Wait until all serve, and see that they serve what was asked for."""
+        mounted = wait_until(
+            lambda: all(mount_at(server.mountpoint) is not None for server in servers),
+            timeout=self.repository.timeout,
+            processes=[server.process for server in servers],
+        )
+        for server in servers:
+            if not server.process.alive():
+                raise self._failure(server)
+            if not mounted or not is_responding(server.mountpoint, timeout=self.repository.timeout):
+                raise BorgError(
+                    f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s. "
+                    "Raise timeout, or see what borg waits for.",
+                    command=list(server.argv),
+                    stderr=server.said(),
+                )
+        for path in map(plain_path, self.paths) if servers else ():
+            # Only what strip_components leaves of it can be seen; of what it removes wholly, the content.
+            rest = path.split("/")[self.strip_components :]
+            top = servers[0].mountpoint
+            if not (os.path.lexists(os.path.join(top, *rest)) if rest else os.listdir(top)):
+                raise BorgError(
+                    f"Archive {self.archive} has no {path}. borg_archive_info tells what it has.",
+                    paths=list(self.paths),
+                )
+
+    def _failure(self, server: _Server) -> BorgError:
+        """Why a borg ended without having mounted."""
+        error = self.repository.error(server.argv, None, server.said(), archive=self.archive)
+        # What FUSE says of itself is vague: better to look what this host lacks.
+        problems = mounting_problems(Host.look()) if error.msgid is None else []
+        if problems:
+            return BorgError(f"{self.archive} cannot be mounted: {problems[0].what}. To cure it, {problems[0].remedy}.")
+        return error
+
+
+def mounted_archives(mountpoint: str) -> list[str]:
+    """The Borg mounts at `mountpoint` and below. Raises BorgError where something else is mounted there."""
+    table = mounts_below(mountpoint)
+    for mount in table:
+        if mount.source != SOURCE:
+            raise BorgError(
+                f"{mount.mountpoint} holds {mount.source} ({mount.fstype}), which is no Borg mount of ours."
+            )
+    return [mount.mountpoint for mount in table]
+
+
+def unmount_archives(mountpoint: str, session: Session | None) -> list[str]:
+    """Unmount what `mounted_archives` says and wait for its borg to end; returns the mount points."""
+    mounted = mounted_archives(mountpoint)
+    serving = _serving()
+    servers = [serving[point].process for point in mounted if point in serving]
+    for point in mounted:
+        unmount(point)
+    stop_all(wait_for_end(servers, timeout=SERVER_ENDS), SIGNALS)
+    for point in mounted:
+        if os.path.dirname(point) == mountpoint:
+            with suppress(OSError):
+                os.rmdir(point)
+    for claim in list(session.record["claims"]) if session is not None else ():
+        if session is not None and claim.get("mountpoint") in mounted:
+            session.release_claim(claim["name"])
+    return mounted
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A borg that was started; what it says stands in its log from `offset` on."""
+
+    process: Process
+    mountpoint: str
+    argv: tuple[str, ...]
+    log: str
+    offset: int
+
+    def said(self) -> str:
+        """Its words."""
+        with open(self.log, "rb") as log:
+            log.seek(self.offset)
+            return log.read().decode("utf-8", "replace")
+
+    def end(self) -> None:
+        """Undo what it did, however far it came."""
+        unmount(self.mountpoint)
+        stop_all(wait_for_end([self.process], timeout=0), SIGNALS)
+        unmount(self.mountpoint)  # it may have mounted just before it ended
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What is mounted at a mount point: in words, and which archive a living borg serves there."""
+
+    what: str
+    location: str | None = None
+    is_dead: bool = False
+
+
+def _standing(mountpoint: str) -> _Standing | None:
+    mount = mount_at(mountpoint)
+    if mount is None:
+        return None
+    if mount.source != SOURCE:
+        return _Standing(f"{mount.source} ({mount.fstype})")
+    server = _serving().get(mount.mountpoint)
+    if server is not None:
+        return _Standing(f"archive {server.location}", server.location)
+    return _Standing("a Borg mount of unknown origin", is_dead=not is_responding(mount.mountpoint))
+
+
+@dataclass(frozen=True)
+class _Serving:
+    process: Process
+    location: str
+
+
+def _serving() -> dict[str, _Serving]:
+    """The borg processes that serve an archive, by mount point, known by their arguments."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                argv = os.fsdecode(cmdline.read()).split("\0")
+        except OSError:
+            continue
+        position = next((index for index, argument in enumerate(argv) if "::" in argument), 0)
+        process = identify(int(pid)) if "mount" in argv[:position] and position + 1 < len(argv) else None
+        if process is not None:
+            found[argv[position + 1]] = _Serving(process, argv[position])
+    return found
+
+
+def _owner_ids(owner: str | None) -> tuple[int, int] | None:
+    """uid and gid for -o; an ordinary user can only read what seems to be the user's own."""
+    if owner is None:
+        return None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    try:
+        entry = pwd.getpwnam(owner)
+    except KeyError:
+        raise BorgError(f"owner is {owner}, but there is no such user on this host. Name one that exists.") from None
+    if os.geteuid() not in (0, entry.pw_uid):
+        raise BorgError(f"owner is {owner}, whose files only root and {owner} could read. Leave it out, or use become.")
+    return entry.pw_uid, entry.pw_gid
+
+
+def _make_directory(path: str, undo: ExitStack) -> None:
+    """Make path and what is missing of the way to it; refuse one that is in use, whose content a mount would hide."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if not os.path.lexists(parent):
+            _make_directory(parent, undo)
+        os.mkdir(path, 0o700)
+        undo.callback(_remove_directory, path)
+    elif os.listdir(path):
+        raise BorgError(f"{path} is not empty. Choose an empty directory, or one that does not exist yet.")
+
+
+def _remove_directory(path: str) -> None:
+    with suppress(OSError):
+        os.rmdir(path)
+
+
+@contextmanager
+def _log_directory(session: Session | None, log_directory: str | None) -> Iterator[str]:
+    if session is not None or log_directory is not None:
+        directory = log_directory or os.path.join(session.directory if session else "", "log")
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        yield directory
+    else:
+        with tempfile.TemporaryDirectory(prefix="borg-mount-") as directory:
+            yield directory

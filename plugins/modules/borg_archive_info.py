@@ -1,0 +1,376 @@
+#!/usr/bin/python
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: borg_archive_info
+short_description: List the archives of a Borg repository and the databases in one of them
+version_added: 1.0.0
+author: phpBorg contributors (@phpborg)
+description:
+  - Lists a repository's archives, finds the one that is meant by a name, a glob or V(latest), and tells which databases
+    it holds, where in it, of which version, and what kind of copy each is.
+  - Databases are recognised by their files, and versions and states are read from them (C(PG_VERSION),
+    C(global/pg_control), C(backup_label), C(ibdata1), C(WiredTiger) and the like). How a path is spelled does not
+    matter.
+  - Nothing is mounted or extracted to disk. Borg is run once for the list, once for the archive's items and once for
+    the small files to be read. Where there are only dumps, one run follows for each of the largest few.
+extends_documentation_fragment:
+  - phpborg.instant_recovery.borg
+options:
+  archive:
+    description:
+      - Name of an archive, or C(REPOSITORY::NAME).
+      - V(latest) is the newest archive. With C(*), C(?) or C([), the newest whose name matches. An archive that really
+        has such a name is preferred.
+      - Without it, archives are listed and nothing else.
+    type: str
+  details:
+    description:
+      - Whether to tell the size, number of files and host of each archive, too.
+      - Borg needs its cache for this. On a host that never used the repository it is built first, which can take long.
+    type: bool
+    default: false
+  engine:
+    description:
+      - Look for a database of this engine only.
+    type: str
+    choices: [auto, postgresql, mariadb, mysql, mongodb]
+    default: auto
+  data_directory:
+    description:
+      - Choose the database with this data directory, a path in the archive as Borg lists it. V(.) is its root.
+      - A leading slash does not matter.
+    type: str
+  require_database:
+    description:
+      - Whether to fail unless there is exactly one database that fits O(engine) and O(data_directory) and could be
+        started, that is, a data directory and not a logical dump.
+      - Set it to V(false) to get RV(databases) whatever they are.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Can run in check mode and return what it would return otherwise.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed, or would have to change in check mode.
+    support: none
+    details: Nothing is ever changed.
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second run changes nothing.
+    support: full
+  platform:
+    description: Operating systems that the module works on.
+    support: full
+    platforms: linux
+notes:
+  - Borg remembers, below C(~/.config/borg) and C(~/.cache/borg), which repositories were opened.
+seealso:
+  - module: phpborg.instant_recovery.borg_mount
+"""
+
+EXAMPLES = r"""
+- name: List the archives of a repository
+  phpborg.instant_recovery.borg_archive_info:
+    repository: ssh://borg@backup.example.com/srv/borg/db1
+    passphrase: "{{ vault_borg_passphrase }}"
+  register: repository
+
+- name: See which databases are in the newest archive of db1
+  phpborg.instant_recovery.borg_archive_info:
+    repository: /srv/borg/db1
+    archive: db1-*
+    passphrase_file: /root/.borg-passphrase
+    require_database: false
+  register: newest
+
+- name: Find a PostgreSQL cluster to start, one of several in the archive
+  phpborg.instant_recovery.borg_archive_info:
+    archive: /srv/borg/db1::db1-2026-11-22
+    engine: postgresql
+    data_directory: var/lib/postgresql/15/main
+    passcommand: pass show borg/db1
+  register: found
+"""
+
+RETURN = r"""
+archives:
+  description: All archives of the repository, oldest first. Checkpoints of unfinished backups are not among them.
+  type: list
+  elements: dict
+  returned: success
+  contains: &archive
+    repository:
+      description: The repository.
+      type: str
+    name:
+      description: Name of the archive.
+      type: str
+    id:
+      description: Borg's identifier of the archive.
+      type: str
+    time:
+      description: When it was begun, ISO 8601 in UTC.
+      type: str
+    hostname:
+      description: Where it was made; null without O(details).
+      type: str
+    username:
+      description: Who made it; null without O(details).
+      type: str
+    size:
+      description: Bytes of its files, before compression; null without O(details), except in RV(archive).
+      type: int
+    files:
+      description: How many entries it has; null without O(details), except in RV(archive).
+      type: int
+  sample: &archives
+    - repository: /srv/borg/db1
+      name: db1-2026-11-22
+      id: 5014c7a4fa3588a7525db1fd7891d97ce61c9b9d791b16b154c88e4dce438b48
+      time: "2026-11-22T01:00:03.000+00:00"
+      hostname: null
+      username: null
+      size: 3979871744
+      files: 1714
+archive:
+  description: The archive that O(archive) means; null without O(archive).
+  type: dict
+  returned: success
+  contains: *archive
+  sample:
+    repository: /srv/borg/db1
+    name: db1-2026-11-22
+    id: 5014c7a4fa3588a7525db1fd7891d97ce61c9b9d791b16b154c88e4dce438b48
+    time: "2026-11-22T01:00:03.000+00:00"
+    hostname: null
+    username: null
+    size: 3979871744
+    files: 1714
+databases:
+  description:
+    - The databases in the archive, by path. Logical dumps are looked for only where there is no data directory.
+    - Empty without O(archive).
+  type: list
+  elements: dict
+  returned: success
+  contains: &database
+    engine:
+      description: V(postgresql), V(mariadb), V(mysql) or V(mongodb).
+      type: str
+    version:
+      description: The version as the files have it, for PostgreSQL the major version. Null when they do not tell.
+      type: str
+    data_directory:
+      description: The data directory's path in the archive, V(.) for its root; of a logical dump, the file.
+      type: str
+    kind:
+      description:
+        - V(clean_shutdown) was copied from a stopped server, V(crash_consistent) from a running one, V(backup_label) by
+          C(pg_basebackup) or between the functions that begin and end a backup, V(standby) from a standby.
+        - V(logical_dump) is no data directory; V(unknown) means that the files do not tell.
+      type: str
+    state:
+      description: The cluster's state as C(pg_controldata) would print it; the storage engine of MongoDB.
+      type: str
+    owner:
+      description: Owner of the data directory, a name, or a number where the archive has no name.
+      type: str
+    size:
+      description: Bytes of all its files, tablespaces and WAL included.
+      type: int
+    original_directory:
+      description: Where the server had its data directory, as it noted when it started. Null when unknown.
+      type: str
+    markers:
+      description: Files found that decide how it has to be started, such as C(backup_label) and C(standby.signal).
+      type: list
+      elements: str
+    tablespaces:
+      description:
+        - PostgreSQL's tablespaces. RV(databases[].tablespaces[].target) is what the link says, or null for a plain
+          directory; RV(databases[].tablespaces[].archived_path) is where the content is in the archive, or null.
+      type: list
+      elements: dict
+      contains:
+        oid:
+          description: The tablespace's identifier, which is the link's name.
+          type: int
+        target:
+          description: Where the link leads on the host it comes from.
+          type: str
+        archived_path:
+          description: Path in the archive.
+          type: str
+    wal_directory:
+      description: Where PostgreSQL's C(pg_wal) is. Null for other engines.
+      type: dict
+      contains:
+        target:
+          description: Where the link leads, or null for a plain directory.
+          type: str
+        archived_path:
+          description: Path in the archive, or null when it is not there.
+          type: str
+        segments:
+          description: How many WAL segments are there.
+          type: int
+    symlinks:
+      description: Further symbolic links in the data directory and its tablespaces.
+      type: list
+      elements: dict
+      contains:
+        path:
+          description: Path in the archive.
+          type: str
+        target:
+          description: What the link says.
+          type: str
+        archived_path:
+          description: Path in the archive of what it leads to; null when it leads out of this database.
+          type: str
+    control:
+      description: What C(global/pg_control) says; null for other engines, and when it cannot be understood.
+      type: dict
+    problems:
+      description: Sentences about what is missing or damaged in the archive.
+      type: list
+      elements: str
+  sample:
+    - &sample
+      engine: postgresql
+      version: "15"
+      data_directory: var/lib/postgresql/15/main
+      kind: crash_consistent
+      state: in production
+      owner: postgres
+      size: 3979781632
+      original_directory: /var/lib/postgresql/15/main
+      markers: []
+      tablespaces:
+        - oid: 16385
+          target: /srv/fast
+          archived_path: srv/fast
+      wal_directory:
+        target: null
+        archived_path: var/lib/postgresql/15/main/pg_wal
+        segments: 68
+      symlinks: []
+      control:
+        system_identifier: 7442017912345678901
+        pg_control_version: 1300
+        catalog_version: 202209061
+        major: 15
+        state: in production
+        time: 1795352956
+        checkpoint_lsn: 1/2A000060
+        redo_lsn: 1/2A000028
+        timeline: 1
+        min_recovery_point: 0/0
+        backup_start_point: 0/0
+        backup_end_point: 0/0
+        backup_end_required: false
+        wal_level: replica
+        max_connections: 100
+        max_worker_processes: 8
+        max_wal_senders: 10
+        max_prepared_xacts: 0
+        max_locks_per_xact: 64
+        block_size: 8192
+        wal_segment_size: 16777216
+        data_checksum_version: 1
+      problems: []
+database:
+  description: The one database that fits O(engine) and O(data_directory); null without O(archive), or when none does.
+  type: dict
+  returned: success
+  contains: *database
+  sample: *sample
+paths:
+  description: What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive.
+  type: list
+  elements: str
+  returned: success
+  sample: [var/lib/postgresql/15/main, srv/fast]
+elapsed:
+  description: Seconds it took.
+  type: float
+  returned: success
+  sample: 1.8
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+    ARGUMENTS,
+    SECRETS,
+    Repository,
+    resolve_archive,
+    split_location,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
+    ENGINES,
+    DatabaseChoiceError,
+    choose_database,
+    find_databases,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+
+
+def main() -> None:
+    """Wire the arguments to the look into the repository."""
+    module = AnsibleModule(
+        argument_spec={
+            **ARGUMENTS,
+            "archive": {"type": "str"},
+            "details": {"type": "bool", "default": False},
+            "engine": {"type": "str", "choices": ["auto", *ENGINES], "default": "auto"},
+            "data_directory": {"type": "str"},
+            "require_database": {"type": "bool", "default": True},
+        },
+        mutually_exclusive=[SECRETS],
+        supports_check_mode=True,
+    )
+    run_module(module, lambda: _result(module.params))
+
+
+def _result(options: dict[str, Any]) -> dict[str, Any]:
+    repository = Repository.from_options(options)
+    archives = repository.list_archives(details=options["details"])
+    listed = {"changed": False, "archives": [archive.as_dict() for archive in archives]}
+    if not options["archive"]:
+        return {**listed, "archive": None, "databases": [], "database": None, "paths": []}
+    archive = resolve_archive(archives, split_location(options["archive"])[1], repository=repository.location)
+    databases, catalogue = find_databases(
+        repository.list_items(archive.name),
+        read=lambda items: repository.read_files(archive.name, items),
+        head=lambda item, size: repository.read_head(archive.name, item, size),
+    )
+    try:
+        chosen = choose_database(
+            databases,
+            archive=archive.name,
+            engine=options["engine"],
+            data_directory=options["data_directory"],
+        )
+    except DatabaseChoiceError:
+        if options["require_database"]:
+            raise
+        chosen = None
+    return {
+        **listed,
+        "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
+        "databases": [database.as_dict() for database in databases],
+        "database": chosen.as_dict() if chosen else None,
+        "paths": chosen.paths() if chosen else [],
+    }
+
+
+if __name__ == "__main__":
+    main()

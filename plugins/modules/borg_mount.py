@@ -1,0 +1,255 @@
+#!/usr/bin/python
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: borg_mount
+short_description: Mount a Borg archive read-only
+version_added: 1.0.0
+author: phpBorg contributors (@phpborg)
+description:
+  - Mounts one archive of a Borg repository, or some of its paths, through FUSE.
+  - Can mount the same archive several times at once, so that it can be read in parallel. A single Borg mount decodes
+    one chunk after the other.
+  - Root is not needed. What an ordinary user mounts belongs to that user.
+  - All mounts are made, or none. What a killed Borg left behind is cleaned up first.
+extends_documentation_fragment:
+  - phpborg.instant_recovery.borg
+options:
+  archive:
+    description:
+      - Name of an archive, or C(REPOSITORY::NAME). M(phpborg.instant_recovery.borg_archive_info) finds the newest one,
+        or one by a pattern.
+      - Required with O(state=mounted).
+    type: str
+  mountpoint:
+    description:
+      - Directory to mount on, empty or not existing yet.
+      - With more than one of O(readers), directories V(1), V(2) and so on in it are mounted on.
+    type: path
+    required: true
+  paths:
+    description:
+      - Paths in the archive, as Borg lists them. Only they, and what is below them, are mounted, at their full path.
+      - Without it, or with C(.), the whole archive is mounted.
+      - A Borg that has less to mount needs less memory and time.
+    type: list
+    elements: str
+    default: []
+  strip_components:
+    description:
+      - How many leading components to remove from the archive's paths.
+    type: int
+    default: 0
+  readers:
+    description:
+      - How many identical mounts to make.
+    type: int
+    default: 1
+  owner:
+    description:
+      - User to whom, and to whose group, everything in the mount is to belong. The user must exist on the host.
+      - The default is the user who mounts, or for root the archived owners, by name.
+    type: str
+  allow_other:
+    description:
+      - Whether users other than the one who mounts may look into the mount. The archived permissions hold for them.
+      - For an ordinary user, C(user_allow_other) must be set in C(/etc/fuse.conf).
+    type: bool
+    default: false
+  state:
+    description:
+      - V(mounted) leaves a mount of the same archive as it is, whatever its O(paths), and refuses anything else that is
+        mounted there.
+      - V(unmounted) unmounts all Borg mounts at and below O(mountpoint) and waits for their processes to end.
+    type: str
+    choices: [mounted, unmounted]
+    default: mounted
+  session_directory:
+    description:
+      - Directory of a session to record the mounts in, so that they end with it.
+    type: path
+  log_directory:
+    description:
+      - Directory for Borg's logs, C(borg-1.log) and so on, one JSON object a line.
+      - The default is C(log) in O(session_directory). Without a session, the log is only kept for an error message.
+    type: path
+attributes:
+  check_mode:
+    description: Can run in check mode and return changed status prediction without modifying target.
+    support: full
+    details: Borg is not run, so a missing archive or a wrong passphrase is not noticed.
+  diff_mode:
+    description: Will return details on what has changed, or would have to change in check mode.
+    support: full
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second run changes nothing.
+    support: full
+  platform:
+    description: Operating systems that the module works on.
+    support: full
+    platforms: linux
+notes:
+  - Borg keeps up to 8 decoded chunks, of about 2 MiB, for each mount. The environment variable
+    E(BORG_MOUNT_DATA_CACHE_ENTRIES) changes the number.
+seealso:
+  - module: phpborg.instant_recovery.borg_archive_info
+  - module: phpborg.instant_recovery.overlay_mount
+"""
+
+EXAMPLES = r"""
+- name: Mount an archive
+  phpborg.instant_recovery.borg_mount:
+    archive: /srv/borg/db1::db1-2026-11-22
+    passphrase_file: /root/.borg-passphrase
+    mountpoint: /mnt/db1
+
+- name: Mount a data directory of it twice, as the user postgres sees its own files
+  phpborg.instant_recovery.borg_mount:
+    repository: ssh://borg@backup.example.com/srv/borg/db1
+    archive: db1-2026-11-22
+    passphrase: "{{ vault_borg_passphrase }}"
+    mountpoint: /run/db1
+    paths: [var/lib/postgresql/15/main]
+    owner: postgres
+    readers: 2
+
+- name: Unmount whatever archive is mounted there
+  phpborg.instant_recovery.borg_mount:
+    mountpoint: /run/db1
+    state: unmounted
+"""
+
+RETURN = r"""
+mountpoint:
+  description: The directory that was given.
+  type: str
+  returned: success
+  sample: /run/db1
+mountpoints:
+  description: Where the archive is mounted, one for each reader; empty with O(state=unmounted).
+  type: list
+  elements: str
+  returned: success
+  sample: [/run/db1/1, /run/db1/2]
+pids:
+  description: The Borg processes that serve RV(mountpoints). Empty with O(state=unmounted), and in check mode.
+  type: list
+  elements: int
+  returned: success
+  sample: [4711, 4712]
+elapsed:
+  description: Seconds it took.
+  type: float
+  returned: success
+  sample: 0.8
+"""
+
+import os
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+    ARGUMENTS,
+    SECRETS,
+    BorgError,
+    Repository,
+    split_location,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
+    ArchiveMount,
+    mounted_archives,
+    unmount_archives,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import claiming
+
+
+def main() -> None:
+    """Wire the arguments to mounting or unmounting."""
+    module = AnsibleModule(
+        argument_spec={
+            **ARGUMENTS,
+            "archive": {"type": "str"},
+            "mountpoint": {"type": "path", "required": True},
+            "paths": {"type": "list", "elements": "str", "default": []},
+            "strip_components": {"type": "int", "default": 0},
+            "readers": {"type": "int", "default": 1},
+            "owner": {"type": "str"},
+            "allow_other": {"type": "bool", "default": False},
+            "state": {"type": "str", "choices": ["mounted", "unmounted"], "default": "mounted"},
+            "session_directory": {"type": "path"},
+            "log_directory": {"type": "path"},
+        },
+        mutually_exclusive=[SECRETS],
+        required_if=[("state", "mounted", ["archive"])],
+        supports_check_mode=True,
+    )
+    action = _mount if module.params["state"] == "mounted" else _unmount
+    run_module(module, lambda: action(module.params, check_mode=module.check_mode))
+
+
+def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    begun = time.monotonic()
+    request = _request(options)
+    if check_mode:
+        missing = request.missing()
+    else:
+        with claiming(options["session_directory"]) as session:
+            missing = request.mount(session)
+            if session is not None:
+                session.update(borg_mount_point=request.mountpoint)
+                session.timing("borg_mount", time.monotonic() - begun)
+    before = [mountpoint for mountpoint in request.mountpoints if mountpoint not in missing]
+    return _result(request.mountpoint, before=before, after=request.mountpoints, pids=request.pids())
+
+
+def _unmount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    mountpoint = _real(options["mountpoint"])
+    if check_mode:
+        before = mounted_archives(mountpoint)
+    else:
+        with claiming(options["session_directory"]) as session:
+            before = unmount_archives(mountpoint, session)
+    return _result(mountpoint, before=sorted(before), after=[], pids=[])
+
+
+def _result(mountpoint: str, *, before: list[str], after: list[str], pids: list[int]) -> dict[str, Any]:
+    return {
+        "changed": before != after,
+        "mountpoint": mountpoint,
+        "mountpoints": after,
+        "pids": pids,
+        "diff": {"before": {"mounted": before}, "after": {"mounted": after}},
+    }
+
+
+def _request(options: dict[str, Any]) -> ArchiveMount:
+    if options["readers"] < 1:
+        raise BorgError(f"readers is {options['readers']}. At least one mount is needed.")
+    return ArchiveMount(
+        repository=Repository.from_options(options),
+        archive=split_location(options["archive"])[1],
+        mountpoint=_real(options["mountpoint"]),
+        paths=tuple(options["paths"]),
+        strip_components=options["strip_components"],
+        readers=options["readers"],
+        owner=options["owner"],
+        allow_other=options["allow_other"],
+        log_directory=options["log_directory"],
+    )
+
+
+def _real(path: str) -> str:
+    """path as the mount table has it; a mount point is not looked at, for a dead mount would not answer."""
+    plain = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path.rstrip("/")))
+    return plain if mount_at(plain) is not None else os.path.realpath(plain)
+
+
+if __name__ == "__main__":
+    main()
