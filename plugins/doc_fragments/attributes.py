@@ -19,6 +19,4 @@ attributes:
     description: When run twice in a row outside check mode, with the same arguments, the second run changes nothing.
   platform:
     description: Operating systems that the module works on.
-    support: full
-    platforms: linux
 """

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The mount table: what is mounted where, whether it answers, waiting for it to change, and unmounting.
 
-/proc/self/mountinfo lists a mount after whatever it lies on, so the last of several mounts on one point is the one to
-be seen, and the table read backwards is an order in which everything can be unmounted.
+Several mounts may lie on one point. Which of them is to be seen, and in which order mounts can be removed, follows from
+what each is mounted on: the order of /proc/self/mountinfo is that of their making, and mounts may have been moved.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Mount:
     options: str
     device: str  # "major:minor"; the minor of a FUSE mount is its name in /sys/fs/fuse/connections
     mount_id: int
+    parent_id: int = 0  # of the mount that it is mounted on
 
     @property
     def is_fuse(self) -> bool:
@@ -79,7 +80,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
         if separator and len(fields) >= 6 and len(tail) >= 2:
             options = ",".join(part for part in (fields[5], _decode(tail[2]) if len(tail) > 2 else "") if part)
             mountpoint, source = _decode(fields[4]), _decode(tail[1])
-            found.append(Mount(mountpoint, _decode(tail[0]), source, options, fields[2], int(fields[0])))
+            numbers = (int(fields[0]), int(fields[1]))
+            found.append(Mount(mountpoint, _decode(tail[0]), source, options, fields[2], *numbers))
     return found
 
 
@@ -93,7 +95,9 @@ def mount_at(path: str) -> Mount | None:
     """The topmost mount whose mount point is exactly path, or None."""
     table = mounts()
     point = _canonical(path, {mount.mountpoint for mount in table})
-    return next((mount for mount in reversed(table) if mount.mountpoint == point), None)
+    stacked = [mount for mount in table if mount.mountpoint == point]
+    covered = {mount.parent_id for mount in stacked}
+    return next((mount for mount in reversed(stacked) if mount.mount_id not in covered), None)
 
 
 def mounts_below(directory: str) -> list[Mount]:
@@ -101,7 +105,8 @@ def mounts_below(directory: str) -> list[Mount]:
     table = mounts()
     top = _canonical(directory, {mount.mountpoint for mount in table})
     inside = top.rstrip("/") + "/"
-    return [mount for mount in reversed(table) if mount.mountpoint == top or mount.mountpoint.startswith(inside)]
+    found = [mount for mount in table if mount.mountpoint == top or mount.mountpoint.startswith(inside)]
+    return _from_the_top(found)
 
 
 def is_responding(path: str, *, timeout: float = 5.0) -> bool:
@@ -184,6 +189,19 @@ def _unmount_command(mount: Mount, *, lazy: bool) -> list[str]:
         helper = find_program("fusermount3") or find_program("fusermount") or "fusermount3"
         return [helper, "-u", *(["-z"] if lazy else []), mount.mountpoint]
     return [find_program("umount") or "umount", *(["--lazy"] if lazy else []), mount.mountpoint]
+
+
+def _from_the_top(found: Sequence[Mount]) -> list[Mount]:
+    """Mounts in an order in which they can be removed: what is mounted on a mount before it, the newest first."""
+    ids = {mount.mount_id for mount in found}
+    waiting = [mount for mount in found if mount.parent_id not in ids or mount.parent_id == mount.mount_id]
+    ordered: list[Mount] = []
+    while waiting:
+        # Each mount, the oldest first, with all that is on it: the reverse of what is wanted.
+        mount = waiting.pop(0)
+        ordered.append(mount)
+        waiting[:0] = [child for child in found if child.parent_id == mount.mount_id and child is not mount]
+    return ordered[::-1]
 
 
 def _canonical(path: str, points: set[str]) -> str:

@@ -55,7 +55,7 @@ DIRECTORIES = ("archive", "upper", "merged", "run", "log")
 FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 ENDED_KEPT = 100
-SOCKET_NAME_ROOM = 24  # characters; a socket's whole path has at most 107
+SOCKET_NAME_ROOM = 20  # characters, for /mongodb-27017.sock; a socket's whole path has at most 107
 # A session directory that is being made or removed has such a name, so that none is ever seen half done.
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")
 UNFINISHED_AGE = 600  # seconds after which nobody is still at work on it

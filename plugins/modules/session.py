@@ -102,6 +102,9 @@ attributes:
   idempotent:
     support: partial
     details: With O(state=present) and no O(session_id) every run makes a session.
+  platform:
+    support: full
+    platforms: linux
 seealso:
   - module: phpborg.instant_recovery.session_info
 """

@@ -38,6 +38,9 @@ attributes:
     details: Nothing is ever changed.
   idempotent:
     support: full
+  platform:
+    support: full
+    platforms: linux
 seealso:
   - module: phpborg.instant_recovery.session
 """

@@ -1,0 +1,111 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running programs to their end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    CommandError,
+    environment,
+    find_program,
+    run,
+    run_bytes,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def shell(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+def test_output_input_and_environment() -> None:
+    done = run(shell("cat; echo $LC_ALL $WHO; echo oops >&2"), timeout=10, env={"WHO": "me"}, stdin=b"given ")
+    assert (done.stdout, done.stderr, done.returncode) == ("given C me\n", "oops\n", 0)
+
+
+def test_bytes_and_undecodable_names_survive() -> None:
+    assert run_bytes(["printf", r"\377\000"], timeout=10).stdout == b"\xff\0"
+    assert os.fsencode(run(["printf", r"\377"], timeout=10).stdout) == b"\xff"
+
+
+def test_a_failure_says_the_last_line_and_carries_the_rest() -> None:
+    with pytest.raises(CommandError) as caught:
+        run(shell("echo first >&2; echo the reason >&2; exit 3"), timeout=10)
+    assert str(caught.value) == "sh failed with exit status 3: the reason"
+    assert caught.value.returncode == 3
+    assert caught.value.details["rc"] == 3
+    assert caught.value.details["command"][0] == "sh"
+    assert "first" in caught.value.details["stderr"]
+
+
+def test_a_failure_may_be_wanted() -> None:
+    assert run(shell("exit 3"), timeout=10, check=False).returncode == 3
+
+
+def test_a_signal_is_named() -> None:
+    with pytest.raises(CommandError, match=r"^sh was ended by SIGTERM\.$"):
+        run(shell("kill $$"), timeout=10)
+
+
+@pytest.mark.parametrize(("program", "code"), [("no-such-program", 127), ("/etc/passwd", 126), ("/proc", 126)])
+def test_a_program_that_cannot_be_run(program: str, code: int) -> None:
+    with pytest.raises(CommandError, match=program) as caught:
+        run([program], timeout=10)
+    assert caught.value.returncode == code
+
+
+def test_a_time_out_ends_the_children_too_and_keeps_what_was_said(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(CommandError, match=r"sh did not finish within 0.3 s and was ended: half-way") as caught:
+        run(shell(f"echo half-way >&2; sleep 60 & echo $! > {tmp_path}/pid; wait"), timeout=0.3)
+    assert time.monotonic() - begun < 5
+    assert caught.value.returncode is None
+    assert identify(int((tmp_path / "pid").read_text())) is None
+
+
+def test_a_question_is_never_waited_for() -> None:
+    asking = "import sys\ntry: open('/dev/tty')\nexcept OSError: print('no terminal')"
+    assert run([sys.executable, "-c", asking], timeout=10).stdout == "no terminal\n"
+
+
+def test_the_environment_has_no_secrets_and_finds_system_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORG_PASSPHRASE", "canary")
+    monkeypatch.setenv("PATH", "/nowhere")
+    seen = environment({"KEY": "value"})
+    assert "canary" not in seen.values()
+    assert seen["KEY"] == "value"
+    assert seen["PATH"].startswith("/nowhere:")
+    assert find_program("mount")
+    assert environment({"BORG_PASSPHRASE": "given"})["BORG_PASSPHRASE"] == "given"
+
+
+def test_finding_a_program_prefers_the_given_directories(tmp_path: Path) -> None:
+    own = tmp_path / "ls"
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    assert find_program("ls", directories=[str(tmp_path)]) == str(own)
+    assert find_program("no-such-program") is None
+
+
+@needs_root
+def test_running_as_another_user() -> None:
+    done = run(shell("id -un; id -gn; echo $HOME $USER"), timeout=10, user="nobody", cwd="/")
+    assert done.stdout.split()[0] == "nobody"
+    assert done.stdout.split()[-1] == "nobody"
+
+
+def test_an_unknown_user() -> None:
+    with pytest.raises(RecoveryError, match="There is no user no-such-user"):
+        run(["true"], timeout=10, user="no-such-user")

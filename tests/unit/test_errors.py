@@ -1,0 +1,47 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How what a module's action does becomes the module's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+
+from tests.support.modules import call
+
+
+def result_of(action: Any) -> dict[str, Any]:
+    return call(lambda: run_module(AnsibleModule(argument_spec={}), action))
+
+
+def test_a_result_gets_the_time_it_took() -> None:
+    result = result_of(lambda: {"changed": True, "answer": 42})
+    assert (result["changed"], result["answer"]) == (True, 42)
+    assert 0 <= result["elapsed"] < 5
+
+
+def test_a_time_that_the_action_measured_stays() -> None:
+    assert result_of(lambda: {"elapsed": 3.5})["elapsed"] == 3.5
+
+
+def test_an_error_brings_its_details() -> None:
+    def fail() -> dict[str, Any]:
+        raise RecoveryError("The value 7 is too large: use 6.", rc=2, stderr="boom")
+
+    result = result_of(fail)
+    assert result["failed"]
+    assert (result["msg"], result["rc"], result["stderr"]) == ("The value 7 is too large: use 6.", 2, "boom")
+
+
+def test_an_error_of_the_system_names_the_path() -> None:
+    result = result_of(lambda: {"content": open("/nowhere/at/all").read()})
+    assert result["failed"]
+    assert result["msg"] == "/nowhere/at/all: No such file or directory"
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        result_of(lambda: {"answer": 1 // 0})
