@@ -1,0 +1,988 @@
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The copy-on-write layer: a read-only lower directory presented read-write, copied per 4 KiB block.
+
+A stand-alone program (``overlay_mount`` brings this very file to the host): standard library and pyfuse3 only. ::
+
+    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other] MOUNTPOINT
+
+Reading top to bottom:
+
+``CowFs``    the FUSE operations: names, attributes, open files
+``Node``     one file, directory or link: where it is in the lower, and what differs from it
+``Content``  the bytes of one regular file: blocks of the upper over blocks of the lower
+``Lower``    the lower directory: windows fetched by several readers, read-ahead, a bounded cache
+
+What is where: changed blocks lie in sparse files in the upper directory, one per changed file, named by inode number.
+Names, attributes and the maps of changed blocks are in memory: they live as long as the mount, and so does a session.
+
+All state is touched by the one trio thread only; worker threads do nothing but system calls that may block. Code
+between two ``await`` is therefore atomic, and every check that an ``await`` may have outdated is made again after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import errno
+import logging
+import os
+import resource
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+try:
+    import pyfuse3
+    import trio
+except ImportError:  # Where only the text of this file is wanted: in overlay_mount and ansible-test.
+    pyfuse3 = trio = None
+
+__all__ = ["BLOCK", "WINDOW", "Content", "CowFs", "Lower", "Node", "main"]
+
+#: Unit of copying, bytes: a page of the kernel's cache, which sends whole pages; a PostgreSQL page is two of it.
+BLOCK = 4096
+#: Unit of fetching from the lower, bytes. Borg decodes whole chunks of about 2 MiB for any read in them: half a chunk
+#: wastes little, and is fetched about as fast as 8 KiB of it.
+WINDOW = 1 << 20
+#: Windows fetched ahead of a sequential reader, at most. They are dealt out to the readers in runs, one run to each, so
+#: that few chunks are decoded by two of them: with two readers 16 MiB, about 8 chunks.
+READ_AHEAD = 32
+#: Fetched windows kept in memory. Beyond these, what has not been read wholly goes to the cache file.
+HOT_WINDOWS = 40
+#: Open lower files of each reader, and open upper files: least recently used are closed.
+OPEN_FILES = 256
+#: Seconds for which the kernel may keep names and attributes: all changes go through it, so for ever.
+KEEP = 365 * 86400
+#: What a lower mount answers when its server has died.
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+
+log = logging.getLogger("cowfs")
+Base: Any = pyfuse3.Operations if pyfuse3 else object
+
+
+# ---------------------------------------------------------------------------------------------------- operations
+
+
+class CowFs(Base):  # type: ignore[misc]
+    """The file system: pyfuse3's operations over a tree of :class:`Node`."""
+
+    # Without the write-back cache each 8 KiB page that a server writes is a request of its own, and drops what the
+    # kernel holds of the file: read-write pgbench falls from 100 % to 35 % of native. Its price is paid by `Space`.
+    enable_writeback_cache = True
+
+    def __init__(self, lower: Lower, upper: str, owner: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.lower = lower
+        self.upper = upper
+        self.owner = owner
+        self.space = Space(upper)
+        self.uppers = FileTable(OPEN_FILES)
+        self.complaints: set[tuple[int, int | None]] = set()
+        self.hard_links: dict[int, Node] = {}
+        self.directories: dict[int, list[tuple[bytes, Node]]] = {}
+        self.next_ino = pyfuse3.ROOT_INODE
+        self.nodes: dict[int, Node] = {}
+        root = self._enter_lower(os.stat(lower.readers[0].mount), b"")
+        root.parent, root.lookups = root, 1
+
+    # -- names
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
+        parent = self.nodes[parent_inode]
+        if name == b".":
+            node: Node | None = parent
+        elif name == b"..":
+            node = parent.parent
+        else:
+            node = await self._find(parent, name)
+        if node is None:
+            missing = pyfuse3.EntryAttributes()  # inode 0: the kernel may remember that the name does not exist
+            missing.st_ino = 0
+            missing.entry_timeout = KEEP
+            return missing
+        node.lookups += 1
+        return node.entry()
+
+    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            node = self.nodes.get(ino)
+            if node is not None:
+                node.lookups -= count
+                self._release_node(node)
+
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> tuple[Any, Any]:
+        node = self._make(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        return self._opened(node), node.entry()
+
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        return self._make(parent_inode, name, mode, ctx, rdev=rdev).entry()
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
+        return self._make(parent_inode, name, stat.S_IFDIR | stat.S_IMODE(mode), ctx).entry()
+
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> Any:
+        return self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target).entry()
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> Any:
+        node, parent = self.nodes[inode], self.nodes[new_parent_inode]
+        if node.nlink == 0:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        node.nlink += 1
+        node.lookups += 1
+        self._put(parent, new_name, node)
+        node.touch(changed_only=True)
+        return node.entry()
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        parent = self.nodes[parent_inode]
+        node = await self._existing(parent, name)
+        if node.is_directory:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        self._drop(parent, name, node)
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        parent = self.nodes[parent_inode]
+        node = await self._existing(parent, name)
+        await self._check_empty(node)
+        self._drop(parent, name, node)
+
+    async def rename(
+        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int, ctx: Any
+    ) -> None:
+        source, target = self.nodes[parent_inode_old], self.nodes[parent_inode_new]
+        node = await self._existing(source, name_old)
+        replaced = await self._find(target, name_new)
+        if flags == pyfuse3.RENAME_EXCHANGE:
+            if replaced is None:
+                raise pyfuse3.FUSEError(errno.ENOENT)
+            self._put(source, name_old, replaced)
+            self._put(target, name_new, node)
+            return
+        if flags not in (0, pyfuse3.RENAME_NOREPLACE):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        if replaced is node:  # Two names of one file: POSIX says that nothing happens.
+            return
+        if replaced is not None:
+            if flags == pyfuse3.RENAME_NOREPLACE:
+                raise pyfuse3.FUSEError(errno.EEXIST)
+            if replaced.is_directory:
+                await self._check_empty(replaced)
+            self._drop(target, name_new, replaced)
+        self._white_out(source, name_old)
+        self._put(target, name_new, node)
+        node.touch(changed_only=True)
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        node = self.nodes[inode]
+        if node.target is None:
+            node.target = await self.lower.call(os.readlink, node.lower)
+        return node.target
+
+    # -- attributes
+
+    async def getattr(self, inode: int, ctx: Any = None) -> Any:
+        self.space.admit(inode)
+        return self.nodes[inode].entry()
+
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
+        node = self.nodes[inode]
+        if fields.update_size:
+            await self._truncate(node, attr.st_size)
+        if fields.update_mode:
+            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            node.uid = attr.st_uid
+        if fields.update_gid:
+            node.gid = attr.st_gid
+        node.ctime = time.time_ns()
+        if fields.update_atime:
+            node.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime = attr.st_mtime_ns
+        if fields.update_ctime:
+            node.ctime = attr.st_ctime_ns
+        node.changed = True
+        return node.entry()
+
+    async def statfs(self, ctx: Any) -> Any:
+        # The space that counts is the one that changes need: the upper's.
+        here, answer = os.statvfs(self.upper), pyfuse3.StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_files", "f_ffree", "f_favail"):
+            setattr(answer, field, getattr(here, field))
+        answer.f_bavail = max(0, here.f_bavail - self.space.reserve // here.f_frsize)
+        answer.f_namemax = 255
+        return answer
+
+    # -- content
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        node = self.nodes[inode]
+        if flags & os.O_TRUNC:
+            await self._truncate(node, 0)
+        return self._opened(node)
+
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        node = self.nodes[fh]
+        with self._reporting(node, off):
+            return await node.content.read(off, size)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        node = self.nodes[fh]
+        with self._reporting(node, off):
+            self.space.check(fh)
+            while True:
+                try:
+                    return await node.content.write(off, buf)
+                except OSError as error:
+                    await self.space.wait(error)
+
+    async def flush(self, fh: int) -> None:
+        pass  # Nothing is buffered here: each write has reached the upper before it was answered.
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        node = self.nodes[fh]
+        with self._reporting(node, None):
+            await node.content.sync()
+
+    async def release(self, fh: int) -> None:
+        node = self.nodes[fh]
+        node.opens -= 1
+        self._release_node(node)
+
+    # -- directories
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return inode
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        # The listing is taken at offset 0 and kept while the directory is open, so that offsets mean the same names
+        # from one call to the next whatever is created or removed in between.
+        if start_id == 0 or fh not in self.directories:
+            self.directories[fh] = await self._list(self.nodes[fh])
+        listing = self.directories[fh]
+        for position in range(start_id, len(listing)):
+            name, node = listing[position]
+            if node.nlink == 0:
+                continue
+            if not pyfuse3.readdir_reply(token, name, node.entry(), position + 1):
+                return
+            node.lookups += 1
+
+    async def releasedir(self, fh: int) -> None:
+        for _name, node in self.directories.pop(fh, ()):
+            self._release_node(node)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        pass  # Names live as long as the mount: there is nothing that could be made durable.
+
+    # -- helpers: nodes
+
+    def _enter(self, mode: int, uid: int, gid: int, lower: bytes | None = None, size: int = 0) -> Node:
+        node = Node(self.next_ino, mode, lower)
+        self.next_ino += 1
+        node.uid, node.gid = self.owner or (uid, gid)
+        if stat.S_ISREG(mode):
+            node.content = Content(self, node.ino, lower, size)
+        else:
+            node.length = size
+        self.nodes[node.ino] = node
+        return node
+
+    def _enter_lower(self, found: os.stat_result, path: bytes) -> Node:
+        node = self._enter(found.st_mode, found.st_uid, found.st_gid, path, found.st_size)
+        node.rdev = found.st_rdev
+        if not node.is_directory:
+            node.nlink = found.st_nlink
+        node.atime, node.mtime, node.ctime = found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
+        return node
+
+    async def _find(self, parent: Node, name: bytes) -> Node | None:
+        """The node of a name, from memory or from the lower; None when there is none."""
+        if name in parent.children:
+            return parent.children[name]
+        if parent.lower is None:
+            return None
+        path = os.path.join(parent.lower, name)
+        try:
+            found = await self.lower.call(os.lstat, path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise pyfuse3.FUSEError(self._complain(path, None, error)) from None
+        return self._adopt(parent, name, path, found)
+
+    def _adopt(self, parent: Node, name: bytes, path: bytes, found: os.stat_result) -> Node | None:
+        """Enter a name of the lower into the tree, unless it was entered or removed in the meantime."""
+        if name in parent.children:
+            return parent.children[name]
+        node = self.hard_links.get(found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 else None
+        if node is None:
+            node = self._enter_lower(found, path)
+            node.parent, node.name = parent, name
+            if node.nlink > 1:
+                self.hard_links[found.st_ino] = node
+                node.changed = True  # Has other names than this one: is never forgotten.
+        parent.children[name] = node
+        return node
+
+    async def _existing(self, parent: Node, name: bytes) -> Node:
+        node = await self._find(parent, name)
+        if node is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return node
+
+    def _make(
+        self, parent_inode: int, name: bytes, mode: int, ctx: Any, rdev: int = 0, target: bytes | None = None
+    ) -> Node:
+        parent = self.nodes[parent_inode]
+        if self.space.is_low():
+            raise pyfuse3.FUSEError(self._complain(name, None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
+        node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
+        node.rdev, node.target = rdev, target
+        node.lookups = 1
+        self._put(parent, name, node)
+        return node
+
+    def _put(self, parent: Node, name: bytes, node: Node) -> None:
+        parent.children[name] = node
+        node.parent, node.name, node.changed = parent, name, True
+        parent.touch()
+
+    def _white_out(self, parent: Node, name: bytes) -> None:
+        # A directory made here hides nothing: only names that the lower may have need the mark.
+        if parent.lower is None:
+            del parent.children[name]
+        else:
+            parent.children[name] = None
+        parent.touch()
+
+    def _drop(self, parent: Node, name: bytes, node: Node) -> None:
+        self._white_out(parent, name)
+        node.nlink = 0 if node.is_directory else node.nlink - 1
+        node.touch(changed_only=True)
+        self._release_node(node)
+
+    def _release_node(self, node: Node) -> None:
+        """Free what nobody refers to: a removed file with its data, or the memory of an unchanged one."""
+        if node.lookups > 0 or node.opens > 0 or node.ino not in self.nodes:
+            return
+        if node.nlink > 0:
+            if node.changed or node.children or (node.content and node.content.differs):
+                return
+            del node.parent.children[node.name]
+        del self.nodes[node.ino]
+        if node.content:
+            node.content.discard()
+        if node.nlink > 0:
+            self._release_node(node.parent)
+
+    # -- helpers: directories
+
+    async def _list(self, directory: Node) -> list[tuple[bytes, Node]]:
+        if directory.lower is not None:
+            for name, found in await self.lower.call(_scan, directory.lower):
+                if name not in directory.children:
+                    self._adopt(directory, name, os.path.join(directory.lower, name), found)
+        return [(name, node) for name, node in directory.children.items() if node is not None]
+
+    async def _check_empty(self, directory: Node) -> None:
+        if not directory.is_directory:
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        if await self._list(directory):
+            raise pyfuse3.FUSEError(errno.ENOTEMPTY)
+
+    # -- helpers: content
+
+    def _opened(self, node: Node) -> Any:
+        node.opens += 1
+        return pyfuse3.FileInfo(fh=node.ino, keep_cache=True)
+
+    async def _truncate(self, node: Node, size: int) -> None:
+        if node.content is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        with self._reporting(node, size):
+            node.content.truncate(size)
+        node.touch()
+
+    def _reporting(self, node: Node, offset: int | None) -> Reporting:
+        return Reporting(self, node, offset)
+
+    def _complain(self, path: bytes, offset: int | None, error: OSError) -> int:
+        """Log a failure once per file and reason; return the error number for the caller."""
+        number = error.errno if error.errno == errno.ENOSPC else errno.EIO
+        key = (hash(path), error.errno)
+        if key not in self.complaints and len(self.complaints) < 1000:
+            self.complaints.add(key)
+            log.error("%s at offset %s: %s", os.fsdecode(path) or "/", offset, error.strerror or error)
+        return number
+
+
+class Reporting:
+    """Turns an OSError of the upper or lower into the caller's error, logged once with file and offset."""
+
+    __slots__ = ("fs", "node", "offset")
+
+    def __init__(self, fs: CowFs, node: Node, offset: int | None) -> None:
+        self.fs, self.node, self.offset = fs, node, offset
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise pyfuse3.FUSEError(self.fs._complain(self.node.path(), self.offset, error)) from None
+
+
+def _scan(path: bytes) -> list[tuple[bytes, os.stat_result]]:
+    with os.scandir(path) as entries:
+        return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+
+
+class Node:
+    """One inode. ``lower`` is its path in the lower directory, None for what was made here."""
+
+    __slots__ = (
+        "ino", "mode", "uid", "gid", "nlink", "rdev", "atime", "mtime", "ctime", "length", "lower", "target",
+        "content", "children", "parent", "name", "lookups", "opens", "changed",
+    )  # fmt: skip
+
+    def __init__(self, ino: int, mode: int, lower: bytes | None = None) -> None:
+        self.ino, self.mode, self.lower = ino, mode, lower
+        self.uid = self.gid = self.rdev = self.length = 0  # length: of links and directories; a file's is its content's
+        self.nlink = 1  # of directories too, as file systems do that do not count subdirectories
+        self.atime = self.mtime = self.ctime = time.time_ns()
+        self.target: bytes | None = None
+        self.content: Any = None
+        # Names that are known: of nodes in use, of everything made here, and None for names that were removed.
+        self.children: dict[bytes, Node | None] = {} if self.is_directory else NO_CHILDREN
+        self.parent: Node = self
+        self.name = b""
+        self.lookups = self.opens = 0
+        self.changed = lower is None
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    def path(self) -> bytes:
+        """Path below the mount point, for messages."""
+        parts = []
+        node = self
+        while node.parent is not node:
+            parts.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(parts))
+
+    def touch(self, changed_only: bool = False) -> None:
+        self.ctime = time.time_ns()
+        if not changed_only:
+            self.mtime = self.ctime
+        self.changed = True
+
+    def entry(self) -> Any:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino, entry.st_mode, entry.st_nlink = self.ino, self.mode, self.nlink
+        entry.st_uid, entry.st_gid, entry.st_rdev = self.uid, self.gid, self.rdev
+        entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = self.atime, self.mtime, self.ctime
+        entry.st_size = self.content.size if self.content else self.length
+        entry.st_blocks = (entry.st_size + 511) >> 9
+        entry.st_blksize = BLOCK
+        entry.entry_timeout = entry.attr_timeout = KEEP
+        return entry
+
+
+NO_CHILDREN: dict[bytes, Any] = {}
+
+
+# ------------------------------------------------------------------------------------------------------- content
+
+
+class Content:
+    """The bytes of one regular file.
+
+    A block is taken from the upper file if its bit in ``copied`` is set, or if it lies wholly beyond ``limit``: the end
+    of what is still valid of the lower file. Truncation lowers ``limit`` for good, so that bytes of the lower never
+    come back when the file grows again: beyond it there are zeros, which is what a hole in the upper file reads as.
+    """
+
+    __slots__ = ("fs", "ino", "lower", "limit", "size", "copied", "differs", "last_window", "streak")
+
+    def __init__(self, fs: CowFs, ino: int, lower: bytes | None, size: int) -> None:
+        self.fs, self.ino, self.lower = fs, ino, lower
+        self.limit = self.size = size
+        self.copied: bytearray | None = None  # one bit per block of the lower file; None: no block yet
+        self.differs = False
+        self.last_window = -2
+        self.streak = 0
+
+    async def read(self, offset: int, size: int) -> Any:
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        if offset >= self.limit:
+            return self._upper_bytes(offset, end)
+        if self.copied is None and end <= self.limit:
+            return await self._lower_bytes(offset, end)
+        pieces = []
+        for start, stop, from_upper in list(self._runs(offset, end)):
+            # An awaited lower read may be overtaken by a write; the older bytes are then still a right answer.
+            pieces.append(self._upper_bytes(start, stop) if from_upper else await self._lower_bytes(start, stop))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        end = offset + len(data)
+        # A block written in part only needs the rest of its bytes first.
+        for edge in {offset // BLOCK, (end - 1) // BLOCK}:
+            covered = offset <= edge * BLOCK and min((edge + 1) * BLOCK, self.limit) <= end
+            if not covered and not self._is_copied(edge):
+                await self._copy_block(edge)
+        self._store(offset, data)
+        return len(data)
+
+    def truncate(self, size: int) -> None:
+        if size < self.size and self.differs:
+            os.ftruncate(self._file(), size)
+        self.limit = min(self.limit, size)
+        self.size = size
+        self.differs = True
+
+    async def sync(self) -> None:
+        if self.differs:
+            await trio.to_thread.run_sync(os.fsync, os.dup(self._file()))
+
+    def discard(self) -> None:
+        """Remove the upper data; the file has no name any more."""
+        self.fs.uppers.close(self.ino)
+        self.fs.lower.forget(self.ino)
+        if self.differs:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path())
+
+    # -- helpers
+
+    def _path(self) -> str:
+        return os.path.join(self.fs.upper, f"{self.ino:x}")
+
+    def _file(self) -> int:
+        return self.fs.uppers.get(self.ino, lambda: os.open(self._path(), os.O_RDWR | os.O_CREAT, 0o600))
+
+    def _is_copied(self, block: int) -> bool:
+        if block * BLOCK >= self.limit:
+            return True
+        return self.copied is not None and bool(self.copied[block >> 3] & 1 << (block & 7))
+
+    def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Split a range where upper and lower alternate: (start, stop, from upper)."""
+        start = offset
+        while start < end:
+            block = start // BLOCK
+            copied = self._is_copied(block)
+            while block * BLOCK < end and self._is_copied(block) == copied:
+                block += 1
+            stop = min(block * BLOCK, end)
+            yield start, stop, copied
+            start = stop
+
+    def _upper_bytes(self, start: int, stop: int) -> bytes:
+        data = os.pread(self._file(), stop - start, start) if self.differs else b""
+        return data if len(data) == stop - start else data + bytes(stop - start - len(data))
+
+    async def _lower_bytes(self, start: int, stop: int) -> Any:
+        """Bytes of the lower file; zeros beyond ``limit``, which lies in the last block if not at the end."""
+        last = min(stop, self.limit)
+        pieces = []
+        while start < last:
+            index = start // WINDOW
+            upto = min(last, (index + 1) * WINDOW)
+            self._notice(index)
+            pieces.append(await self.fs.lower.read(self, index, start - index * WINDOW, upto - index * WINDOW))
+            start = upto
+        if stop > last:
+            pieces.append(bytes(stop - last))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _notice(self, window: int) -> None:
+        """Have the windows to come fetched while a file is read in sequence."""
+        if window == self.last_window:
+            return
+        if 0 < window - self.last_window <= 2:
+            self.streak += 1
+        elif not -2 <= window - self.last_window < 0:  # Parallel scans step back a little: still a sequence.
+            self.streak = 0
+        self.last_window = window
+        if self.streak:
+            ahead = min(2 << self.streak, READ_AHEAD)
+            self.fs.lower.prefetch(self, window + 1, min(window + ahead, (self.limit - 1) // WINDOW))
+
+    async def _copy_block(self, block: int) -> None:
+        start = block * BLOCK
+        data = await self._lower_bytes(start, start + BLOCK)
+        if not self._is_copied(block):  # Another writer may have been quicker.
+            self._store_upper(start, data)
+            self._mark(start, start + BLOCK)
+
+    def _store(self, offset: int, data: bytes) -> None:
+        written = self._store_upper(offset, data)
+        self._mark(offset, offset + written)
+        self.size = max(self.size, offset + written)
+
+    def _store_upper(self, offset: int, data: bytes) -> int:
+        """Write to the upper file, all of it or ENOSPC: what a full disk kept is not marked, so it does not show."""
+        self.differs = True
+        view, done = memoryview(data), 0
+        while done < len(view):
+            done += os.pwrite(self._file(), view[done:], offset + done)
+        return done
+
+    def _mark(self, start: int, stop: int) -> None:
+        stop = min(stop, self.limit)
+        if start >= stop:
+            return
+        if self.copied is None:
+            self.copied = bytearray((self.limit + BLOCK * 8 - 1) // (BLOCK * 8))
+        for block in range(start // BLOCK, (stop + BLOCK - 1) // BLOCK):
+            self.copied[block >> 3] |= 1 << (block & 7)
+
+
+class Space:
+    """Room for changes in the upper directory's file system.
+
+    The kernel acknowledges writes before it sends them here (write-back). Nobody can be told of an error then, so
+    none may happen: a reserve is kept for what may be under way, which the kernel bounds at 1 % of all dirty memory
+    (``fuse_bdi_init`` in its fs/fuse/inode.c sets ``max_ratio``). Once free space has come down to the reserve, writers
+    get ENOSPC: before it accepts a write, the kernel asks for the attributes of a file if it has been told that those
+    it holds are outdated. Should something else take the reserve as well, writes wait until there is space.
+    """
+
+    def __init__(self, upper: str) -> None:
+        self.upper = upper
+        self.refused: set[int] = set()
+        self.waiting = self.ending = False
+        self.reserve = max(16 << 20, 2 * _dirty_limit() // 100)
+
+    def is_low(self) -> bool:
+        here = os.statvfs(self.upper)
+        return here.f_bavail * here.f_frsize < self.reserve
+
+    def check(self, ino: int) -> None:
+        """Called for each write that arrives: have the next ones to this file refused when space is low."""
+        if self.is_low():
+            if not self.refused:
+                log.error("no space left in %s but a reserve of %d bytes: writers get ENOSPC", self.upper, self.reserve)
+            self.refused.add(ino)
+            pyfuse3.invalidate_inode(ino, attr_only=True)
+
+    def admit(self, ino: int) -> None:
+        """Called when the kernel asks for attributes."""
+        if ino in self.refused:
+            if self.is_low():
+                raise pyfuse3.FUSEError(errno.ENOSPC)
+            log.info("there is space again in %s", self.upper)
+            self.refused.clear()
+
+    async def wait(self, error: OSError) -> None:
+        """Wait for space after a failed write, or raise its error if it is another or the end has come."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or self.ending:
+            raise error
+        if not self.waiting:
+            log.error("the reserve in %s is used up too: acknowledged writes wait for space", self.upper)
+        self.waiting = True
+        await trio.sleep(1)  # Free space sends no event.
+
+
+def _dirty_limit() -> int:
+    """Bytes of dirty memory that the kernel allows (its Documentation/admin-guide/sysctl/vm.rst)."""
+    values = {}
+    for name in ("dirty_bytes", "dirty_ratio"):
+        with open(f"/proc/sys/vm/{name}") as file:
+            values[name] = int(file.read())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return values["dirty_bytes"] or memory * values["dirty_ratio"] // 100
+
+
+class FileTable:
+    """Open file descriptors by key; the least recently used is closed beyond ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.files: collections.OrderedDict[Any, int] = collections.OrderedDict()
+
+    def get(self, key: Any, opener: Callable[[], int]) -> int:
+        if key in self.files:
+            self.files.move_to_end(key)
+            return self.files[key]
+        if len(self.files) >= self.limit:
+            os.close(self.files.popitem(last=False)[1])
+        self.files[key] = opener()
+        return self.files[key]
+
+    def close(self, key: Any) -> None:
+        if key in self.files:
+            os.close(self.files.pop(key))
+
+
+# --------------------------------------------------------------------------------------------------------- lower
+
+
+class Window:
+    """A fetched window in memory. ``served`` has a bit for each block that the kernel has had."""
+
+    __slots__ = ("data", "served")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.served = 0
+
+    def cut(self, start: int, stop: int) -> memoryview:
+        first, last = start // BLOCK, (stop + BLOCK - 1) // BLOCK
+        self.served |= ((1 << (last - first)) - 1) << first
+        return memoryview(self.data)[start:stop]
+
+    @property
+    def used_up(self) -> bool:
+        return self.served == (1 << ((len(self.data) + BLOCK - 1) // BLOCK)) - 1
+
+
+class Reader:
+    """One lower mount: serves one request at a time, because Borg would decode a chunk again for each of several."""
+
+    def __init__(self, mount: str) -> None:
+        self.mount = mount
+        self.files = FileTable(OPEN_FILES)
+        self.demands: collections.deque[Any] = collections.deque()
+        self.plans: collections.deque[Any] = collections.deque()
+        self.wake = trio.Event()
+        self.busy = self.dead = False
+
+    @property
+    def load(self) -> int:
+        return len(self.demands) + self.busy
+
+    def fetch(self, path: bytes, index: int) -> bytes:
+        """Runs in a worker thread, one at a time."""
+
+        def opened() -> int:
+            # Direct: what is fetched is kept here, so a second copy in the page cache of the lower mount is waste.
+            return os.open(
+                os.path.join(os.fsencode(self.mount), path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECT
+            )
+
+        return os.pread(self.files.get(path, opened), WINDOW, index * WINDOW)
+
+
+class Lower:
+    """The lower directory, seen through one or several identical mounts."""
+
+    def __init__(self, mounts: list[str], cache: Cache) -> None:
+        self.readers = [Reader(mount) for mount in mounts]
+        self.cache = cache
+        self.run = READ_AHEAD // len(mounts)
+        self.hot: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
+        self.awaited: dict[tuple[int, int], Fetch] = {}
+
+    async def call(self, function: Callable[[bytes], Any], path: bytes) -> Any:
+        """A system call on a path of the lower, in a worker thread; the first mount that lives answers."""
+        for reader in self.alive():
+            try:
+                return await trio.to_thread.run_sync(function, os.path.join(os.fsencode(reader.mount), path))
+            except OSError as error:
+                if error.errno not in DEAD:
+                    raise
+                reader.dead = True
+        raise OSError(errno.EIO, "no lower mount is left")
+
+    def alive(self) -> list[Reader]:
+        return [reader for reader in self.readers if not reader.dead]
+
+    async def read(self, content: Content, index: int, start: int, stop: int) -> Any:
+        key = (content.ino, index)
+        window = self.hot.get(key)
+        if window is None:
+            cached = self.cache.read(key, start, stop)
+            if cached is not None:
+                return cached
+            fetch = self.awaited.get(key) or self._queue(content, index)
+            window = await fetch.result()
+        else:
+            self.hot.move_to_end(key)
+        piece = window.cut(start, stop)
+        if len(piece) != stop - start:
+            raise OSError(errno.EIO, "the archive's file is shorter than its recorded size")
+        return piece
+
+    def prefetch(self, content: Content, first: int, last: int) -> None:
+        for index in range(first, last + 1):
+            key = (content.ino, index)
+            if key not in self.hot and key not in self.awaited and key not in self.cache:
+                self._queue(content, index, demand=False)
+
+    def forget(self, ino: int) -> None:
+        """A file is gone: its windows in memory are of no use (those on disk age out)."""
+        for key in [key for key in self.hot if key[0] == ino]:
+            del self.hot[key]
+
+    def _queue(self, content: Content, index: int, demand: bool = True) -> Fetch:
+        fetch = Fetch(content, index)
+        self.awaited[fetch.key] = fetch
+        self._assign(fetch, demand)
+        return fetch
+
+    def _assign(self, fetch: Fetch, demand: bool) -> None:
+        alive = self.alive() or self.readers  # When none lives, the dead one's error is the answer.
+        fetch.reader = alive[fetch.index // self.run % len(alive)]
+        if demand:
+            fetch.reader = min(alive, key=lambda one: (one.load, one is not fetch.reader))
+        (fetch.reader.demands if demand else fetch.reader.plans).append(fetch)
+        fetch.reader.wake.set()
+
+    async def serve(self, reader: Reader) -> None:
+        """The loop of one reader: what somebody waits for first, then what is planned."""
+        while True:
+            while not (reader.demands or reader.plans):
+                reader.wake = trio.Event()
+                await reader.wake.wait()
+            fetch = reader.demands.popleft() if reader.demands else reader.plans.popleft()
+            reader.busy = True
+            try:
+                fetch.window = Window(await trio.to_thread.run_sync(reader.fetch, fetch.content.lower, fetch.index))
+                self._keep(fetch.key, fetch.window)
+            except OSError as error:
+                reader.dead = reader.dead or error.errno in DEAD
+                if reader.dead and self.alive():
+                    self._assign(fetch, demand=True)
+                    continue
+                fetch.error = error
+            finally:
+                reader.busy = False
+            del self.awaited[fetch.key]
+            fetch.done.set()
+
+    def _keep(self, key: tuple[int, int], window: Window) -> None:
+        self.hot[key] = window
+        while len(self.hot) > HOT_WINDOWS:
+            old_key, old = self.hot.popitem(last=False)
+            # What the kernel has had wholly is in its page cache: a scan does not push everything else out of ours.
+            if not old.used_up:
+                self.cache.write(old_key, old.data)
+
+
+class Fetch:
+    """A window on its way."""
+
+    __slots__ = ("content", "index", "key", "done", "window", "error", "reader")
+
+    def __init__(self, content: Content, index: int) -> None:
+        self.content, self.index = content, index
+        self.key = (content.ino, index)
+        self.done = trio.Event()
+        self.window: Any = None
+        self.error: OSError | None = None
+        self.reader: Any = None
+
+    async def result(self) -> Window:
+        if self in self.reader.plans:  # Only planned so far: now somebody waits.
+            self.reader.plans.remove(self)
+            self.reader.demands.append(self)
+        await self.done.wait()
+        if self.error:
+            raise OSError(self.error.errno, self.error.strerror)
+        return self.window
+
+
+class Cache:
+    """Windows on disk, in one file without a name (it is gone when the program is), least recently used out first."""
+
+    def __init__(self, directory: str, size: int) -> None:
+        self.slots = size // WINDOW
+        self.file = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) if self.slots else -1
+        self.used: collections.OrderedDict[tuple[int, int], int] = collections.OrderedDict()
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self.used
+
+    def read(self, key: tuple[int, int], start: int, stop: int) -> bytes | None:
+        slot = self.used.get(key)
+        if slot is None:
+            return None
+        self.used.move_to_end(key)
+        return os.pread(self.file, stop - start, slot * WINDOW + start)
+
+    def write(self, key: tuple[int, int], data: bytes) -> None:
+        if not self.slots:
+            return
+        slot = self.used.popitem(last=False)[1] if len(self.used) >= self.slots else len(self.used)
+        try:
+            os.pwrite(self.file, data, slot * WINDOW)
+        except OSError as error:  # A full disk: the cache is a convenience, changes need the space more.
+            log.warning("cache given up: %s", error.strerror)
+            os.ftruncate(self.file, 0)
+            self.used.clear()
+            self.slots = 0
+            return
+        self.used[key] = slot
+
+
+# ------------------------------------------------------------------------------------------------------- program
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s cowfs %(levelname)s %(message)s", stream=sys.stderr)
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("cowfs")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    lower = Lower(options.lower, Cache(options.upper, options.cache_size))
+    filesystem = CowFs(lower, options.upper, options.owner)
+    mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs"}
+    if options.allow_other:
+        mount_options.add("allow_other")
+    pyfuse3.init(filesystem, options.mountpoint, mount_options)
+    log.info("%s on %s, changes in %s", ", ".join(options.lower), options.mountpoint, options.upper)
+    try:
+        trio.run(serve, filesystem)
+    finally:
+        pyfuse3.close(unmount=True)
+    log.info("unmounted")
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="cowfs", description="Present a read-only directory read-write.")
+    add = parser.add_argument
+    add("--lower", action="append", required=True, help="read-only directory; again for identical mounts of it")
+    add("--upper", required=True, help="existing directory for changed blocks")
+    add("--cache-size", type=int, default=1 << 30, help="bytes of fetched windows kept on disk")
+    add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
+    add("--allow-other", action="store_true", help="let other users than this one in")
+    add("mountpoint")
+    return parser.parse_args(arguments)
+
+
+async def serve(filesystem: CowFs) -> None:
+    """Run until unmounted or asked to end."""
+    async with trio.open_nursery() as nursery:
+        for reader in filesystem.lower.readers:
+            nursery.start_soon(filesystem.lower.serve, reader)
+        nursery.start_soon(end_on_signal, filesystem.space)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def end_on_signal(space: Space) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: ending", signal.Signals(number).name)
+            space.ending = True
+            pyfuse3.terminate()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
