@@ -115,6 +115,11 @@ accounts:
   elements: str
   returned: success
   sample: [root, daemon, postgres]
+cpus:
+  description: How many CPUs may be used.
+  type: int
+  returned: success
+  sample: 2
 session_root:
   description: The directory that will hold the sessions.
   type: str
@@ -127,11 +132,11 @@ elapsed:
   sample: 0.05
 """
 
+import os
 import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
-
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import DRIVERS, Host, examine
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import default_root
@@ -156,7 +161,8 @@ def _result(module: AnsibleModule, *, session_root: str | None, driver: str, min
     for warning in report.warnings:
         module.warn(warning)
     accounts = [entry.pw_name for entry in pwd.getpwall()]
-    found = {"user": host.user, "accounts": accounts, "session_root": root}
+    cpus = len(os.sched_getaffinity(0))
+    found = {"user": host.user, "accounts": accounts, "cpus": cpus, "session_root": root}
     return {"changed": False, **report.as_result(), **found}
 
 
