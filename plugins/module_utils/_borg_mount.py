@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     is_responding,
+    make_mount_point,
     mount_at,
     mounts_below,
     unmount,
@@ -99,7 +100,7 @@ class ArchiveMount:
             unmount(mountpoint)  # what a borg that was killed left behind
         with _log_directory(session, self.log_directory) as logs, ExitStack() as undo:
             for mountpoint in missing:
-                _make_directory(mountpoint, undo)
+                make_mount_point(mountpoint, undo)
             self._await([self._start(mountpoint, logs, session, undo) for mountpoint in missing])
             undo.pop_all()
         return missing
@@ -273,23 +274,6 @@ def _owner_ids(owner: str | None) -> tuple[int, int] | None:
     if os.geteuid() not in (0, entry.pw_uid):
         raise BorgError(f"owner is {owner}, whose files only root and {owner} could read. Leave it out, or use become.")
     return entry.pw_uid, entry.pw_gid
-
-
-def _make_directory(path: str, undo: ExitStack) -> None:
-    """Make path and what is missing of the way to it; refuse one that is in use, whose content a mount would hide."""
-    if not os.path.isdir(path):
-        parent = os.path.dirname(path)
-        if not os.path.lexists(parent):
-            _make_directory(parent, undo)
-        os.mkdir(path, 0o700)
-        undo.callback(_remove_directory, path)
-    elif os.listdir(path):
-        raise BorgError(f"{path} is not empty. Choose an empty directory, or one that does not exist yet.")
-
-
-def _remove_directory(path: str) -> None:
-    with suppress(OSError):
-        os.rmdir(path)
 
 
 @contextmanager

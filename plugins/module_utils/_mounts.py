@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
 
 __all__ = [
     "Mount",
     "MountError",
     "is_responding",
+    "make_mount_point",
     "mount_at",
     "mounts",
     "mounts_below",
@@ -182,6 +185,26 @@ def unmount(mountpoint: str, *, timeout: float = 10.0) -> None:
         "End what uses it (fuser -vm shows it) and try again.",
         mountpoint=mount.mountpoint,
     )
+
+
+def make_mount_point(path: str, undo: ExitStack) -> None:
+    """Make the directory path and what is missing of the way to it, 0700; undo removes what was made.
+
+    Raises MountError for one that is in use: a mount would hide its content.
+    """
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if not os.path.lexists(parent):
+            make_mount_point(parent, undo)
+        os.mkdir(path, 0o700)
+        undo.callback(_remove_directory, path)
+    elif os.listdir(path):
+        raise MountError(f"{path} is not empty. Choose an empty directory, or one that does not exist yet.")
+
+
+def _remove_directory(path: str) -> None:
+    with suppress(OSError):
+        os.rmdir(path)
 
 
 def _unmount_command(mount: Mount, *, lazy: bool) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, find_program, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts
 
-__all__ = ["DRIVERS", "FUSE_LIBRARIES", "Host", "Problem", "Report", "examine", "mounting_problems"]
+__all__ = ["DRIVERS", "FUSE_LIBRARIES", "Host", "Problem", "Report", "choose_driver", "examine", "mounting_problems"]
 
 DRIVERS = ("auto", "block", "overlayfs")
 FUSE_LIBRARIES = ("pyfuse3", "llfuse")
@@ -102,7 +102,7 @@ class Host:
 def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) -> Report:
     """Everything that is wrong with `host` for sessions below `session_root` with at least `minimum_free` bytes."""
     problems = mounting_problems(host)
-    resolved, driver_problem, warnings = _choose_driver(host, driver)
+    resolved, driver_problem, warnings = choose_driver(host, driver)
     if driver_problem is not None:
         problems.append(driver_problem)
     place = _place_problem(session_root, minimum_free=minimum_free, is_root=host.is_root, user=host.user)
@@ -153,7 +153,7 @@ def _fuse_problems(host: Host) -> list[Problem]:
     return problems
 
 
-def _choose_driver(host: Host, driver: str) -> tuple[str | None, Problem | None, tuple[str, ...]]:
+def choose_driver(host: Host, driver: str) -> tuple[str | None, Problem | None, tuple[str, ...]]:
     """The driver to use, or what is missing for it, and warnings."""
     if driver != "overlayfs" and host.python is not None:
         return "block", None, ()
