@@ -1,0 +1,196 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The entry point: start, stop and list sessions."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
+from ._playbook import Inventory, inventory_sources, run_playbook
+from ._progress import ProgressCallback, Reporter
+from ._session import Session
+
+if TYPE_CHECKING:
+    import os
+    import threading
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["InstantRecovery"]
+
+logger = logging.getLogger("instant_recovery")
+
+
+class InstantRecovery:
+    """Sessions on the hosts of one inventory. Holds no state: use it from as many threads as you like.
+
+    `inventory` is what ansible-playbook's -i takes, several of them, or a mapping; None is Ansible's configured one,
+    and enough for sessions on this host. `session_root` is where the hosts keep sessions, if not at the default place.
+    `variables` are given to every playbook: ansible_become_password and the like. They are never written to a disk.
+    `collections_path` is the directory above another `ansible_collections` than the one installed with this package.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory = None,
+        *,
+        session_root: str | None = None,
+        variables: Mapping[str, object] | None = None,
+        collections_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._inventory = inventory_sources(inventory)
+        self._variables = {**(variables or {}), **_given(session_root=session_root)}
+        self._collection = _find_collection(collections_path)
+
+    def start(
+        self,
+        archive: str,
+        *,
+        repository: str | None = None,
+        deployment_location: Literal["local", "remote"] | None = None,
+        source_host: str | None = None,
+        engine: str | None = None,
+        data_directory: str | None = None,
+        port: int | None = None,
+        driver: Literal["auto", "block", "overlayfs"] | None = None,
+        read_only: bool | None = None,
+        ttl: str | int | None = None,
+        idle_timeout: str | int | None = None,
+        borg_passphrase: str | None = None,
+        borg_passcommand: str | None = None,
+        borg_passphrase_file: str | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: threading.Event | None = None,
+        timeout: float = 3600.0,
+    ) -> Session:
+        """Start a session from an archive; returns when its server accepts connections.
+
+        The arguments up to `borg_passphrase_file` are the start playbook's variables, see the README; None leaves the
+        playbook's default. Secrets default to BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment.
+        `progress` is called at each step, in this thread. Setting `cancel` from another thread, `timeout` (seconds),
+        Ctrl-C, and an exception out of `progress` all cut the start off; what it had done is then undone before the
+        exception comes out of here. Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
+        """
+        session_id = _new_id()
+        variables = _given(
+            archive=archive,
+            repository=repository,
+            deployment_location=deployment_location,
+            source_host=source_host,
+            engine=engine,
+            data_directory=data_directory,
+            port=port,
+            driver=driver,
+            read_only=read_only,
+            ttl=ttl,
+            idle_timeout=idle_timeout,
+            borg_passphrase=borg_passphrase,
+            borg_passcommand=borg_passcommand,
+            borg_passphrase_file=borg_passphrase_file,
+            session_id=session_id,
+        )
+        reporter = Reporter(progress)
+        try:
+            stats = self._run("instant_recovery_start", variables, timeout, cancel=cancel, on_event=reporter.take)
+            session = self._session(stats["instant_recovery_session"])
+            reporter.ready()
+        except TaskError:
+            # The play has undone its work itself.
+            raise
+        except BaseException:
+            self._abandon(session_id)
+            raise
+        logger.info("session %s is ready on %s", session.id, session.host)
+        return session
+
+    def stop(self, session: Session | str, *, timeout: float = 600.0) -> Session:
+        """Stop a session (or its id), wherever among the inventory's hosts it runs; returns its final state.
+
+        Stopping a stopped one is fine. Raises SessionNotFoundError, and PlaybookError when something of it remains.
+        """
+        session_id = session.id if isinstance(session, Session) else session
+        try:
+            stopped = self._stop(session_id, timeout)
+        except PlaybookError as error:
+            if error.stats.get("instant_recovery_stopped") == []:
+                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            raise
+        logger.info("session %s is stopped", session_id)
+        return stopped[0]
+
+    def stop_all(self, *, timeout: float = 600.0) -> tuple[Session, ...]:
+        """Stop every session of the inventory's hosts; returns their final states. Raises PlaybookError."""
+        return self._stop("all", timeout)
+
+    def list(self, *, timeout: float = 300.0) -> tuple[Session, ...]:
+        """Every session of the inventory's hosts, its status held against what is really there.
+
+        Raises PlaybookError when a host does not answer; its `stats["instant_recovery_sessions"]` has the others'.
+        """
+        stats = self._run("instant_recovery_list", {}, timeout)
+        return self._sessions(stats["instant_recovery_sessions"])
+
+    def _stop(self, session_id: str, timeout: float) -> tuple[Session, ...]:
+        stats = self._run("instant_recovery_stop", {"session_id": session_id}, timeout)
+        return self._sessions(stats["instant_recovery_stopped"])
+
+    def _abandon(self, session_id: str) -> None:
+        """Stop what a start that was cut off may have left. Logs what goes wrong: the reason of the cut comes first."""
+        logger.info("the start was cut off, stopping session %s", session_id)
+        try:
+            self.stop(session_id)
+        except SessionNotFoundError:
+            # It had not come as far as to make one.
+            pass
+        except BaseException as error:
+            logger.error(
+                "session %s may still be there: stop it with the playbook instant_recovery_stop (%s)", session_id, error
+            )
+            if not isinstance(error, Exception):
+                raise
+
+    def _run(self, playbook: str, variables: Mapping[str, object], timeout: float, **options: Any) -> dict[str, Any]:
+        return run_playbook(
+            playbook,
+            collection=self._collection,
+            inventory=self._inventory,
+            variables={**self._variables, **variables},
+            timeout=timeout,
+            **options,
+        )
+
+    def _session(self, record: Mapping[str, Any]) -> Session:
+        return Session.from_record(record, stop=self.stop)
+
+    def _sessions(self, records: Iterable[Mapping[str, Any]]) -> tuple[Session, ...]:
+        return tuple(self._session(record) for record in records)
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _new_id() -> str:
+    """An id of the form that the collection gives: known before the start, so that a start cut off can be stopped."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _find_collection(collections_path: str | os.PathLike[str] | None) -> Path:
+    """The collection's directory: below `collections_path`, or installed beside this package, or the checkout's."""
+    package = Path(__file__).resolve().parent
+    name = Path("ansible_collections", "phpborg", "instant_recovery")
+    if collections_path is not None:
+        candidates = [Path(collections_path).resolve() / name]
+    else:
+        candidates = [package.parent / name, package.parent.parent]
+    for candidate in candidates:
+        if (candidate / "playbooks").is_dir():
+            return candidate
+    raise UsageError(
+        f"the collection phpborg.instant_recovery is not in {candidates[0]}: reinstall this package,"
+        " or name the directory above ansible_collections as collections_path"
+    )

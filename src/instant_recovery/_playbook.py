@@ -1,0 +1,345 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One run of one playbook through ansible-runner: events in the caller's thread, and nothing left behind.
+
+ansible-runner runs in a thread of its own and passes events through a queue. So callbacks, time-out and Ctrl-C all
+happen in the caller's thread, as ordinary exceptions, and end the run in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import shlex
+import shutil
+import sysconfig
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_runner.interface import init_runner
+
+from ._errors import CancelledError, Failure, PlaybookError, RunTimeoutError, TaskError, UnreachableError, UsageError
+
+__all__ = ["Event", "Inventory", "Sources", "inventory_sources", "run_playbook"]
+
+Event = Mapping[str, Any]
+Inventory = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | None
+Sources = list[str] | dict[str, Any] | None
+
+COLLECTION = "phpborg.instant_recovery"
+# Ansible would take them from the caller's environment; they go with the variables instead (see `_secrets`), because
+# ansible-runner stores the environment of a run in a file.
+SECRET_VARIABLES = {"BORG_PASSPHRASE": "borg_passphrase", "BORG_PASSCOMMAND": "borg_passcommand"}
+# Seconds; how soon ansible-runner looks at the cancel callback, and how long the module in flight may take to end.
+CANCEL_LATENCY = 0.2
+WORKER_TIMEOUT = 30.0
+
+logger = logging.getLogger("instant_recovery")
+
+
+def run_playbook(
+    playbook: str,
+    *,
+    collection: Path,
+    inventory: Sources,
+    variables: Mapping[str, object],
+    timeout: float,
+    cancel: threading.Event | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> dict[str, Any]:
+    """Run a playbook of the collection in the directory `collection`; returns what it left by set_stats.
+
+    `timeout` is in seconds; `on_event` gets ansible-runner's events, in the caller's thread. Raises PlaybookError,
+    RunTimeoutError, CancelledError, whatever `on_event` raises, and KeyboardInterrupt. In each of these cases Ansible
+    is gone when it raises: killed, and the module in flight awaited, so that a stop run finds a host at rest.
+    """
+    with (
+        _private_directory() as directory,
+        _handed_over(directory / "variables", {**_secrets(variables), **variables}) as variables_file,
+    ):
+        run = _Run(_settings(directory, playbook, collection, inventory, variables_file), cancel=cancel)
+        outcome = _Outcome()
+        deadline = time.monotonic() + timeout
+        try:
+            for event in run.events(deadline):
+                outcome.take(event)
+                if on_event is not None:
+                    on_event(event)
+        except queue.Empty:
+            raise RunTimeoutError(f"{playbook} did not end within {timeout:g} s") from None
+        finally:
+            run.end(directory)
+    if run.status == "canceled":
+        raise CancelledError(f"{playbook} was cancelled")
+    return outcome.result(run.status)
+
+
+def inventory_sources(inventory: Inventory) -> Sources:
+    """The inventory as ansible-runner takes it: absolute paths, lists of hosts, a mapping. Raises UsageError."""
+    if inventory is None:
+        return None
+    if isinstance(inventory, Mapping):
+        return dict(inventory)
+    if isinstance(inventory, str | os.PathLike):
+        return [_source(os.fspath(inventory))]
+    return [_source(os.fspath(source)) for source in inventory]
+
+
+def _source(name: str) -> str:
+    if os.path.exists(name):
+        return os.path.abspath(name)
+    if "," in name:
+        return name
+    raise UsageError(f"there is no inventory {name!r}: give a file, a directory, hosts with a comma, or a mapping")
+
+
+class _Run:
+    """ansible-runner in a thread."""
+
+    def __init__(self, settings: dict[str, Any], *, cancel: threading.Event | None) -> None:
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._abort = threading.Event()
+        self._error: Exception | None = None
+        # A cancel_callback also keeps ansible-runner from installing signal handlers of its own.
+        self._runner = init_runner(
+            **settings,
+            event_handler=self._take,
+            status_handler=_forget_command,
+            cancel_callback=lambda: self._abort.is_set() or (cancel is not None and cancel.is_set()),
+        )
+        _adjust(self._runner.config)
+        self._thread = threading.Thread(target=self._main, name="instant_recovery", daemon=True)
+
+    @property
+    def status(self) -> str:
+        """ansible-runner's word for how it went: successful, failed, canceled…"""
+        return str(self._runner.status)
+
+    def events(self, deadline: float) -> Iterator[Event]:
+        """Start; the events as they come, until it ends. Raises queue.Empty at the deadline (of time.monotonic)."""
+        self._thread.start()
+        while (event := self._queue.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+            yield event
+        if self._error is not None:
+            raise self._error
+
+    def end(self, directory: Path) -> None:
+        """Kill the run if it still runs, and return when nothing of it is left."""
+        self._abort.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self.status != "successful":
+            _await_workers(directory)
+
+    def _main(self) -> None:
+        try:
+            self._runner.run()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._queue.put(None)
+
+    def _take(self, event: Event) -> bool:
+        self._queue.put(event)
+        # False: ansible-runner need not keep the event in a file.
+        return False
+
+
+class _Outcome:
+    """What the events of a run come to."""
+
+    def __init__(self) -> None:
+        self._stats: dict[str, Any] = {}
+        self._failures: dict[str, Failure] = {}
+        self._unreachable = False
+        self._output: deque[str] = deque(maxlen=20)
+
+    def take(self, event: Event) -> None:
+        """Remember what matters of one event."""
+        data = event.get("event_data", {})
+        text = str(event.get("stdout", ""))
+        match event.get("event"):
+            case "playbook_on_stats":
+                self._stats = data.get("artifact_data", {})
+            case "runner_on_failed" if not data.get("ignore_errors"):
+                self._failed(data)
+            case "runner_on_unreachable":
+                self._unreachable = True
+                self._failed(data)
+            case "warning" | "system_warning":
+                logger.warning("%s", " ".join(text.split()))
+            case "error" | "verbose" if text.strip():
+                # Ansible's own last words, for when it gives up before any task.
+                self._output.append(text.strip())
+            case _:
+                logger.debug("%s", text)
+
+    def result(self, status: str) -> dict[str, Any]:
+        """What was left by set_stats. Raises PlaybookError when the run failed."""
+        if status == "successful":
+            return self._stats
+        if not self._failures:
+            raise PlaybookError("\n".join(self._output) or "ansible-playbook failed without a word", stats=self._stats)
+        kind = UnreachableError if self._unreachable else TaskError
+        raise kind("", failures=list(self._failures.values()), stats=self._stats)
+
+    def _failed(self, data: Mapping[str, Any]) -> None:
+        """The first failure of a host is the cause; the last has the final message, composed by the play's rescue."""
+        host, result = str(data.get("host", "")), data.get("res", {})
+        cause = self._failures.get(host)
+        self._failures[host] = Failure(
+            host=host,
+            task=cause.task if cause else str(data.get("task", "")),
+            message=str(result.get("msg") or result.get("censored") or "failed without a message"),
+            details=cause.details if cause else _details(result),
+        )
+
+
+def _details(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed module's own results, without Ansible's additions."""
+    additions = {"changed", "censored", "deprecations", "exception", "failed", "invocation", "msg", "unreachable"}
+    additions |= {"stderr_lines", "stdout_lines", "warnings"}
+    return {
+        key: value for key, value in result.items() if key not in additions and not key.startswith(("_", "ansible_"))
+    }
+
+
+@contextlib.contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A fresh directory, 0700, in memory where there is a /dev/shm; gone at the end."""
+    memory = Path("/dev/shm")
+    parent = memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="instant-recovery-", dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            logger.warning("%s could not be removed; it holds no secrets", directory)
+
+
+@contextlib.contextmanager
+def _handed_over(path: Path, variables: Mapping[str, object]) -> Iterator[Path]:
+    """A named pipe at `path` that gives Ansible the variables once, so that they are in no file and in no argv."""
+    os.mkfifo(path, 0o600)
+    content = json.dumps(_literal(variables)).encode()
+
+    def write() -> None:
+        # Waits until it is opened for reading. Ansible may be killed while it reads.
+        with contextlib.suppress(BrokenPipeError), path.open("wb") as pipe:
+            pipe.write(content)
+
+    thread = threading.Thread(target=write, name="instant_recovery-variables", daemon=True)
+    thread.start()
+    try:
+        yield path
+    finally:
+        # Ansible may never have come to read it: a reader who leaves at once lets the writer go, also late.
+        while thread.is_alive():
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            thread.join(0.05)
+
+
+def _literal(value: object) -> object:
+    """The value for JSON, with each string marked as one that Ansible must not take for a template."""
+    if isinstance(value, str | os.PathLike):
+        return {"__ansible_unsafe": os.fspath(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _literal(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_literal(item) for item in value]
+    return value
+
+
+def _secrets(variables: Mapping[str, object]) -> dict[str, str]:
+    """The secrets of the caller's environment as variables, unless the caller named another source."""
+    if any(name.startswith("borg_pass") for name in variables):
+        return {}
+    return {variable: os.environ[name] for name, variable in SECRET_VARIABLES.items() if name in os.environ}
+
+
+def _settings(
+    directory: Path, playbook: str, collection: Path, inventory: Sources, variables_file: Path
+) -> dict[str, Any]:
+    """The arguments of ansible_runner.init_runner; lays out `directory` for them."""
+    # Ansible searches beside the playbook first, whatever collection paths are configured. So the collection that
+    # belongs to this package is found, as a checkout too, and the user's configuration is left as it is.
+    namespace = directory / "collections" / "ansible_collections" / "phpborg"
+    namespace.mkdir(parents=True)
+    (namespace / "instant_recovery").symlink_to(collection)
+    entry = directory / "playbook.yml"
+    entry.write_text(json.dumps([{"import_playbook": f"{COLLECTION}.{playbook}"}]))
+    return {
+        "private_data_dir": str(directory),
+        # The user's ansible.cfg counts, as for an ansible-playbook typed here.
+        "project_dir": os.getcwd(),
+        "playbook": str(entry),
+        "inventory": inventory,
+        "cmdline": shlex.join(["-e", f"@{variables_file}"]),
+        "envvars": _environment(directory, inventory),
+        "settings": {"pexpect_timeout": CANCEL_LATENCY, "suppress_output_file": True},
+        # Ansible's own fact cache is the one that is configured.
+        "fact_cache_type": "",
+        "quiet": True,
+    }
+
+
+def _environment(directory: Path, inventory: Sources) -> dict[str, str]:
+    variables = {
+        # What Ansible leaves behind when it is killed goes with the directory.
+        "ANSIBLE_LOCAL_TEMP": str(directory / "tmp"),
+        "ANSIBLE_NOCOLOR": "1",
+        # Ansible insists on UTF-8; services and cron jobs often have none.
+        "LC_ALL": "C.UTF-8",
+    }
+    if inventory is None:
+        variables |= {"ANSIBLE_LOCALHOST_WARNING": "False", "ANSIBLE_INVENTORY_UNPARSED_WARNING": "False"}
+    return variables
+
+
+def _adjust(config: Any) -> None:
+    """Mend what ansible-runner has no arguments for, in a RunnerConfig that is ready to run."""
+    for name in SECRET_VARIABLES:
+        config.env.pop(name, None)
+    # ansible-runner would switch it off where the user has not said anything.
+    if "ANSIBLE_HOST_KEY_CHECKING" not in os.environ:
+        config.env.pop("ANSIBLE_HOST_KEY_CHECKING", None)
+    # The one installed with this package, even when its virtual environment is not on the PATH.
+    program = Path(sysconfig.get_path("scripts"), "ansible-playbook")
+    if program.exists():
+        config.command[0] = str(program)
+
+
+def _forget_command(status: Mapping[str, Any], *, runner_config: Any) -> None:
+    """Remove the file that has the caller's whole environment, as soon as ansible-runner has written it."""
+    if status["status"] == "running":
+        Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
+
+
+def _await_workers(directory: Path) -> None:
+    """Wait until the module in flight has ended, after Ansible was killed.
+
+    ansible-core 2.19 gives each worker a session of its own: ansible-runner's SIGKILL of the process group misses it.
+    Workers are known by their command line, a copy of their parent's, which names `directory`.
+    """
+    deadline = time.monotonic() + WORKER_TIMEOUT
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(directory) not in entry.read_bytes():
+                continue
+            descriptor = os.pidfd_open(int(entry.parent.name))
+            try:
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            finally:
+                os.close(descriptor)

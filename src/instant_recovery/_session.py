@@ -1,0 +1,132 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One session, as the host's record describes it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+from ._errors import ConnectError, InstantRecoveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from psycopg2.extensions import connection
+
+__all__ = ["Archive", "Session", "Status"]
+
+Status = Literal["starting", "active", "stopping", "stopped", "failed", "orphaned"]
+
+logger = logging.getLogger("instant_recovery")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """Where a session's data come from."""
+
+    repository: str
+    name: str
+    id: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A session at the time it was started, stopped or listed. A context manager that stops it at the end.
+
+    The fields are the keys of the record that the playbooks leave (times in ISO 8601, sizes in bytes, `timings` in
+    seconds by step). None: not known yet, or no longer. `record` is the whole record, later versions' keys included.
+    """
+
+    id: str
+    status: Status
+    engine: str | None = None
+    engine_version: str | None = None
+    host: str | None = None
+    deployment_location: str | None = None
+    archive: Archive | None = None
+    driver: str | None = None
+    port: int | None = None
+    socket_directory: str | None = None
+    user: str | None = None
+    connection_string: str | None = None
+    service_file: str | None = None
+    pid: int | None = None
+    borg_mount_point: str | None = None
+    overlay_upper_dir: str | None = None
+    overlay_merged_dir: str | None = None
+    upper_bytes: int | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    stopped_at: str | None = None
+    expires_at: str | None = None
+    error_message: str | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _stop: Callable[[str], Session] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], *, stop: Callable[[str], Session] | None = None) -> Session:
+        """The session of a record; `stop` is what `Session.stop` calls with the id."""
+        known = {item.name for item in fields(cls)} - {"archive", "record", "_stop"}
+        values = {key: value for key, value in record.items() if key in known and value is not None}
+        return cls(**values, archive=_archive(record.get("archive")), record=record, _stop=stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        except InstantRecoveryError as failure:
+            if kind is None:
+                raise
+            # What went wrong inside comes first.
+            logger.error("session %s could not be stopped: %s", self.id, failure)
+
+    def stop(self) -> Session:
+        """Stop the session; returns its final record. Fine when it has been stopped already. Raises PlaybookError."""
+        if self._stop is None:
+            raise InstantRecoveryError(f"session {self.id} was not made by an InstantRecovery: stop it there")
+        return self._stop(self.id)
+
+    def connect(self, database: str | None = None, **options: Any) -> connection:
+        """A psycopg2 connection to the session's server, on this host, as its superuser.
+
+        `database` and `options` go to psycopg2.connect and win over the session's own. A remote session's server
+        listens on its own host only: make a tunnel and give its end as `host` and `port`.
+        """
+        if self.engine != "postgresql" or self.connection_string is None:
+            raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
+        parameters: dict[str, Any] = parse_dsn(self.connection_string)
+        if self.deployment_location == "remote":
+            if "host" not in options:
+                raise ConnectError(self._tunnel_hint())
+        else:
+            # The socket asks for no password.
+            parameters["host"] = self.socket_directory
+        if database is not None:
+            parameters["dbname"] = database
+        connected: connection = psycopg2.connect(**{**parameters, **options})
+        return connected
+
+    def _tunnel_hint(self) -> str:
+        return (
+            f"the server of session {self.id} listens on {self.host} only: run"
+            f" 'ssh -N -L {self.port}:127.0.0.1:{self.port} {self.host}' beside this program,"
+            " then connect(host='127.0.0.1')"
+        )
+
+
+def _archive(value: Mapping[str, Any] | None) -> Archive | None:
+    if not value:
+        return None
+    return Archive(**{item.name: value.get(item.name) for item in fields(Archive)})  # type: ignore[arg-type]

@@ -1,0 +1,379 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Python API over the real ansible-runner.
+
+How runs are made, cut off and cleaned up is tested with a stand-in collection, whose modules can be held in flight;
+a session is a file there. The last tests use the collection itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import instant_recovery
+from instant_recovery import (
+    CancelledError,
+    InstantRecovery,
+    PlaybookError,
+    Progress,
+    RunTimeoutError,
+    SessionNotFoundError,
+    TaskError,
+    UnreachableError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CANARY = "canary-5d1f7a-in-the-api"
+
+MODULE = """
+import os
+from ansible.module_utils.basic import AnsibleModule
+
+def main():
+    module = AnsibleModule(argument_spec=dict(
+        session_root=dict(type='path', required=True),
+        session_id=dict(type='str'),
+        state=dict(type='str', default='present'),
+        passphrase=dict(type='str', no_log=True),
+        hold=dict(type='path'),
+        problem=dict(type='str'),
+    ))
+    path = os.path.join(module.params['session_root'], module.params['session_id'] or '')
+    if module.params['hold']:
+        # In flight until the test says so.
+        os.write(os.open(module.params['hold'] + '.begun', os.O_WRONLY), b'.')
+        os.read(os.open(module.params['hold'] + '.go', os.O_RDONLY), 1)
+    if module.params['problem']:
+        module.fail_json(msg=module.params['problem'], command=['borg', 'mount'], rc=2, stderr='borg: no')
+    existed = os.path.exists(path)
+    if module.params['state'] == 'absent' and existed:
+        os.unlink(path)
+    elif module.params['state'] == 'present':
+        open(path, 'x').close()
+    module.exit_json(changed=True, existed=existed, passphrase_seen=module.params['passphrase'] == '%s')
+
+main()
+"""
+
+START = """
+- name: Start
+  hosts: "{{ source_host | default('localhost') }}"
+  gather_facts: false
+  vars:
+    ansible_pipelining: true
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - block:
+        - name: Look into the archive
+          phpborg.instant_recovery.borg_archive_info: {session_root: "{{ session_root }}", state: info}
+        - name: Record the session
+          phpborg.instant_recovery.session: {session_root: "{{ session_root }}", session_id: "{{ session_id }}"}
+        - name: Mount the archive
+          phpborg.instant_recovery.borg_mount:
+            session_root: "{{ session_root }}"
+            state: mounted
+            passphrase: "{{ borg_passphrase | default(omit) }}"
+            hold: "{{ hold | default(omit) }}"
+            problem: "{{ problem | default(omit) }}"
+          register: mounted
+        - ansible.builtin.set_stats:
+            data:
+              instant_recovery_session:
+                id: "{{ session_id }}"
+                status: active
+                host: "{{ inventory_hostname }}"
+                archive: {repository: /repo, name: "{{ archive }}"}
+                timings: {mount: 0.5}
+                passphrase_seen: "{{ mounted.passphrase_seen }}"
+      rescue:
+        - name: Undo
+          phpborg.instant_recovery.session:
+            {session_root: "{{ session_root }}", session_id: "{{ session_id }}", state: absent}
+        - name: Say what was wrong
+          ansible.builtin.fail:
+            msg: "Start failed: {{ ansible_failed_result.msg }}"
+"""
+
+STOP = """
+- name: Stop
+  hosts: localhost
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - name: Stop the session
+      phpborg.instant_recovery.session:
+        {session_root: "{{ session_root }}", session_id: "{{ session_id }}", state: absent}
+      register: absent
+    - ansible.builtin.set_stats:
+        data:
+          instant_recovery_stopped: "{{ [{'id': session_id, 'status': 'stopped'}] if absent.existed else [] }}"
+    - name: Refuse an unknown id
+      ansible.builtin.fail:
+        msg: No host knows it
+      when: not absent.existed
+"""
+
+
+@pytest.fixture
+def collections(tmp_path: Path) -> Path:
+    """A directory with the stand-in collection."""
+    collection = tmp_path / "collections" / "ansible_collections" / "phpborg" / "instant_recovery"
+    (collection / "plugins" / "modules").mkdir(parents=True)
+    (collection / "playbooks").mkdir()
+    for name in ("borg_archive_info", "session", "borg_mount"):
+        (collection / "plugins" / "modules" / f"{name}.py").write_text(MODULE % CANARY)
+    for name, text in {"start": START, "stop": STOP}.items():
+        (collection / "playbooks" / f"instant_recovery_{name}.yml").write_text(text)
+    return tmp_path / "collections"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The stand-in's session root: a file per session."""
+    directory = tmp_path / "sessions"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def client(collections: Path, root: Path) -> Iterator[InstantRecovery]:
+    """A client of the stand-in; afterwards no private directory is left, whatever the test did."""
+    yield InstantRecovery(session_root=str(root), collections_path=collections)
+    assert private_directories() == []
+
+
+class Hold:
+    """Keeps the stand-in's borg_mount in flight."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for suffix in (".begun", ".go"):
+            os.mkfifo(f"{path}{suffix}")
+        # Opened for both, so that neither side waits for the other.
+        self._begun, self._go = (os.open(f"{path}{suffix}", os.O_RDWR) for suffix in (".begun", ".go"))
+
+    @contextlib.contextmanager
+    def then(self, action: Callable[[], None], *, seconds: float = 0.0) -> Iterator[None]:
+        """In a thread beside the body: wait for the module, act, and some seconds later let the module go on."""
+
+        def run() -> None:
+            if select.select([self._begun], [], [], 60)[0]:
+                action()
+                time.sleep(seconds)
+            os.write(self._go, b".")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def close(self) -> None:
+        os.close(self._begun)
+        os.close(self._go)
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    with contextlib.closing(Hold(tmp_path / "hold")) as hold:
+        yield hold
+
+
+def held(client: InstantRecovery, hold: Hold) -> InstantRecovery:
+    client._variables["hold"] = str(hold.path)
+    return client
+
+
+def private_directories() -> list[str]:
+    return [str(path) for parent in ("/dev/shm", "/tmp") for path in Path(parent).glob("instant-recovery-*")]
+
+
+def test_start_and_stop(client: InstantRecovery, root: Path) -> None:
+    seen: list[Progress] = []
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    environment = dict(os.environ)
+    with client.start("db-{{ 1 + 1 }}", borg_passphrase=CANARY, progress=seen.append) as session:
+        assert [path.name for path in root.iterdir()] == [session.id]
+        assert (session.status, session.host, session.timings) == ("active", "localhost", {"mount": 0.5})
+        # Values are data, never templates.
+        assert session.archive is not None
+        assert session.archive.name == "db-{{ 1 + 1 }}"
+        assert session.record["passphrase_seen"] is True
+    assert list(root.iterdir()) == []
+    assert [progress.step for progress in seen] == ["prepare", "archive", "session", "mount", "ready"]
+    assert [progress.fraction for progress in seen] == sorted(progress.fraction for progress in seen)
+    assert seen[-1].fraction == 1.0
+    assert seen[-1].elapsed > seen[0].elapsed
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert dict(os.environ) == environment
+
+
+def test_failed_task(client: InstantRecovery, root: Path) -> None:
+    client._variables["problem"] = "Passphrase is wrong"
+    with pytest.raises(TaskError) as caught:
+        client.start("db")
+    error = caught.value
+    assert str(error) == "localhost: Start failed: Passphrase is wrong"
+    assert (error.host, error.task, error.message) == (
+        "localhost",
+        "Mount the archive",
+        "Start failed: Passphrase is wrong",
+    )
+    assert error.details == {"command": ["borg", "mount"], "rc": 2, "stderr": "borg: no"}
+    assert list(root.iterdir()) == []
+
+
+def test_timeout(client: InstantRecovery, root: Path, hold: Hold) -> None:
+    with hold.then(lambda: None, seconds=6), pytest.raises(RunTimeoutError, match="within 5 s"):
+        held(client, hold).start("db", timeout=5)
+    assert list(root.iterdir()) == []
+
+
+def test_cancel(client: InstantRecovery, root: Path, hold: Hold) -> None:
+    cancel = threading.Event()
+    with hold.then(cancel.set, seconds=1), pytest.raises(CancelledError):
+        held(client, hold).start("db", cancel=cancel)
+    assert list(root.iterdir()) == []
+
+
+def test_ctrl_c(client: InstantRecovery, root: Path, hold: Hold) -> None:
+    with hold.then(lambda: os.kill(os.getpid(), signal.SIGINT), seconds=1), pytest.raises(KeyboardInterrupt):
+        held(client, hold).start("db")
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["prepare", "archive", "session", "mount", "ready"])
+def test_raising_callback(client: InstantRecovery, root: Path, step: str) -> None:
+    def progress(progress: Progress) -> None:
+        if progress.step == step:
+            raise ZeroDivisionError(step)
+
+    with pytest.raises(ZeroDivisionError, match=step):
+        client.start("db", progress=progress)
+    assert list(root.iterdir()) == []
+
+
+def test_two_threads(client: InstantRecovery, root: Path) -> None:
+    failed: list[BaseException] = []
+
+    def use(archive: str) -> None:
+        try:
+            with client.start(archive) as session:
+                assert session.archive is not None
+                assert session.archive.name == archive
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=use, args=(f"db-{number}",)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_secret_is_nowhere(
+    client: InstantRecovery,
+    hold: Hold,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    if source == "environment":
+        monkeypatch.setenv("BORG_PASSPHRASE", CANARY)
+    found: dict[str, list[str]] = {}
+
+    def look() -> None:
+        found["secret"] = places_with(CANARY)
+        found["control"] = places_with("instant_recovery_start")
+
+    passphrase = CANARY if source == "argument" else None
+    with hold.then(look):
+        session = held(client, hold).start("db", borg_passphrase=passphrase)
+    session.stop()
+    assert session.record["passphrase_seen"] is True
+    assert found["control"]
+    assert found["secret"] == []
+    assert places_with(CANARY) == []
+    assert CANARY not in caplog.text
+
+
+def places_with(canary: str) -> list[str]:
+    """Files of this user's runs, and argv and environments of all processes but this one, that hold the text."""
+    needle = canary.encode()
+    places = list(Path("/proc").glob("[0-9]*/cmdline"))
+    places += [path for path in Path("/proc").glob("[0-9]*/environ") if path.parent.name != str(os.getpid())]
+    for top in (*private_directories(), Path("~/.ansible").expanduser()):
+        places += [path for path in Path(top).rglob("*") if path.is_file()]
+    found = []
+    for place in places:
+        with contextlib.suppress(OSError):
+            if needle in place.read_bytes():
+                found.append(str(place))
+    return found
+
+
+def test_nothing_but_pipes_while_running(client: InstantRecovery, hold: Hold) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def look() -> None:
+        for name in private_directories():
+            seen.append((name, Path(name).stat().st_mode & 0o777))
+            assert not list(Path(name).rglob("command"))
+
+    with hold.then(look):
+        held(client, hold).start("db").stop()
+    assert [mode for _, mode in seen] == [0o700]
+
+
+def test_stop_of_unknown_id(client: InstantRecovery) -> None:
+    with pytest.raises(SessionNotFoundError, match="No host knows it"):
+        client.stop("20260101-000000-0000")
+
+
+def test_unreachable_host(collections: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inventory = {"all": {"hosts": {"gone": {"ansible_host": "127.0.0.1", "ansible_port": 1}}}}
+    client = InstantRecovery(inventory, session_root=str(root), collections_path=collections)
+    with pytest.raises(UnreachableError) as caught:
+        client.start("db", source_host="gone")
+    assert caught.value.host == "gone"
+    assert "Connection refused" in caught.value.message
+
+
+def test_ansible_gives_up(collections: Path, client: InstantRecovery) -> None:
+    playbook = collections / "ansible_collections/phpborg/instant_recovery/playbooks/instant_recovery_start.yml"
+    playbook.write_text("- hosts: [")
+    with pytest.raises(PlaybookError, match=r"(?i)yaml|flow sequence"):
+        client.start("db")
+
+
+def test_missing_inventory(tmp_path: Path, collections: Path) -> None:
+    with pytest.raises(UsageError, match="no inventory"):
+        InstantRecovery(tmp_path / "hosts.yml", collections_path=collections)
+
+
+def test_missing_collection(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="collections_path"):
+        InstantRecovery(collections_path=tmp_path)
+
+
+def test_everything_public_is_documented() -> None:
+    for name in instant_recovery.__all__:
+        assert name == "Status" or getattr(instant_recovery, name).__doc__
