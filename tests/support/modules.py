@@ -20,8 +20,8 @@ __all__ = ["call"]
 def call(main: Callable[[], None], *, check: bool = False, **arguments: Any) -> dict[str, Any]:
     """The module's result; failed is true in it where the module failed."""
     output = io.StringIO()
-    with patch_module_args({**arguments, "_ansible_check_mode": check, "_ansible_diff": True}):
-        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-            main()
+    arguments = {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}
+    with patch_module_args(arguments), contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        main()
     result: dict[str, Any] = json.loads(output.getvalue())
     return result

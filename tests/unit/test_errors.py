@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_an_error_brings_its_details() -> None:
 
 
 def test_an_error_of_the_system_names_the_path() -> None:
-    result = result_of(lambda: {"content": open("/nowhere/at/all").read()})
+    result = result_of(lambda: {"content": os.listdir("/nowhere/at/all")})
     assert result["failed"]
     assert result["msg"] == "/nowhere/at/all: No such file or directory"
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +30,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     Start = Callable[..., Process]
 
@@ -139,7 +139,7 @@ def test_a_process_that_lost_its_environment_is_found_by_its_log(start: Start, t
     """PostgreSQL's children write their title over their environment."""
     process = start(["env", "-i", "sleep", "60"], env={MARKER: str(tmp_path)})
     until(lambda: describe(process).endswith("(sleep)"))
-    assert MARKER.encode() not in open(f"/proc/{process.pid}/environ", "rb").read()
+    assert MARKER.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes()
     assert marked(str(tmp_path)) == [process]
 
 
@@ -189,7 +189,7 @@ def test_a_daemon_is_detached_and_keeps_no_secret(
     assert os.readlink(f"/proc/{process.pid}/fd/0") == "/dev/null"
     assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
     assert set(os.listdir(f"/proc/{process.pid}/fd")) == {"0", "1", "2"}
-    environ = open(f"/proc/{process.pid}/environ", "rb").read().split(b"\0")
+    environ = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     assert {b"GIVEN=yes", b"LC_ALL=C"} <= set(environ)
     assert not any(b"canary" in entry for entry in environ)
 
@@ -207,9 +207,8 @@ def test_a_daemon_outlives_the_one_who_started_it(tmp_path: Path) -> None:
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import spawn
 print(spawn(["sleep", "60"], log={str(tmp_path / "log")!r}, env={{}}).pid, flush=True)
 os.killpg(0, signal.SIGKILL)"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=20, check=False
-    )
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=20, check=False)
     assert done.returncode == -signal.SIGKILL
     process = identify(int(done.stdout))
     assert process is not None
@@ -219,8 +218,8 @@ os.killpg(0, signal.SIGKILL)"""
 def test_a_daemon_that_cannot_start(start: Start, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="/no/such/program cannot be started"):
         start(["/no/such/program"])
+    os.symlink("/etc/passwd", tmp_path / "link")
     with pytest.raises(OSError, match="Too many levels"):
-        os.symlink("/etc/passwd", tmp_path / "link")
         start(log=str(tmp_path / "link"))
 
 
@@ -234,5 +233,5 @@ def test_one_that_fails_at_once_is_told_from_others(start: Start) -> None:
 def test_a_daemon_of_another_user(start: Start) -> None:
     process = start(user="nobody")
     assert os.stat(f"/proc/{process.pid}").st_uid != 0
-    groups = open(f"/proc/{process.pid}/status").read().split("Groups:")[1].splitlines()[0].split()
+    groups = Path(f"/proc/{process.pid}/status").read_text().split("Groups:")[1].splitlines()[0].split()
     assert "0" not in groups

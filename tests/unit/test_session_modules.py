@@ -1,0 +1,279 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules session and session_info, with real processes, mounts and sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import unmount
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    MARKER,
+    Process,
+    marked,
+    spawn,
+    stop,
+    stop_all,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import PUBLIC_KEYS, Session
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
+
+from tests.support.empty_fuse import empty_fuse
+from tests.support.host import remains
+from tests.support.modules import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KILL = [("SIGKILL", 5.0)]
+
+
+@pytest.fixture(name="root")
+def _root() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="spine-") as root:
+        yield root
+        for name in os.listdir(root):
+            stop_all(marked(os.path.join(root, name)), KILL)
+
+
+def session(root: str, state: str = "present", **arguments: Any) -> dict[str, Any]:
+    return call(session_module.main, session_root=root, state=state, **arguments)
+
+
+def info(root: str, **arguments: Any) -> list[dict[str, Any]]:
+    result = call(session_info.main, session_root=root, **arguments)
+    assert result["changed"] is False
+    assert result["elapsed"] >= 0
+    sessions: list[dict[str, Any]] = result["sessions"]
+    return sessions
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[int]:
+    """A TCP server on a free port of 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def daemon(one: Session, name: str) -> Process:
+    """A recorded process of the session."""
+    one.claim(name=name, kind="process", signals=[["SIGTERM", 5], ["SIGKILL", 5]])
+    process = spawn(["sleep", "60"], log=one.path("log/out"), env={MARKER: one.directory})
+    one.amend_claim(name, process=process)
+    return process
+
+
+def test_a_life(root: str) -> None:
+    begun = session(root, engine="postgresql", host="db1", archive={"name": "a", "id": "1"}, timings={"look": 0.25})
+    assert begun["changed"]
+    assert begun["diff"]["before"] == {}
+    assert begun["diff"]["after"]["status"] == "starting"
+    assert set(begun["session"]) == set(PUBLIC_KEYS)
+    assert begun["session"]["archive"] == {"repository": None, "name": "a", "id": "1", "time": None}
+    assert begun["session_directory"] == os.path.join(root, begun["session"]["id"])
+    assert all(os.path.isdir(path) for path in begun["directories"].values())
+    one = Session.open(begun["session_directory"])
+    daemon(one, "server")
+    one.timing("server", 0.5)
+    name = begun["session"]["id"]
+
+    started = session(root, "active", session_id=name, ttl="2h", started_from=time.time() - 3)
+    assert started["changed"]
+    assert started["session"]["status"] == "active"
+    timings = started["session"]["timings"]
+    assert 3 <= timings["total"] < 5
+    assert timings["overhead"] == pytest.approx(timings["total"] - 0.75)
+    assert started["session"]["expires_at"] > started["session"]["started_at"] > started["session"]["created_at"]
+    again = session(root, "active", session_id=name, ttl="5h")
+    assert not again["changed"]
+    assert again["session"] == started["session"]
+
+    stopped = session(root, "absent", session_id=name)
+    assert stopped["changed"]
+    assert stopped["session"]["status"] == "stopped"
+    assert stopped["diff"]["after"] == {}
+    assert remains(root) == []
+    again = session(root, "absent", session_id=name)
+    assert not again["changed"]
+    assert again["session"] == stopped["session"]
+    assert set(again) == set(stopped)
+    assert os.listdir(os.path.join(root, "ended")) == [f"{name}.json"]
+
+
+def test_check_mode_predicts_and_does_nothing(root: str) -> None:
+    planned = session(root + "/new", session_id="mine", engine="postgresql", check=True)
+    assert planned["changed"]
+    assert planned["session"]["id"] == "mine"
+    assert planned["session_directory"] == root + "/new/mine"
+    assert session(root, check=True)["session_directory"] is None
+    assert session(root, "active", session_id="mine", check=True)["changed"]
+    assert os.listdir(root) == []
+    session(root, session_id="mine")
+    assert session(root, "active", session_id="mine", check=True)["session"]["status"] == "active"
+    assert session(root, "absent", session_id="mine", check=True)["changed"]
+    assert session(root, "absent", session_id="all", check=True)["changed"]
+    assert info(root, session_id="mine", check=True)[0]["status"] == "starting"
+
+
+def test_a_named_session_is_made_once(root: str) -> None:
+    assert session(root, session_id="mine")["changed"]
+    again = session(root, session_id="mine")
+    assert not again["changed"]
+    assert again["session_directory"] == os.path.join(root, "mine")
+
+
+def test_all_are_stopped_even_when_one_cannot_be(root: str) -> None:
+    for name in ("one", "two", "three"):
+        session(root, session_id=name)
+    with open(os.path.join(root, "two", "session.json"), "w") as record:
+        record.write("{")
+    result = session(root, "absent", session_id="all")
+    assert result["failed"]
+    assert "two/session.json is damaged" in result["msg"]
+    assert sorted(os.listdir(root)) == ["ended", "two"]
+    os.unlink(os.path.join(root, "two", "session.json"))
+    os.rename(os.path.join(root, "two"), os.path.join(root, "20261122-130501-9c1e"))
+    result = session(root, "absent", session_id="all")
+    assert result["changed"]
+    assert [one["id"] for one in result["sessions"]] == ["20261122-130501-9c1e"]
+    assert not session(root, "absent", session_id="all")["changed"]
+    assert remains(root) == []
+
+
+def test_unknown_sessions(root: str) -> None:
+    session(root, session_id="mine")
+    for state in ("absent", "active"):
+        result = session(root, state, session_id="yours")
+        assert result["msg"] == (
+            f"There is no session yours in {root}. Sessions there: mine. Name one of them, or its session_root."
+        )
+    assert "is not a session id" in session(root, "absent", session_id="../mine")["msg"]
+    assert "are missing: session_id" in session(root, "absent")["msg"]
+    assert info(root, session_id="yours") == []
+
+
+def test_a_session_that_is_worked_on_is_not_stopped(root: str) -> None:
+    session(root, session_id="mine")
+    with Session.open(os.path.join(root, "mine")).locked():
+        result = session(root, "absent", session_id="mine", lock_timeout=0)
+    assert f"mine is being worked on by process {os.getpid()}" in result["msg"]
+
+
+def test_a_session_that_ends_cannot_become_active(root: str) -> None:
+    session(root, session_id="mine")
+    Session.open(os.path.join(root, "mine")).update(status="stopping", error_message="Still there: x")
+    assert "mine is stopping and cannot become active" in session(root, "active", session_id="mine")["msg"]
+    assert info(root)[0]["status"] == "stopping"
+
+
+def test_a_wrong_ttl(root: str) -> None:
+    session(root, session_id="mine")
+    assert "'soon' is not a duration" in session(root, "active", session_id="mine", ttl="soon")["msg"]
+
+
+def test_no_sessions(root: str) -> None:
+    assert info(root) == []
+    assert info(root + "/not/there") == []
+
+
+def test_reality_of_an_active_session(root: str) -> None:
+    one = Session.open(session(root, session_id="mine")["session_directory"])
+    point = one.path("merged")
+    one.claim(name="merged", kind="mount", mountpoint=point)
+    with empty_fuse(point, env={MARKER: one.directory}, log=one.path("log/fuse")) as server, listening() as port:
+        one.amend_claim("merged", process=server)
+        process = daemon(one, "server")
+        with open(one.path("upper/changes"), "wb") as changes:
+            changes.write(bytes(100_000))
+            changes.truncate(1 << 30)
+        os.link(one.path("upper/changes"), one.path("upper/same"))
+        one.update(status="active", port=port)
+
+        (seen,) = info(root)
+        assert set(seen) == {*PUBLIC_KEYS, "checks"}
+        assert (seen["status"], seen["error_message"]) == ("active", None)
+        assert seen["checks"] == {
+            "mounts": [{"name": "merged", "mountpoint": point, "mounted": True, "responding": True}],
+            "processes": [
+                {"name": "merged", "pid": server.pid, "alive": True},
+                {"name": "server", "pid": process.pid, "alive": True},
+            ],
+            "port": True,
+        }
+        assert 100_000 <= seen["upper_bytes"] < 200_000
+
+        stop(process, KILL)
+        (seen,) = info(root, session_id="mine")
+        assert seen["status"] == "orphaned"
+        assert f"The process server ({process.pid}) is gone" in seen["error_message"]
+        assert "Stop the session" in seen["error_message"]
+
+        stop(server, KILL)
+        (seen,) = info(root)
+        assert seen["checks"]["mounts"][0]["mounted"]
+        assert not seen["checks"]["mounts"][0]["responding"]
+        assert f"The mount {point} does not answer" in seen["error_message"]
+        unmount(point)
+        (seen,) = info(root)
+        assert f"Nothing is mounted at {point}" in seen["error_message"]
+    (seen,) = info(root)
+    assert seen["checks"]["port"] is False
+    assert f"Nothing listens on port {port}" in seen["error_message"]
+    assert Session.open(one.directory).record["status"] == "active", "looking changes nothing"
+    assert session(root, "absent", session_id="mine")["changed"]
+    assert remains(root) == []
+
+
+def test_a_start_or_stop_that_was_cut_off(root: str) -> None:
+    one = Session.open(session(root, session_id="mine")["session_directory"])
+    assert info(root)[0]["status"] == "starting"
+    os.utime(one.path("session.json"), (0, 0))
+    assert info(root)[0]["error_message"].startswith("The start was cut off.")
+    with one.locked():
+        assert info(root)[0]["status"] == "starting"
+    process = daemon(one, "borg")
+    assert info(root)[0]["status"] == "starting"
+    stop(process, KILL)
+    assert info(root)[0]["status"] == "orphaned"
+    one.update(status="stopping")
+    assert info(root)[0]["error_message"].startswith("Stopping was cut off.")
+    with one.locked():
+        assert info(root)[0]["status"] == "stopping"
+
+
+def test_a_reboot(root: str) -> None:
+    one = Session.open(session(root, session_id="mine")["session_directory"])
+    one.claim(name="server", kind="process", process=Process(os.getpid(), 1, "another boot"))
+    one.update(status="active", pid=os.getpid())
+    (seen,) = info(root)
+    assert seen["status"] == "orphaned"
+    assert seen["checks"]["processes"] == [{"name": "server", "pid": os.getpid(), "alive": False}]
+
+
+def test_sessions_whose_record_is_gone_or_damaged(root: str) -> None:
+    session(root, session_id="mine")
+    with open(os.path.join(root, "mine", "session.json"), "w") as record:
+        record.write("")
+    name = session(root)["session"]["id"]
+    os.unlink(os.path.join(root, name, "session.json"))
+    lost, damaged = info(root)
+    assert (lost["id"], lost["status"]) == (name, "orphaned")
+    assert "Its record is gone" in lost["error_message"]
+    assert (damaged["id"], damaged["status"]) == ("mine", "orphaned")
+    assert "is damaged" in damaged["error_message"]
+
+
+def test_ended_sessions(root: str) -> None:
+    session(root, session_id="mine")
+    session(root, "absent", session_id="mine", error_message="The port was taken.")
+    assert info(root) == []
+    for (seen,) in (info(root, ended=True), info(root, session_id="mine")):
+        assert (seen["status"], seen["error_message"]) == ("failed", "The port was taken.")
+        assert seen["checks"] == {"mounts": [], "processes": [], "port": None}
