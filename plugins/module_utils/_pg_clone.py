@@ -1,0 +1,328 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cutting the files of a copied data directory loose from the production server they were copied from.
+
+First everything is looked at and nothing is opened that a link could lead elsewhere; the outcome is a list of steps,
+or one error that names every obstacle. Then the steps are done. They change the merged tree alone: links are replaced,
+never followed, and the archive is never written. The settings that complete this are in `_pg_settings`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
+    Link,
+    archived_places,
+    find_links,
+    is_within,
+    leads_within,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    DataDirectory,
+    PostgresError,
+    read_regular_file,
+)
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["AUTO_CONF", "SET_ASIDE", "Step", "apply_steps", "parse_tablespace_map", "plan_clone"]
+
+AUTO_CONF = "postgresql.auto.conf"
+SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
+
+# Files that must not be there when the server starts.
+REMOVED_FILES = (
+    ("postmaster.pid", "it names a process of the machine that was backed up; here that number is something else"),
+    ("standby.signal", "as a standby the server would connect to production and never accept a write"),
+    ("recovery.signal", "it would fetch WAL by production's restore_command"),
+    ("recovery.conf", "it holds production's restore_command and primary_conninfo"),
+)
+
+# Directories that the server wants and that hold nothing worth having in a copy: often left out of backups.
+DISPOSABLE = ("pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
+# Directories that the server wants, too; backup programs that skip empty directories lose them.
+NEEDED = (
+    *DISPOSABLE,
+    "pg_commit_ts",
+    "pg_logical",
+    "pg_logical/mappings",
+    "pg_logical/snapshots",
+    "pg_stat",
+    "pg_tblspc",
+    "pg_twophase",
+)
+
+# Links that lead out of the tree and are in nobody's way: a session has its own configuration and log.
+UNUSED_LINKS = (
+    *("*.conf", "conf.d", "*.crt", "*.key", "*.pem", "*.crl", "*.history", "*.done", "*.pid", "*.opts"),
+    *("log", "pg_log", "serverlog", "current_logfiles", "core"),
+)
+
+WAL_SEGMENT = re.compile(r"[0-9A-F]{24}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change to the merged tree. action is a key of ACTIONS, target where a link is to lead."""
+
+    action: str
+    path: str
+    what: str
+    why: str
+    target: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """As the module reports it."""
+        return {"what": self.what, "why": self.why}
+
+
+def plan_clone(data: DataDirectory, tree: str, *, relocated: Mapping[str, str] | None = None) -> list[Step]:
+    """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
+
+    relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
+    Raises PostgresError that names everything which stands in the way (also as the list `problems`).
+    """
+    real, tree = os.path.realpath(data.path), os.path.realpath(tree)
+    if not is_within(real, tree):
+        raise PostgresError(
+            f"data_directory {data.path} leads to {real}, outside of {tree}: name a directory inside the tree."
+        )
+    planner = _Planner(replace(data, path=real), tree, relocated or {})
+    steps = list(planner.steps())
+    if planner.problems:
+        listed = "; ".join(planner.problems)
+        raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
+    return steps
+
+
+def apply_steps(steps: Sequence[Step], account: pwd.struct_passwd) -> None:
+    """Do the steps, in their order; what is made belongs to account."""
+    for step in steps:
+        ACTIONS[step.action](step)
+        if step.action in ("link", "directory", "set_aside") and os.lstat(step.path).st_uid != account.pw_uid:
+            os.lchown(step.path, account.pw_uid, account.pw_gid)
+
+
+def parse_tablespace_map(content: bytes) -> dict[str, str]:
+    """Directory of each tablespace (by its oid) in a file tablespace_map, as pg_backup_stop() returns it."""
+    found = {}
+    # A line break within a path is written as backslash and line break, a backslash as two.
+    for line in re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(content)):
+        oid, _, path = line.partition(" ")
+        if oid.isdigit() and path:
+            found[oid] = re.sub(r"\\([\s\S])", r"\1", path)
+    return found
+
+
+class _Planner:
+    """Looks at one data directory. problems collects what stands in the way; the methods yield the steps."""
+
+    def __init__(self, data: DataDirectory, tree: str, relocated: Mapping[str, str]) -> None:
+        self.data = data
+        self.tree = tree
+        self.relocated = relocated
+        self.problems: list[str] = []
+        self.links = {os.path.relpath(link.path, data.path): link for link in find_links(data.path)}
+        self.tablespaces: dict[str, str] = {}
+        self.wal: str | None = self._path("pg_wal")
+
+    def steps(self) -> Iterator[Step]:
+        """Everything, in an order that can be done as it stands: directories before what is in them."""
+        yield from self._mode()
+        yield from self._wal()
+        yield from self._tablespaces()
+        yield from self._other_links()
+        yield from self._removed_files()
+        yield from self._archived_alter_system()
+        yield from self._slots()
+        yield from self._missing_directories()
+        self._check_wal()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.data.path, name)
+
+    def _mode(self) -> Iterator[Step]:
+        if self.data.mode & 0o027:
+            yield Step(
+                "private",
+                self.data.path,
+                f"mode of the data directory changed from {self.data.mode:04o} to 0700",
+                "PostgreSQL refuses a data directory that others can enter",
+            )
+
+    def _wal(self) -> Iterator[Step]:
+        link = self.links.pop("pg_wal", None)
+        if link is None:
+            return
+        if leads_within(link.path, self.tree) and os.path.isdir(link.path):
+            self.wal = os.path.realpath(link.path)
+            return
+        places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
+        self.wal = next((place for place in places if _segments(place)), None)
+        if self.wal is None:
+            self.problems.append(
+                f"pg_wal is a link to {link.target}, which is not in the archive, and without its write-ahead log the "
+                "copy is not consistent: use an archive that has this directory as well, taken at the same moment"
+            )
+            return
+        why = f"the link led to {link.target}, where the server would have written production's own WAL"
+        yield Step("link", link.path, f"pg_wal re-pointed to {self.wal}", why, self.wal)
+
+    def _tablespaces(self) -> Iterator[Step]:
+        mapped = parse_tablespace_map(read_regular_file(self._path("tablespace_map")) or b"")
+        links = {name: link for name, link in self.links.items() if fnmatchcase(name, "pg_tblspc/*")}
+        for oid, target in mapped.items():
+            links.setdefault(f"pg_tblspc/{oid}", Link(self._path(f"pg_tblspc/{oid}"), target))
+        for name, link in sorted(links.items()):
+            self.links.pop(name, None)
+            yield from self._tablespace(name, link)
+        if os.path.lexists(self._path("tablespace_map")):
+            why = "from it the server would make the tablespaces' links anew, leading to production's files"
+            yield Step("remove", self._path("tablespace_map"), "tablespace_map removed", why)
+
+    def _tablespace(self, name: str, link: Link) -> Iterator[Step]:
+        version = f"PG_{self.data.major}_{self.data.control.catalog_version}"
+        if os.path.islink(link.path) and leads_within(link.path, self.tree) and os.path.isdir(link.path):
+            self.tablespaces[name] = os.path.realpath(link.path)
+            return
+        places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
+        place = next((place for place in places if os.path.isdir(os.path.join(place, version))), None)
+        if place is None:
+            self.problems.append(
+                f"tablespace {os.path.basename(name)} is a link to {link.target}, and the archive has no such "
+                f"directory with {version} in it: use an archive that has this directory as well"
+            )
+            return
+        self.tablespaces[name] = place
+        why = f"the link led to {link.target}, where the server would have written production's own files"
+        yield Step("link", link.path, f"{name} re-pointed to {place}", why, place)
+
+    def _other_links(self) -> Iterator[Step]:
+        beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}
+        for name, link in self.links.items():
+            if leads_within(link.path, self.tree) or name in (AUTO_CONF, *(file for file, _ in REMOVED_FILES)):
+                continue
+            places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
+            if "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
+                why = "it leads out of the copy, and a session has its own"
+                yield Step("remove", link.path, f"link {name} to {link.target} removed", why)
+            elif name in DISPOSABLE:
+                why = "the link leads out of the copy, and what it leads to is of no use in a copy"
+                yield Step("directory", link.path, f"link {name} to {link.target} replaced by an empty directory", why)
+            elif places:
+                why = f"the link led to {link.target}, outside of the copy"
+                yield Step("link", link.path, f"{name} re-pointed to {places[0]}", why, places[0])
+                beside.add(places[0])
+            else:
+                self.problems.append(_leads_out(name, link))
+        for directory in sorted(beside):
+            # What lies inside the data directory has been looked at already.
+            if not is_within(directory, self.data.path):
+                links = [link for link in find_links(directory) if not leads_within(link.path, self.tree)]
+                self.problems += [_leads_out(link.path, link) for link in links]
+
+    def _removed_files(self) -> Iterator[Step]:
+        for name, why in REMOVED_FILES:
+            if os.path.lexists(self._path(name)):
+                yield Step("remove", self._path(name), f"{name} removed", why)
+
+    def _archived_alter_system(self) -> Iterator[Step]:
+        path = self._path(AUTO_CONF)
+        why = "the server reads it after its configuration, whatever that is"
+        if os.path.islink(path):
+            yield Step("remove", path, f"link {AUTO_CONF} to {os.readlink(path)} removed", why)
+            return
+        # Where it has been set aside by an earlier start, it is the session's own.
+        content = None if os.path.lexists(self._path(SET_ASIDE)) else read_regular_file(path)
+        names = sorted({name.decode() for name in re.findall(rb"(?m)^[ \t]*([A-Za-z_][\w.]*)", content or b"")})
+        if names:
+            yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
+
+    def _slots(self) -> Iterator[Step]:
+        directory = self._path("pg_replslot")
+        if not os.path.isdir(directory) or os.path.islink(directory):
+            return
+        for name in sorted(os.listdir(directory)):
+            why = "it would keep WAL for a receiver that belongs to production"
+            yield Step("remove", os.path.join(directory, name), f"replication slot {name} removed", why)
+
+    def _missing_directories(self) -> Iterator[Step]:
+        for name in NEEDED:
+            if not os.path.lexists(self._path(name)):
+                why = "the server does not start without it, and the archive does not have it"
+                yield Step("directory", self._path(name), f"empty directory {name} made", why)
+
+    def _check_wal(self) -> None:
+        if self.wal is None:
+            return
+        label = read_regular_file(self._path("backup_label"))
+        needed = _first_segment(self.data, label)
+        # The time line is the first third of the name: after a promotion the segment may carry the next one's.
+        if not any(name[8:] == needed[8:] for name in _segments(self.wal)):
+            source = "pg_control" if label is None else "backup_label"
+            self.problems.append(
+                f"recovery has to begin in WAL segment {needed} ({source}), which the archived pg_wal does not have: "
+                "use an archive that includes the WAL of the backup (pg_basebackup does so with --wal-method=stream)"
+            )
+
+
+def _leads_out(name: str, link: Link) -> str:
+    return f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host"
+
+
+def _segments(directory: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(directory) if WAL_SEGMENT.fullmatch(name)]
+    except OSError:
+        return []
+
+
+def _first_segment(data: DataDirectory, label: bytes | None) -> str:
+    """The WAL segment in which recovery begins: backup_label counts where there is one, else pg_control."""
+    named = re.search(rb"^START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)", label or b"", re.MULTILINE)
+    if named:
+        return named.group(1).decode()
+    high, low = (int(part, 16) for part in data.control.redo_lsn.split("/"))
+    size = data.control.wal_segment_size
+    # Names count segments, high and low part by 4 GiB: see XLogFileName in PostgreSQL's xlog_internal.h.
+    return f"{data.control.timeline:08X}{high:08X}{low // size:08X}"
+
+
+def _remove(step: Step) -> None:
+    if stat.S_ISDIR(os.lstat(step.path).st_mode):
+        shutil.rmtree(step.path)
+    else:
+        os.unlink(step.path)
+
+
+def _link(step: Step) -> None:
+    if os.path.islink(step.path):
+        os.unlink(step.path)
+    os.symlink(step.target, step.path)
+
+
+def _directory(step: Step) -> None:
+    if os.path.islink(step.path):
+        os.unlink(step.path)
+    os.mkdir(step.path, 0o700)
+
+
+def _set_aside(step: Step) -> None:
+    os.rename(step.path, os.path.join(os.path.dirname(step.path), SET_ASIDE))
+    os.close(os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _private(step: Step) -> None:
+    os.chmod(step.path, 0o700)
+
+
+ACTIONS = {"remove": _remove, "link": _link, "directory": _directory, "set_aside": _set_aside, "private": _private}

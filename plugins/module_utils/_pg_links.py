@@ -1,0 +1,105 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Symbolic links of an archived tree: where they lead here, and where they meant to lead on the machine they are from.
+
+An archive keeps links as they were. Followed as they are, an absolute one leads out of the copy to whatever the host
+has there: on the machine that was backed up, to production's own files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "resolve_within"]
+
+MOST_LINKS = 40  # on one path, as the kernel has it
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link and its text."""
+
+    path: str
+    target: str
+
+
+def find_links(directory: str) -> Iterator[Link]:
+    """All symbolic links below directory, following none. Only directories are read, no file is opened."""
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_symlink():
+                yield Link(entry.path, os.readlink(entry.path))
+            elif entry.is_dir(follow_symlinks=False):
+                yield from find_links(entry.path)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether path is directory or below it; both as os.path.realpath gives them."""
+    return path == directory or path.startswith(os.path.join(directory, ""))
+
+
+def leads_within(path: str, tree: str) -> bool:
+    """Whether path, followed as the server would follow it, ends inside tree."""
+    return is_within(os.path.realpath(path), os.path.realpath(tree))
+
+
+def resolve_within(root: str, path: str) -> str | None:
+    """What path (absolute, or relative to root) would be if root were /; None when there is nothing.
+
+    The result is below root and no part of it is a link.
+    """
+    ahead = path.split("/")[::-1]
+    done: list[str] = []
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = done[:-1]
+            continue
+        place = os.path.join(root, *done, part)
+        try:
+            is_link = stat.S_ISLNK(os.lstat(place).st_mode)
+        except OSError:
+            return None
+        if not is_link:
+            done.append(part)
+            continue
+        links += 1
+        if links > MOST_LINKS:
+            return None
+        target = os.readlink(place)
+        done = [] if target.startswith("/") else done
+        ahead.extend(target.split("/")[::-1])
+    return os.path.join(root, *done)
+
+
+def archived_places(
+    tree: str, data_directory: str, link: Link, *, relocated: Mapping[str, str] | None = None
+) -> list[str]:
+    """The directories in tree that link may mean, the likeliest first: the one that relocated names for its target.
+
+    In most archives paths start at /. A snapshot is archived from where it was mounted, such as `mnt/snap/srv/data`,
+    and its links still speak of `/srv`: so the target is looked for below every leading part of data_directory's path
+    in the tree. The longest comes first, because the rest of that snapshot is what belongs to the data directory.
+    """
+    inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
+    parts = [] if inside == "." else inside.split("/")
+    target = link.target
+    known = (relocated or {}).get(target)
+    if known is not None:
+        place = resolve_within(tree, known)
+        return [place] if place is not None and os.path.isdir(place) else []
+    if not os.path.isabs(target):
+        holder = os.path.relpath(os.path.dirname(link.path), tree)
+        target, parts = os.path.join("/", holder, target), []
+    roots = [os.path.join(tree, *parts[:length]) for length in range(len(parts), -1, -1)]
+    places = (resolve_within(root, target) for root in roots)
+    return list(dict.fromkeys(place for place in places if place is not None and os.path.isdir(place)))

@@ -1,0 +1,137 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the start of a server on a copied data directory will do, decided before anything is changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Step, plan_clone
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
+    archived_settings,
+    carried,
+    check_settings,
+    guards,
+    preload,
+    report_guards,
+    tuning,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    DataDirectory,
+    PostgresError,
+    read_data_directory,
+    server_account,
+)
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Mapping
+
+__all__ = ["Plan", "Request", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone."""
+
+    data_directory: str
+    tree: str
+    socket_directory: str
+    log_directory: str
+    port: int | None = None
+    bindir: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    read_only: bool = False
+    timeout: float = 600
+    user: str | None = None
+    relocated: Mapping[str, str] = field(default_factory=dict)
+    session_directory: str | None = None
+
+    @property
+    def log(self) -> str:
+        """The server's log file."""
+        return os.path.join(self.log_directory, "postgresql.log")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done. sections: the session's configuration file; guards: settings for the command line.
+
+    neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    """
+
+    request: Request
+    data: DataDirectory
+    binaries: Binaries
+    account: pwd.struct_passwd
+    steps: tuple[Step, ...]
+    sections: dict[str, dict[str, str]]
+    guards: dict[str, str]
+    neutralised: tuple[dict[str, str], ...]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The configuration file's settings as they count."""
+        return {name: value for section in self.sections.values() for name, value in section.items()}
+
+
+def make_plan(request: Request) -> Plan:
+    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
+    data = read_data_directory(os.path.realpath(request.data_directory))
+    own = check_settings(request.settings, data.major)
+    if request.port is not None:
+        check_port(request.port)
+    steps = plan_clone(data, request.tree, relocated=request.relocated)
+    binaries = require(data.major, bindir=request.bindir)
+    account = server_account(data, request.user)
+    _check_socket_directory(request.socket_directory, account)
+    archived = archived_settings(data, request.tree)
+    libraries, left_out = preload(archived, binaries.bindir)
+    sections = {
+        "What keeps the session quick and its changes small": tuning(data),
+        "Kept from the archived configuration, because results of queries depend on it": carried(archived),
+        "Libraries of the archived configuration that only look on": libraries,
+        "Given for this session": own,
+    }
+    return Plan(
+        request=request,
+        data=data,
+        binaries=binaries,
+        account=account,
+        steps=tuple(steps),
+        sections=sections,
+        guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
+        neutralised=(
+            *(step.as_dict() for step in steps),
+            *report_guards(data.major),
+            *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
+        ),
+    )
+
+
+def _left_out(library: str) -> dict[str, str]:
+    why = (
+        "it is not known to only look on, or is not installed here; it might run production's jobs a second time (to "
+        "load it all the same, name it in shared_preload_libraries of settings)"
+    )
+    return {"what": f"library {library} not preloaded", "why": why}
+
+
+def _check_socket_directory(directory: str, account: pwd.struct_passwd) -> None:
+    check_socket_path(directory, ".s.PGSQL.65535")
+    try:
+        state = os.lstat(directory)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(state.st_mode):
+        raise PostgresError(f"socket_directory {directory} is not a directory.")
+    if state.st_uid != account.pw_uid or state.st_mode & 0o077:
+        raise PostgresError(
+            f"socket_directory {directory} must belong to {account.pw_name} and be closed to everybody else (mode "
+            "0700), because its sockets ask for no password: name another directory, or one that does not exist yet."
+        )

@@ -1,0 +1,246 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Recovery of a copied cluster, and what has to be changed in its catalogs, before a server listens.
+
+Both are done by one run of `postgres --single`. It needs no role to log in as (the bootstrap superuser may have any
+name, or be barred from logging in), starts no workers, and lets nobody else in. Measured: 40 ms beside recovery
+itself, which is as fast there as in a server and then need not be done by the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import environment, identity
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError, quote_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "SESSION_ROLE",
+    "Catalogs",
+    "catalog_script",
+    "log_tail",
+    "parse_catalogs",
+    "prepare",
+    "reason",
+    "scram_verifier",
+]
+
+SESSION_ROLE = "instant_recovery"
+SCRAM_ITERATIONS = 4096  # PostgreSQL's own number; the password is random, so more would only slow logins
+DATABASES = ("postgres", "template1", "template0")  # to run in: the first that exists
+INVALID_CATALOG_NAME = "3D000"  # SQLSTATE: the database does not exist
+TAIL = 30  # lines of the server's log in an error
+
+# Settings of roles and databases beat the command line, so these are taken out of the catalog.
+LIBRARY_SETTINGS = ("session_preload_libraries", "local_preload_libraries", "dynamic_library_path")
+READ_ONLY_SETTINGS = ("default_transaction_read_only", "transaction_read_only")
+
+
+@dataclass(frozen=True)
+class Catalogs:
+    """What the catalogs say. databases: names of those that can be connected to, templates left out.
+
+    neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
+    """
+
+    superuser: str
+    databases: list[str]
+    neutralised: list[dict[str, str]]
+    warnings: list[str]
+
+
+def prepare(
+    argv: Sequence[str],
+    *,
+    user: str,
+    log: str,
+    env: Mapping[str, str],
+    timeout: float,
+    major: int,
+    verifier: str,
+    read_only: bool,
+) -> Catalogs:
+    """Recover the cluster and change its catalogs: see catalog_script. The session role gets this SCRAM verifier.
+
+    argv is the server's, without --single and the database's name. The log gets what the server says. Raises
+    PostgresError with the server's reason, also when it takes more than timeout seconds.
+    """
+    script = catalog_script(major=major, verifier=verifier, read_only=read_only)
+    for database in DATABASES:
+        begin = os.path.getsize(log) if os.path.exists(log) else 0
+        single = [argv[0], "--single", "-j", *argv[1:], *_OPTIONS, database]
+        code, output = _run(single, script, user=user, log=log, env=env, timeout=timeout)
+        said = log_tail(log, begin=begin)
+        if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
+            continue
+        if code != 0:
+            raise PostgresError(f"PostgreSQL {major} cannot recover the copy: {reason(said)}", log_tail=said)
+        return parse_catalogs(output, said)
+    raise PostgresError(f"The cluster has none of the databases {', '.join(DATABASES)}: it cannot be entered.")
+
+
+def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
+    """SQL for `postgres --single -j`, where an empty line ends a statement. It prints a line of JSON twice."""
+    names = (*LIBRARY_SETTINGS, *(READ_ONLY_SETTINGS if read_only else ()))
+    unwanted = f"split_part(entry, '=', 1) = any (array[{', '.join(map(quote_literal, names))}])"
+    role = (
+        f"{SESSION_ROLE} superuser login connection limit -1 valid until 'infinity' password {quote_literal(verifier)}"
+    )
+    versions = "datcollversion, pg_database_collation_actual_version(oid)" if major >= 15 else "null, null"
+    statements = (
+        _copy(f"""json_build_object(
+            'settings', (select json_agg(entry) from pg_db_role_setting, unnest(setconfig) entry where {unwanted}),
+            'subscriptions', (select json_agg(subname) from pg_subscription
+                              where subenabled or subslotname is not null))"""),
+        f"""update pg_db_role_setting
+            set setconfig = array(select entry from unnest(setconfig) entry where not {unwanted})
+            where exists (select from unnest(setconfig) entry where {unwanted})""",
+        "delete from pg_db_role_setting where setconfig = '{}'",
+        # Without its slot's name a subscription can be dropped, or its database, without a word to the publisher.
+        "update pg_subscription set subenabled = false, subslotname = null where subenabled or subslotname is not null",
+        # The first fails when the archive holds the role already: it is of a session. The second then counts.
+        f"create role {role}",
+        f"alter role {role}",
+        _copy(f"""json_build_object(
+            'superuser', (select rolname from pg_roles where oid = 10),
+            'role', exists (select from pg_authid where rolname = '{SESSION_ROLE}' and rolsuper and rolcanlogin
+                            and rolpassword = {quote_literal(verifier)}),
+            'settings_left', (select count(*) from pg_db_role_setting, unnest(setconfig) entry where {unwanted}),
+            'subscriptions_left', (select count(*) from pg_subscription
+                                   where subenabled or subslotname is not null),
+            'databases', (select json_agg(datname order by datname) from pg_database
+                          where datallowconn and not datistemplate and datconnlimit <> -2),
+            'collations', (select json_agg(json_build_array(datname, {versions}) order by datname) from pg_database
+                           where datallowconn))"""),
+    )
+    return "".join(f"{_one_line(statement)};\n\n" for statement in statements)
+
+
+def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
+    """Read what catalog_script printed. Raises PostgresError when it did not do all of its work."""
+    # The prompt stands before each answer.
+    found = [json.loads(text) for text in re.findall(r"^(?:backend> )*(\{.*\})$", output, re.MULTILINE)]
+    before, after = (found[0], found[-1]) if len(found) == 2 else ({}, {})
+    if not after.get("role") or after["settings_left"] or after["subscriptions_left"]:
+        raise PostgresError(f"The catalogs of the copy could not be changed: {reason(log)}", log_tail=list(log))
+    return Catalogs(
+        superuser=after["superuser"],
+        databases=after["databases"] or [],
+        neutralised=list(_neutralised(before)),
+        warnings=[_collation_warning(*row) for row in after["collations"] or [] if row[1] and row[1] != row[2]],
+    )
+
+
+def scram_verifier(password: str, *, salt: bytes) -> str:
+    """What PostgreSQL stores for a password of ASCII letters (RFC 5803): from it, nobody can log in."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, SCRAM_ITERATIONS)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    keys = (hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256"))
+    stored, server = (base64.b64encode(key).decode() for key in keys)
+    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{base64.b64encode(salt).decode()}${stored}:{server}"
+
+
+def log_tail(log: str, *, begin: int = 0) -> list[str]:
+    """The last lines of the server's log from the byte begin on."""
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(begin, os.fstat(file.fileno()).st_size - TAIL * 1000))
+        return file.read().decode("utf-8", "replace").splitlines()[-TAIL:]
+    return []
+
+
+def reason(log: Sequence[str]) -> str:
+    """Why the server ended, in its own words: its last FATAL or PANIC with what belongs to it, else its last line."""
+    severe = [number for number, line in enumerate(log) if re.search(r"\b(?:FATAL|PANIC):  ", line)]
+    if not severe:
+        return log[-1].strip() if log else "it said nothing."
+    lines = [log[severe[-1]]]
+    for line in log[severe[-1] + 1 :]:
+        if re.search(r"\b(?:DETAIL|HINT):  ", line) is None:
+            break
+        lines.append(line)
+    sentences = [re.split(r"\b(?:FATAL|PANIC|DETAIL|HINT):  ", line, maxsplit=1)[1].strip() for line in lines]
+    return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
+
+
+# Beside the server's own settings. A path for functions that the archive cannot change, and writes whatever the session
+# may do later; the SQLSTATE in the log tells one failure from another.
+_OPTIONS = (
+    *("-c", "search_path=pg_catalog"),
+    *("-c", "default_transaction_read_only=off"),
+    *("-c", "log_line_prefix=%m [%p] %e "),
+    *("-c", "log_min_error_statement=panic"),
+)
+
+
+def _run(
+    argv: Sequence[str], script: str, *, user: str, log: str, env: Mapping[str, str], timeout: float
+) -> tuple[int, str]:
+    """Return code and output. The log is written to while it runs: a long recovery can be followed there."""
+    errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(env, user=user),
+            cwd="/",
+            umask=0o077,
+            start_new_session=True,
+            **identity(user),
+        )
+    finally:
+        os.close(errors)
+    try:
+        output, _nothing = process.communicate(script.encode(), timeout)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise PostgresError(
+                f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout).",
+                log_tail=log_tail(log),
+            ) from None
+        raise
+    return process.returncode, output.decode("utf-8", "replace")
+
+
+def _copy(expression: str) -> str:
+    """A statement that prints one value as it is: quoting by characters that JSON never holds unescaped."""
+    return rf"copy (select {expression}) to stdout (format csv, encoding 'UTF8', quote E'\x01', delimiter E'\x02')"
+
+
+def _one_line(statement: str) -> str:
+    return " ".join(statement.split())
+
+
+def _neutralised(before: Mapping[str, Any]) -> list[dict[str, str]]:
+    found = []
+    for entry in sorted(set(before["settings"] or [])):
+        why = "set for a role or database, it would have counted more than the session's own setting"
+        found.append({"what": f"{entry.partition('=')[0]} of roles and databases reset ({entry})", "why": why})
+    for name in before["subscriptions"] or []:
+        why = "enabled, or when dropped, it would have taken production's slot from the publisher"
+        found.append({"what": f"subscription {name} disabled and parted from its slot", "why": why})
+    return found
+
+
+def _collation_warning(database: str, recorded: str, actual: str | None) -> str:
+    return (
+        f"Database {database} was written with collation version {recorded}, and this host has {actual or 'none'}: "
+        "indexes on text may miss rows here, and sorting may differ."
+    )

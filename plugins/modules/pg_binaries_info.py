@@ -1,0 +1,153 @@
+#!/usr/bin/python
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_binaries_info
+short_description: Find the PostgreSQL server programs of a major version
+version_added: 1.0.0
+author: phpBorg contributors (@phpborg)
+description:
+  - A PostgreSQL data directory can be opened only by a server of its own major version. This finds the programs of that
+    version where distributions put them, and names the package to install where they are missing.
+  - Debian and Ubuntu, the RPM packages of PostgreSQL itself, SUSE and Alpine keep versions side by side; a server in
+    E(PATH) is found as well.
+  - Not finding them is a result and no failure.
+options:
+  version:
+    description:
+      - Major version that is needed, such as V(15). Of V(15.18) the first part counts.
+      - Without it, RV(found) tells of any version.
+    type: str
+  bindir:
+    description:
+      - Look into this directory only. It is an error when it holds no server, or one of another version.
+    type: path
+extends_documentation_fragment:
+  - phpborg.instant_recovery.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: Nothing is ever changed.
+  idempotent:
+    support: full
+  platform:
+    support: full
+    platforms: linux
+seealso:
+  - module: phpborg.instant_recovery.pg_ephemeral
+"""
+
+EXAMPLES = r"""
+- name: See whether a copy of PostgreSQL 15 can be started here
+  phpborg.instant_recovery.pg_binaries_info:
+    version: "15"
+  register: binaries
+
+- name: Install the server where it is missing
+  ansible.builtin.package:
+    name: "{{ binaries.package }}"
+  when: not binaries.found
+"""
+
+RETURN = r"""
+found:
+  description: Whether the programs of O(version) are here.
+  type: bool
+  returned: success
+  sample: true
+bindir:
+  description: Their directory; null when there is none.
+  type: str
+  returned: success
+  sample: /usr/lib/postgresql/15/bin
+version:
+  description: Their full version; null when there are none.
+  type: str
+  returned: success
+  sample: "15.18"
+package:
+  description: Package that brings the server of O(version) on this distribution; null without O(version).
+  type: str
+  returned: success
+  sample: postgresql-15
+installed:
+  description: All that was found, oldest first.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    major:
+      description: Major version.
+      type: int
+    version:
+      description: Full version.
+      type: str
+    bindir:
+      description: Directory of the programs.
+      type: str
+  sample:
+    - major: 15
+      version: "15.18"
+      bindir: /usr/lib/postgresql/15/bin
+elapsed:
+  description: Seconds it took to find out.
+  type: float
+  returned: success
+  sample: 0.02
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import (
+    find_binaries,
+    installed,
+    package_name,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import OLDEST_MAJOR, PostgresError
+
+
+def main() -> None:
+    """Wire the arguments to the search."""
+    module = AnsibleModule(
+        argument_spec={"version": {"type": "str"}, "bindir": {"type": "path"}},
+        required_by={"bindir": "version"},
+        supports_check_mode=True,
+    )
+    run_module(module, lambda: _find(module.params["version"], module.params["bindir"]))
+
+
+def _find(version: str | None, bindir: str | None) -> dict[str, Any]:
+    everything = installed()
+    if version is None:
+        major, found = None, everything[-1] if everything else None
+    else:
+        major = _major(version)
+        found = find_binaries(major, bindir=bindir)
+    return {
+        "changed": False,
+        "found": found is not None,
+        "bindir": found.bindir if found else None,
+        "version": found.version if found else None,
+        "package": package_name(major) if major else None,
+        "installed": [asdict(binaries) for binaries in everything],
+    }
+
+
+def _major(version: str) -> int:
+    first = version.strip().partition(".")[0]
+    if first.isdigit() and int(first) >= OLDEST_MAJOR:
+        return int(first)
+    raise PostgresError(f"version {version} is not a PostgreSQL version from {OLDEST_MAJOR} on; write for example 15.")
+
+
+if __name__ == "__main__":
+    main()

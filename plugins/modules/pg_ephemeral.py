@@ -1,0 +1,409 @@
+#!/usr/bin/python
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_ephemeral
+short_description: Run a throw-away PostgreSQL server on a copied data directory
+version_added: 1.0.0
+author: phpBorg contributors (@phpborg)
+description:
+  - Cuts a copied data directory loose from the production server it was copied from, recovers it, and starts a server
+    on it that only this host can reach. RV(neutralised) says what was done for that, and why.
+  - The copy is written to. Give it a copy-on-write layer, such as M(phpborg.instant_recovery.overlay_mount) makes.
+  - The archived configuration is never loaded. The server runs with a configuration that this module writes into
+    O(socket_directory), and with settings on its command line that nothing can override.
+  - Nothing is opened before all symbolic links of the data directory have been looked at. Those of tablespaces and of
+    C(pg_wal) are re-pointed to their copies in O(tree); one that leads out of it otherwise is an error.
+  - Recovery, and changes to the catalogs, happen before the server listens. The role C(instant_recovery), a superuser
+    with a password made up for this start, is what clients log in as; no role of the archive is changed.
+  - The server listens on 127.0.0.1, where only that role gets in, and on a socket that only the server's own user (and
+    root) can reach and that asks for no password.
+options:
+  data_directory:
+    description:
+      - The data directory. It holds C(PG_VERSION), C(base) and C(global).
+    type: path
+    required: true
+  tree:
+    description:
+      - Root of the copied tree that O(data_directory) is in. No link may lead out of it.
+      - The default is C(merged) in O(session_directory), else O(data_directory) itself.
+    type: path
+  relocated:
+    description:
+      - Where in O(tree) the directories are that links lead to, as far as this is known, as a dictionary of link
+        targets and paths below O(tree). M(phpborg.instant_recovery.borg_archive_info) tells them as C(tablespaces)
+        and C(wal_directory).
+      - Others are looked for at their path below O(tree), and below every directory on the way to O(data_directory).
+    type: dict
+    default: {}
+  port:
+    description:
+      - Port on 127.0.0.1.
+      - The default is the first from 15432 on that is free and that no other session has.
+    type: int
+  socket_directory:
+    description:
+      - Directory of the Unix socket, and of the files that belong to the server, for its user alone (mode 0700). It is
+        made when it is missing.
+      - The default is C(run) in O(session_directory). Required otherwise, for O(state=started).
+    type: path
+  log_directory:
+    description:
+      - Directory of the log, C(postgresql.log).
+      - The default is C(log) in O(session_directory), else O(socket_directory).
+    type: path
+  bindir:
+    description:
+      - Directory of the PostgreSQL programs. They must be of the major version of O(data_directory).
+      - The default is where distributions put them, then E(PATH).
+    type: path
+  settings:
+    description:
+      - Settings of the server, by name. They count more than those that the module chooses, see RV(settings).
+      - Those that keep the server away from production cannot be given.
+    type: dict
+    default: {}
+  read_only:
+    description:
+      - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
+    type: bool
+    default: false
+  timeout:
+    description: Seconds that recovery and start may take together.
+    type: int
+    default: 600
+  user:
+    description:
+      - User who runs the server. It must own O(data_directory), as PostgreSQL demands; it cannot be root.
+      - The default is the owner.
+    type: str
+  state:
+    description:
+      - V(started) leaves a server alone that runs already.
+      - V(stopped) stops it, with force if it must, and removes the files that belonged to it.
+    type: str
+    choices: [started, stopped]
+    default: started
+  session_directory:
+    description:
+      - Directory of a session to record the server in, so that it ends with it.
+    type: path
+extends_documentation_fragment:
+  - phpborg.instant_recovery.attributes
+attributes:
+  check_mode:
+    support: full
+    details: What is in the catalogs (roles' settings, subscriptions) can only be read by a server, so it is not told.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  platform:
+    support: full
+    platforms: linux
+seealso:
+  - module: phpborg.instant_recovery.pg_binaries_info
+  - module: phpborg.instant_recovery.overlay_mount
+"""
+
+EXAMPLES = r"""
+- name: Start a server on a copy
+  phpborg.instant_recovery.pg_ephemeral:
+    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
+    tree: /srv/copy/merged
+    socket_directory: /srv/copy/run
+  register: server
+
+- name: Ask it something
+  ansible.builtin.command:
+    argv: ["{{ server.bindir }}/psql", --no-psqlrc, --command, select version(), service=instant_recovery]
+  environment:
+    PGSERVICEFILE: "{{ server.service_file }}"
+  changed_when: false
+
+- name: Stop it
+  phpborg.instant_recovery.pg_ephemeral:
+    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
+    socket_directory: /srv/copy/run
+    state: stopped
+
+- name: Show what a start would change, without changing it
+  phpborg.instant_recovery.pg_ephemeral:
+    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
+    tree: /srv/copy/merged
+    socket_directory: /srv/copy/run
+    read_only: true
+    settings:
+      work_mem: 256MB
+  check_mode: true
+  diff: true
+"""
+
+RETURN = r"""
+version:
+  description: Version of the server. Null with O(state=stopped).
+  type: str
+  returned: success
+  sample: "15.18"
+port:
+  description: Its port on 127.0.0.1. Null with O(state=stopped), and in check mode without O(port).
+  type: int
+  returned: success
+  sample: 15432
+socket_directory:
+  description: The directory of its socket.
+  type: str
+  returned: success
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/run
+pid:
+  description: Its process. Null with O(state=stopped) and in check mode.
+  type: int
+  returned: success
+  sample: 4711
+user:
+  description: The role to log in as, through TCP as well as through the socket. Null with O(state=stopped).
+  type: str
+  returned: success
+  sample: instant_recovery
+superuser:
+  description: The cluster's bootstrap superuser, whatever its name. Null with O(state=stopped) and in check mode.
+  type: str
+  returned: success
+  sample: postgres
+databases:
+  description: Databases that can be connected to, except templates. Empty with O(state=stopped) and in check mode.
+  type: list
+  elements: str
+  returned: success
+  sample: [postgres, shop]
+connection_string:
+  description:
+    - URL of the server, for libpq. It names the file that holds the password.
+    - Null with O(state=stopped) and in check mode.
+  type: str
+  returned: success
+  sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/run/pgpass
+service_file:
+  description:
+    - Connection service file, in which the server is the service C(instant_recovery). With its path in
+      E(PGSERVICEFILE), C(psql service=instant_recovery) connects.
+    - Null with O(state=stopped) and in check mode.
+  type: str
+  returned: success
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/run/pg_service.conf
+log:
+  description: Its log. Null with O(state=stopped).
+  type: str
+  returned: success
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/log/postgresql.log
+bindir:
+  description: Directory of the PostgreSQL programs. Null with O(state=stopped).
+  type: str
+  returned: success
+  sample: /usr/lib/postgresql/15/bin
+read_only:
+  description: Whether sessions open read-only transactions. Null with O(state=stopped).
+  type: bool
+  returned: success
+  sample: false
+settings:
+  description: The settings of its configuration file. Empty with O(state=stopped).
+  type: dict
+  returned: success
+  sample: {fsync: "off", shared_buffers: 128MB, TimeZone: Europe/Berlin}
+neutralised:
+  description: What was done to keep the copy away from production. Empty with O(state=stopped).
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    what:
+      description: What was changed.
+      type: str
+    why:
+      description: What would have happened otherwise.
+      type: str
+  sample:
+    - what: standby.signal removed
+      why: as a standby the server would connect to production and never accept a write
+elapsed:
+  description: Seconds it took.
+  type: float
+  returned: success
+  sample: 0.25
+"""
+
+import os
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan, Request, make_plan
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
+    Running,
+    find_running,
+    recorded_result,
+    start_server,
+    stop_server,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
+
+# Every result has these keys.
+NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("version", "port", "pid", "user", "superuser")),
+    "databases": [],
+    **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only")),
+    "settings": {},
+    "neutralised": [],
+}
+RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid")
+
+
+def main() -> None:
+    """Wire the arguments to starting or stopping."""
+    module = AnsibleModule(
+        argument_spec={
+            "data_directory": {"type": "path", "required": True},
+            "tree": {"type": "path"},
+            "relocated": {"type": "dict", "default": {}},
+            "port": {"type": "int"},
+            "socket_directory": {"type": "path"},
+            "log_directory": {"type": "path"},
+            "bindir": {"type": "path"},
+            "settings": {"type": "dict", "default": {}},
+            "read_only": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 600},
+            "user": {"type": "str"},
+            "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+            "session_directory": {"type": "path"},
+        },
+        required_if=[("state", "started", ["session_directory", "socket_directory"], True)],
+        supports_check_mode=True,
+    )
+    action = _start if module.params["state"] == "started" else _stop
+    run_module(module, lambda: action(module.params, check_mode=module.check_mode))
+
+
+def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    begun = time.monotonic()
+    request = _request(options)
+    if check_mode:
+        running = find_running(request.data_directory)
+        return _unchanged(request, running) or _predicted(request)
+    with claiming(options["session_directory"]) as session:
+        running = find_running(request.data_directory)
+        unchanged = _unchanged(request, running)
+        if unchanged is not None:
+            return unchanged
+        if running is not None:  # an earlier start was cut off
+            stop_server(request.data_directory, request.socket_directory)
+        plan = make_plan(request)
+        result = start_server(plan, session=session, avoid=_ports_of_others(session))
+        if session is not None:
+            session.update(engine_version=result["version"], **{key: result[key] for key in RECORDED})
+            session.timing("pg_ephemeral", time.monotonic() - begun)
+    return {**result, "changed": True, "diff": _difference(plan, result)}
+
+
+def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    data_directory = os.path.realpath(options["data_directory"])
+    socket_directory = _in_session(options, "socket_directory", "run")
+    running = find_running(data_directory)
+    if check_mode:
+        changed = running is not None
+    else:
+        with claiming(options["session_directory"]) as session:
+            changed = stop_server(data_directory, socket_directory)
+            if session is not None:
+                session.release_claim("server")
+                session.update(pid=None)
+    before = "stopped" if running is None else "started"
+    difference = {"before": {"state": before}, "after": {"state": "stopped"}}
+    return {**NOTHING, "changed": changed, "socket_directory": socket_directory, "diff": difference}
+
+
+def _request(options: dict[str, Any]) -> Request:
+    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory")
+    data_directory = os.path.realpath(options["data_directory"])
+    socket_directory = str(_in_session(options, "socket_directory", "run"))
+    return Request(
+        data_directory=data_directory,
+        tree=_in_session(options, "tree", "merged") or data_directory,
+        socket_directory=socket_directory,
+        log_directory=_in_session(options, "log_directory", "log") or socket_directory,
+        **{name: options[name] for name in names},
+    )
+
+
+def _in_session(options: dict[str, Any], option: str, name: str) -> str | None:
+    """The option, or its default in the session's directory, if there is a session."""
+    given, session = options[option], options["session_directory"]
+    if given is None and session is not None:
+        given = os.path.join(session, name)
+    return None if given is None else os.path.abspath(given)
+
+
+def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | None:
+    """The result where the server runs already; None where it has to be started, or started anew."""
+    result = recorded_result(running) if running is not None and running.ready else None
+    if result is None:
+        return None
+    wanted = {
+        **check_settings(request.settings, int(result["version"].partition(".")[0])),
+        "read_only": request.read_only,
+    }
+    wanted.update({} if request.port is None else {"port": request.port})
+    is_now = {**result["settings"], "read_only": result["read_only"], "port": result["port"]}
+    different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
+    if different:
+        raise PostgresError(
+            f"The server on {request.data_directory} runs already, with {', '.join(different)}: "
+            "stop it first (state=stopped) to start it otherwise."
+        )
+    return {**result, "changed": False, "diff": {"before": {"state": "started"}, "after": {"state": "started"}}}
+
+
+def _predicted(request: Request) -> dict[str, Any]:
+    """The result in check mode, where the data directory may not be mounted yet."""
+    known = {"port": request.port, "socket_directory": request.socket_directory, "read_only": request.read_only}
+    result: dict[str, Any] = {**NOTHING, **known, "user": SESSION_ROLE, "log": request.log, "changed": True}
+    if not os.path.lexists(request.data_directory):
+        return {**result, "diff": {"before": {"state": "stopped"}, "after": {"state": "started"}}}
+    plan = make_plan(request)
+    result.update(
+        version=plan.binaries.version,
+        bindir=plan.binaries.bindir,
+        settings=plan.settings,
+        neutralised=list(plan.neutralised),
+    )
+    return {**result, "diff": _difference(plan, result)}
+
+
+def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
+    after = {
+        "state": "started",
+        "data_directory": plan.data.path,
+        **{key: result[key] for key in ("version", "port", "settings", "neutralised")},
+    }
+    return {"before": {"state": "stopped"}, "after": after}
+
+
+def _ports_of_others(session: Session | None) -> frozenset[int]:
+    """Ports in the records of other sessions: one whose server is down just now may need its port again."""
+    if session is None:
+        return frozenset()
+    others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
+    return frozenset(other.record["port"] for other in others if other.record["port"] is not None)
+
+
+if __name__ == "__main__":
+    main()
