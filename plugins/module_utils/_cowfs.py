@@ -556,7 +556,9 @@ class Content:
 
     async def sync(self) -> None:
         if self.differs:
-            await trio.to_thread.run_sync(os.fsync, os.dup(self._file()))
+            # A duplicate: the table may close its own in the meantime.
+            with open(os.dup(self._file()), "rb") as file:
+                await trio.to_thread.run_sync(os.fsync, file)
 
     def discard(self) -> None:
         """Remove the upper data; the file has no name any more."""
@@ -768,12 +770,19 @@ class Reader:
 
     def fetch(self, path: bytes, index: int) -> bytes:
         """Runs in a worker thread, one at a time."""
-
-        def opened() -> int:
+        try:
             # Direct: what is fetched is kept here, so a second copy in the page cache of the lower mount is waste.
-            return os.open(
-                os.path.join(os.fsencode(self.mount), path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECT
-            )
+            return self._fetch(path, index, os.O_DIRECT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # FUSE reads directly into any buffer; others want it aligned, or cannot.
+                raise
+        self.files.close(path)
+        return self._fetch(path, index, 0)
+
+    def _fetch(self, path: bytes, index: int, flags: int) -> bytes:
+        def opened() -> int:
+            name = os.path.join(os.fsencode(self.mount), path)
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags)
 
         return os.pread(self.files.get(path, opened), WINDOW, index * WINDOW)
 
