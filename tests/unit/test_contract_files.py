@@ -180,8 +180,8 @@ def documented_options(module: str) -> dict[str, Any]:
     documentation = documented(module, "DOCUMENTATION")
     options = dict(documentation.get("options", {}))
     for fragment in documentation.get("extends_documentation_fragment", []):
-        name, _, block = fragment.removeprefix(f"{COLLECTION}.").partition(".")
-        fragment_documentation = documented(name, (block or "DOCUMENTATION").upper(), kind="doc_fragments")
+        name, *block = fragment.removeprefix(f"{COLLECTION}.").split(".")
+        fragment_documentation = documented(name, (block or ["DOCUMENTATION"])[0].upper(), kind="doc_fragments")
         options |= fragment_documentation.get("options", {})
     return options
 
@@ -205,5 +205,5 @@ def shell_commands(block: str) -> list[list[str]]:
 
 def check_syntax(*arguments: str) -> None:
     command = [sys.executable, "-m", "ansible", "playbook", "--syntax-check", *arguments]
-    ran = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stdout
+    ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
