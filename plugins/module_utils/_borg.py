@@ -463,12 +463,14 @@ def parse_log(text: str) -> list[LogEntry]:
     """borg's standard error with --log-json: entries of its log, and whatever else ended up there."""
     entries = []
     for line in text.splitlines():
+        # A prompt has no newline at its end: the next entry stands on the same line.
+        words, brace, rest = line.partition('{"')
         try:
-            entry = json.loads(line)
-            entries.append(LogEntry(entry["message"], entry.get("msgid") or ""))
-        except (ValueError, TypeError, KeyError):
-            if line.strip():
-                entries.append(LogEntry(line.strip()))
+            entry = json.loads(brace + rest)
+            found = [LogEntry(words.strip()), LogEntry(entry["message"], entry.get("msgid") or "")]
+        except (ValueError, KeyError):
+            found = [LogEntry(line.strip())]
+        entries += [entry for entry in found if entry.message]
     return entries
 
 

@@ -200,7 +200,7 @@ DUMP_NAME = re.compile(
 class Catalogue:
     """What is kept of an item list while it streams by: a few entries per database, and one number per directory.
 
-    `files` counts all items, `size` is the sum of their bytes.
+    `files` counts the regular files, `size` is the sum of all bytes.
     """
 
     files: int = 0
@@ -218,7 +218,7 @@ class Catalogue:
 
     def add(self, item: Item) -> None:
         """Note one item."""
-        self.files += 1
+        self.files += item.type == "-"
         self.size += item.size
         directory, name = posixpath.split(item.path)
         if item.type == "d":

@@ -126,7 +126,7 @@ archives:
       description: Bytes of its files, before compression; null without O(details), except in RV(archive).
       type: int
     files:
-      description: How many entries it has; null without O(details), except in RV(archive).
+      description: How many files it has; null without O(details), except in RV(archive).
       type: int
   sample: &archives
     - repository: /srv/borg/db1

@@ -1,0 +1,255 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is made of borg's output and complaints, as recorded from borg 1.2.4 and 1.4.0."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.doc_fragments.borg import ModuleDocFragment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+    ARGUMENTS,
+    Archive,
+    BorgError,
+    Repository,
+    diagnose,
+    parse_archives,
+    parse_item,
+    parse_log,
+    resolve_archive,
+    split_location,
+)
+
+RECORDED = Path(__file__).parent / "recorded"
+ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())
+NOTHING_GIVEN: dict[str, Any] = {name: spec.get("default") for name, spec in ARGUMENTS.items()}
+
+
+def archive(name: str, day: int) -> Archive:
+    return Archive(repository="/r", name=name, id=name, time=f"2026-11-{day:02}T00:00:00.000+00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/srv/repo::name", ("/srv/repo", "name")),
+        (
+            "ssh://borg@host:2222/./repo::db1-2026-11-22T01:00:00",
+            ("ssh://borg@host:2222/./repo", "db1-2026-11-22T01:00:00"),
+        ),
+        ("ssh://borg@[fd00::1]/repo", (None, "ssh://borg@[fd00::1]/repo")),
+        ("ssh://borg@[fd00::1]/repo::latest", ("ssh://borg@[fd00::1]/repo", "latest")),
+        ("user@host:repo::na me", ("user@host:repo", "na me")),
+        ("::name", (None, "name")),
+        ("db1-*", (None, "db1-*")),
+        ("", (None, "")),
+    ],
+)
+def test_split_location(text: str, expected: tuple[str | None, str]) -> None:
+    assert split_location(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("web-1", "web-1"),
+        ("latest", "db-3"),
+        ("db-*", "db-3"),
+        ("web-?", "web-2"),
+        ("db-[12]", "db-2"),
+        ("[odd]", "[odd]"),
+    ],
+)
+def test_resolve_archive(wanted: str, found: str) -> None:
+    archives = [archive("db-1", 1), archive("web-1", 2), archive("db-2", 3), archive("web-2", 4), archive("[odd]", 5)]
+    assert resolve_archive([*archives, archive("db-3", 6)], wanted, repository="/r").name == found
+
+
+def test_an_archive_called_latest_is_taken_at_its_word() -> None:
+    assert resolve_archive([archive("latest", 1), archive("db-1", 2)], "latest", repository="/r").name == "latest"
+
+
+@pytest.mark.parametrize("wanted", ["nope", "no-*"])
+def test_an_unknown_archive_is_answered_with_those_there_are(wanted: str) -> None:
+    archives = [archive(f"db-{day}", day) for day in range(1, 15)]
+    with pytest.raises(BorgError) as caught:
+        resolve_archive(archives, wanted, repository="/r")
+    assert wanted in str(caught.value)
+    assert "It holds: db-14, db-13, " in str(caught.value)
+    assert str(caught.value).endswith("db-5 and 4 older ones.")
+    assert len(caught.value.details["archives"]) == 14
+
+
+@pytest.mark.parametrize("wanted", ["latest", "db-1"])
+def test_an_empty_repository_is_called_that(wanted: str) -> None:
+    with pytest.raises(BorgError, match="Repository /r holds no archive yet"):
+        resolve_archive([], wanted, repository="/r")
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.4"])
+def test_archives_are_listed_with_and_without_details(version: str) -> None:
+    bare = parse_archives((RECORDED / f"borg-{version}-list.json").read_text(), repository="/r")
+    full = parse_archives((RECORDED / f"borg-{version}-info.json").read_text(), repository="/r")
+    assert [found.name for found in bare] == [found.name for found in full] == ["db-1", "db-2"]
+    assert [(found.id, found.time) for found in bare] == [(found.id, found.time) for found in full]
+    assert all(found.time.startswith("2026-11-22T13:3") and found.time.endswith("+00:00") for found in bare)
+    assert all(found.hostname is None and found.size is None for found in bare)
+    assert all(found.hostname == "vm" and found.username == "root" and (found.size or 0) > 0 for found in full)
+
+
+def test_times_with_a_zone_become_utc_and_checkpoints_are_left_out() -> None:
+    entry = {"name": "a", "id": "1", "start": "2026-11-22T14:00:00.000000+01:00"}
+    text = json.dumps({"archives": [entry, {**entry, "name": "b.checkpoint"}, {**entry, "name": "b.checkpoint.1"}]})
+    (found,) = parse_archives(text, repository="/r")
+    assert (found.name, found.time) == ("a", "2026-11-22T13:00:00.000+00:00")
+
+
+def test_items() -> None:
+    items = {item.path: item for item in map(parse_item, (RECORDED / "borg-1.4-items.jsonl").open())}
+    assert items["d"].type == "d"
+    assert (items["d/link"].type, items["d/link"].target) == ("l", "/etc")
+    assert (items["d/sub/PG_VERSION"].type, items["d/sub/PG_VERSION"].size) == ("-", 3)
+    assert (items["d/PG_VERSION"].type, items["d/PG_VERSION"].target) == ("h", "d/sub/PG_VERSION")
+
+
+@pytest.mark.parametrize(
+    ("case", "msgid", "says"),
+    [
+        ("no passphrase", "NoPassphraseFailure", "Repository /r needs a passphrase, and none was given. Give one of"),
+        ("wrong passphrase", "PassphraseWrong", "The passphrase for /r is wrong. Correct it"),
+        ("failing passcommand", "PasscommandFailure", "The passcommand for /r failed. Run it"),
+        ("no repository", "Repository.DoesNotExist", "There is no Borg repository at /r. Check"),
+        ("not a repository", "Repository.InvalidRepository", "There is no Borg repository at /r. Check"),
+        ("no archive", "Archive.DoesNotExist", "Repository /r has no archive a. borg_archive_info"),
+        ("unreachable", "ConnectionClosedWithHint", "/r cannot be reached: ssh: connect to host 127.0.0.1 port 9: "),
+        ("relocated", "Cache.RepositoryAccessAborted", "was previously located at "),
+        ("unencrypted", "Cache.CacheInitAbortedError", "/r is not encrypted and was never used from this host"),
+        ("closed", "LockFailed", "Permission denied"),
+        ("locked", "LockTimeout", "/r is locked by another borg. Wait"),
+    ],
+)
+def test_complaints_are_explained(case: str, msgid: str, says: str) -> None:
+    found, message = diagnose(parse_log(ERRORS[case]), repository="/r", archive="a")
+    assert found == msgid
+    assert says in message
+    assert "Traceback" not in message
+
+
+def test_a_passcommand_is_not_quoted() -> None:
+    error = Repository("/r").error(["borg"], 2, ERRORS["failing passcommand"])
+    assert "hush-hush" in ERRORS["failing passcommand"]
+    assert "hush-hush" not in str(error) + json.dumps(error.details)
+
+
+def test_an_unknown_complaint_ends_with_the_reason_itself() -> None:
+    trace = (
+        "Traceback (most recent call last):\n  File x\nOSError: [Errno 5] Input/output error\n\nPlatform: Linux vm\n"
+    )
+    log = "\n".join(json.dumps({"message": text, "msgid": "Exception"}) for text in ("Local Exception", trace))
+    assert diagnose(parse_log(log), repository="/r", archive="")[1] == (
+        "borg failed on /r: OSError: [Errno 5] Input/output error"
+    )
+    assert diagnose([], repository="/r", archive="")[1] == "borg failed on /r: it gave no reason"
+    plain = parse_log("fusermount3: mount failed: Operation not permitted\n")
+    assert diagnose(plain, repository="/r", archive="")[1].endswith(
+        "fusermount3: mount failed: Operation not permitted"
+    )
+
+
+def test_a_borg_that_is_too_different_is_called_by_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fake stands for borg 2, which is no Debian package yet."""
+    fake = tmp_path / "borg"
+    fake.write_text("#!/bin/sh\necho borg 2.0.0b14\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert str(Repository("/r").error(["borg"], 2, ERRORS["usage"])) == (
+        "borg 2.0.0b14 is not supported: install borg 1.2 or 1.4."
+    )
+
+
+def test_the_repository_may_be_named_in_three_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BORG_REPO", raising=False)
+
+    def location(**options: str) -> str:
+        return Repository.from_options({**NOTHING_GIVEN, **options}).location
+
+    assert location(repository="/r", archive="a") == "/r"
+    assert location(archive="/r::a") == "/r"
+    assert location(repository="/r/", archive="/r::a") == "/r/"
+    with pytest.raises(BorgError, match="repository is /other, but archive names /r"):
+        location(repository="/other", archive="/r::a")
+    with pytest.raises(BorgError, match="No repository was given"):
+        location(archive="a")
+    monkeypatch.setenv("BORG_REPO", "/from/environment")
+    assert location(archive="a") == "/from/environment"
+
+
+def test_secrets_are_in_no_argument_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORG_PASSCOMMAND", "of the environment")
+    repository = Repository("/r", passphrase="hush")
+    env, stdin = repository.environment()
+    assert stdin == b"hush"
+    assert env["BORG_PASSPHRASE_FD"] == "0"
+    with repository.environment_with_pipe() as (piped, (descriptor,)):
+        assert os.read(descriptor, 100) == b"hush"
+        assert piped["BORG_PASSPHRASE_FD"] == str(descriptor)
+    everything = f"{env}{piped}{repository}{repository.mount_command('a', '/m')}"
+    assert "hush" not in everything
+    assert "of the environment" not in everything
+
+
+def test_secrets_of_the_environment_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BORG_PASSPHRASE", raising=False)
+    monkeypatch.setenv("BORG_PASSCOMMAND", "get it")
+    assert Repository("/r").environment()[0]["BORG_PASSCOMMAND"] == "get it"
+    assert Repository("/r", passcommand="mine").environment()[0]["BORG_PASSCOMMAND"] == "mine"
+    monkeypatch.setenv("BORG_PASSPHRASE", "hush")
+    env, stdin = Repository("/r").environment()
+    assert stdin == b"hush"
+    assert "BORG_PASSCOMMAND" not in env
+    assert "BORG_PASSCOMMAND" in Repository("/r", passcommand="mine").environment()[0]
+
+
+def test_questions_are_answered_with_no_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    unencrypted, relocated = "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "BORG_RELOCATED_REPO_ACCESS_IS_OK"
+    for name in (unencrypted, relocated, "BORG_RSH"):
+        monkeypatch.delenv(name, raising=False)
+    env, _stdin = Repository("/r").environment()
+    assert (env[unencrypted], env[relocated], env["BORG_RSH"]) == ("no", "no", "ssh -oBatchMode=yes")
+    env, _stdin = Repository("/r", accept_unencrypted=True, rsh="ssh -i key").environment()
+    assert (env[unencrypted], env[relocated], env["BORG_RSH"]) == ("yes", "no", "ssh -i key")
+    monkeypatch.setenv(relocated, "yes")
+    assert Repository("/r").environment()[0][relocated] == "yes"
+
+
+def test_mount_command() -> None:
+    argv = Repository("/r").mount_command(
+        "{odd}", "/m", paths=["/var/lib/pg data/", "./x"], strip_components=2, owner=(101, 104), allow_other=True
+    )
+    assert argv[1:] == [
+        *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,uid=101,gid=104,allow_other"],
+        *["--strip-components", "2", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
+    ]
+    argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
+    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro", "/r::a", "/m"]
+
+
+def test_the_documented_options_are_those_there_are() -> None:
+    yaml = pytest.importorskip("yaml")
+    documented = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+    assert {name: (option["type"], option.get("default")) for name, option in documented.items()} == {
+        name: (spec["type"], spec.get("default")) for name, spec in ARGUMENTS.items()
+    }
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_an_unreadable_passphrase_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BorgError, match=f"passphrase_file {path} cannot be read"):
+        Repository.from_options({**NOTHING_GIVEN, "repository": "/r", "passphrase_file": str(path)})

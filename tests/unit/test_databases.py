@@ -1,0 +1,333 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Databases in item lists: one as recorded from borg 1.2.4, the others variations on it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
+    HEAD_SIZE,
+    MAXIMUM_DUMPS,
+    Database,
+    DatabaseChoiceError,
+    Item,
+    Link,
+    choose_database,
+    find_databases,
+)
+
+RECORDED = Path(__file__).parent / "recorded"
+CRASHED = (RECORDED / "pg_control-15-crashed.bin").read_bytes()
+CLOSED = (RECORDED / "pg_control-15-shut-down.bin").read_bytes()
+DATA = "tmp/borgside/rec/prod/data"  # where the recorded cluster was
+# Of the recorded list: the cluster with a tablespace and pg_wal elsewhere, and two further links.
+ITEMS = [parse_item(line) for line in (RECORDED / "borg-1.2-items.jsonl").open()]
+
+
+def find(items: Iterable[Item], contents: Mapping[str, bytes]) -> list[Database]:
+    """find_databases with contents by path; an item's size need not be that of its content."""
+
+    def read(wanted: Sequence[Item]) -> dict[str, bytes]:
+        return {item.path: contents[item.path] for item in wanted if item.path in contents}
+
+    def head(item: Item, size: int) -> bytes:
+        assert size == HEAD_SIZE
+        return contents[item.path][:size]
+
+    return find_databases(items, read=read, head=head)[0]
+
+
+def cluster(directory: str, control: bytes = CRASHED, **others: bytes) -> tuple[list[Item], dict[str, bytes]]:
+    """A PostgreSQL data directory with further files, as items and contents; `__` in a name stands for a slash."""
+    files = {"PG_VERSION": b"15\n", "global/pg_control": control, "pg_wal/000000010000000000000001": b"WAL"}
+    files.update({name.replace("__", "/").replace("_dot_", "."): content for name, content in others.items()})
+    prefix = f"{directory}/" if directory else ""
+    contents = {prefix + name: content for name, content in files.items()}
+    return [file(path, len(content)) for path, content in contents.items()], contents
+
+
+def file(path: str, size: int = 1) -> Item:
+    return Item(path, "-", size, "postgres")
+
+
+def link(path: str, target: str) -> Item:
+    return Item(path, "l", len(target), "postgres", target)
+
+
+def directory(path: str) -> Item:
+    return Item(path, "d", 0, "postgres")
+
+
+def recorded(items: Iterable[Item] = ITEMS) -> Database:
+    contents = {
+        f"{DATA}/PG_VERSION": b"15\n",
+        f"{DATA}/global/pg_control": CRASHED,
+        f"{DATA}/postmaster.opts": b'/usr/lib/postgresql/15/bin/postgres "-D" "/tmp/borgside/rec/prod/data"\n',
+    }
+    (found,) = find(items, contents)
+    return found
+
+
+def test_the_recorded_cluster_with_all_its_parts() -> None:
+    found = recorded()
+    assert (found.engine, found.version, found.kind) == ("postgresql", "15", "crash_consistent")
+    assert (found.data_directory, found.owner, found.state) == (DATA, "postgres", "in production")
+    assert found.original_directory == "/tmp/borgside/rec/prod/data"
+    assert found.tablespaces == (
+        {"oid": 16384, "target": "/tmp/borgside/rec/fast disk", "archived_path": "tmp/borgside/rec/fast disk"},
+    )
+    assert found.wal_directory == {
+        "target": "/tmp/borgside/rec/wal",
+        "archived_path": "tmp/borgside/rec/wal",
+        "segments": 2,
+    }
+    assert found.symlinks == (
+        Link(f"{DATA}/motd", "/etc/hostname", None),
+        Link(f"{DATA}/version", "PG_VERSION", f"{DATA}/PG_VERSION"),
+    )
+    assert found.paths() == [DATA, "tmp/borgside/rec/fast disk", "tmp/borgside/rec/wal"]
+    assert found.size == sum(item.size for item in ITEMS if not item.path.startswith("tmp/elsewhere"))
+    assert found.problems == ()
+    assert found.as_dict()["control"]["system_identifier"] > 0
+
+
+def test_what_is_not_archived_is_said() -> None:
+    kept = [item for item in ITEMS if not item.path.startswith(("tmp/borgside/rec/fast", "tmp/borgside/rec/wal"))]
+    found = recorded(kept)
+    assert found.tablespaces[0]["archived_path"] is None
+    assert found.wal_directory == {"target": "/tmp/borgside/rec/wal", "archived_path": None, "segments": 0}
+    assert found.paths() == [DATA]
+    assert found.problems == (
+        "Tablespace 16384 (/tmp/borgside/rec/fast disk) is not in the archive.",
+        "The archive holds no WAL of it (pg_wal leads to /tmp/borgside/rec/wal).",
+    )
+
+
+@pytest.mark.parametrize("prefix", ["snap/zfs@nightly", "borgmatic/lvm/./x"])
+def test_a_snapshots_prefix_is_carried_over_to_tablespaces(prefix: str) -> None:
+    items, contents = cluster(f"{prefix}/var/pg", postmaster_dot_pid=b"4711\n/var/pg\n1795352956\n5432\n")
+    items += [link(f"{prefix}/var/pg/pg_tblspc/16400", "/fast"), link(f"{prefix}/var/pg/pg_tblspc/16401", "/lost")]
+    items += [directory(f"{prefix}/fast/PG_15_202209061"), directory("other/fast/PG_15_202209061")]
+    (found,) = find(items, contents)
+    assert found.original_directory == "/var/pg"
+    assert [tablespace["archived_path"] for tablespace in found.tablespaces] == [f"{prefix}/fast", None]
+
+
+def test_a_tablespace_of_unknown_prefix_is_found_where_only_one_fits() -> None:
+    items, contents = cluster("pg")
+    items += [link("pg/pg_tblspc/16400", "/mnt/fast"), directory("snapshot/mnt/fast/PG_15_202209061")]
+    assert find(items, contents)[0].tablespaces[0]["archived_path"] == "snapshot/mnt/fast"
+    items.append(directory("older/mnt/fast/PG_15_202209061"))
+    assert find(items, contents)[0].tablespaces[0]["archived_path"] is None
+
+
+def test_tablespaces_that_are_directories_or_only_in_the_map() -> None:
+    items, contents = cluster("pg", backup_label=b"START WAL LOCATION", tablespace_map=b"16401 /with\\ blank\n")
+    items += [directory("pg/pg_tblspc/16400/PG_15_202209061"), directory("with blank/PG_15_202209061")]
+    assert find(items, contents)[0].tablespaces == (
+        {"oid": 16400, "target": None, "archived_path": "pg/pg_tblspc/16400"},
+        {"oid": 16401, "target": "/with blank", "archived_path": "with blank"},
+    )
+    assert find(items, contents)[0].paths() == ["pg", "with blank"]
+
+
+@pytest.mark.parametrize(
+    ("control", "others", "kind", "markers"),
+    [
+        (CLOSED, {}, "clean_shutdown", ()),
+        (CRASHED, {}, "crash_consistent", ()),
+        (CRASHED, {"backup_label": b"START"}, "backup_label", ("backup_label",)),
+        (
+            CRASHED,
+            {"backup_label": b"S", "standby_dot_signal": b""},
+            "backup_label",
+            ("backup_label", "standby.signal"),
+        ),
+        (CLOSED, {"standby_dot_signal": b""}, "standby", ("standby.signal",)),
+        (CRASHED, {"recovery_dot_conf": b"restore_command = 'x'\nstandby_mode = on\n"}, "standby", ("recovery.conf",)),
+        (CRASHED, {"recovery_dot_conf": b"restore_command = 'x'\n"}, "crash_consistent", ("recovery.conf",)),
+        (CLOSED, {"recovery_dot_signal": b""}, "clean_shutdown", ("recovery.signal",)),
+    ],
+)
+def test_kinds(control: bytes, others: dict[str, bytes], kind: str, markers: tuple[str, ...]) -> None:
+    items, contents = cluster("pg", control, **others)
+    (found,) = find(items, contents)
+    assert (found.kind, found.markers) == (kind, markers)
+
+
+def test_the_archives_root_can_be_a_data_directory() -> None:
+    items, contents = cluster("")
+    (found,) = find([directory("."), *items], contents)
+    assert (found.data_directory, found.paths(), found.problems) == (".", ["."], ())
+    assert found.wal_directory == {"target": None, "archived_path": "pg_wal", "segments": 1}
+    assert found.size == sum(item.size for item in items)
+
+
+def test_neither_names_nor_halves_make_a_data_directory() -> None:
+    """A database's directory has a PG_VERSION, too; a path may look as it likes."""
+    items, contents = cluster("ordinary/name")
+    items += [file("var/lib/postgresql/15/main/PG_VERSION"), file("var/lib/mysql/readme"), file("x/global/pg_control")]
+    assert [found.data_directory for found in find(items, contents)] == ["ordinary/name"]
+
+
+def test_a_damaged_control_file_is_a_problem_and_no_failure() -> None:
+    items, contents = cluster("pg", bytes(len(CRASHED)))
+    (found,) = find(items, contents)
+    assert (found.kind, found.version, found.control) == ("unknown", "15", None)
+    assert "pg_control has the layout 0" in found.problems[0]
+
+
+def test_lost_content_is_a_problem() -> None:
+    items, contents = cluster("pg")
+    (found,) = find([*items, file("pg/base/5/1259")._replace(healthy=False)], contents)
+    assert found.problems == ("Borg lost content of 1 of its files, such as pg/base/5/1259.",)
+
+
+def test_hard_links_and_repeated_entries_are_read_where_their_content_is() -> None:
+    """As borg lists what an rsync --link-dest copy and overlapping roots give."""
+    first, contents = cluster("monday")
+    second = [Item(item.path.replace("monday", "tuesday"), "h", 0, "postgres", item.path) for item in first]
+    again = [Item(item.path, "h", 0, "postgres", item.path) for item in first]
+    wanted: list[Item] = []
+
+    def read(items: Sequence[Item]) -> dict[str, bytes]:
+        wanted.extend(items)
+        return {item.path: contents[item.path] for item in items}
+
+    databases, _catalogue = find_databases([*first, *second, *again], read=read, head=lambda *_: b"")
+    assert [(found.data_directory, found.version, found.kind) for found in databases] == [
+        ("monday", "15", "crash_consistent"),
+        ("tuesday", "15", "crash_consistent"),
+    ]
+    assert [item.path for item in wanted] == ["monday/PG_VERSION", "monday/global/pg_control"]
+
+
+def test_only_what_decides_is_read() -> None:
+    items, contents = cluster("pg", base__5__PG_VERSION=b"15\n")
+    items.append(file("pg/backup_label", 2 * 1024 * 1024))
+    wanted: list[Item] = []
+
+    def read(given: Sequence[Item]) -> dict[str, bytes]:
+        wanted.extend(given)
+        return contents
+
+    find_databases(items, read=read, head=lambda *_: b"")
+    assert [item.path for item in wanted] == ["pg/PG_VERSION", "pg/global/pg_control"]
+
+
+def test_mariadb_mysql_and_mongodb() -> None:
+    contents = {
+        "maria/mysql_upgrade_info": b"10.11.6-MariaDB",
+        "my/mysql_upgrade_info": b"8.0.36",
+        "mongo/WiredTiger": b"WiredTiger\nWiredTiger 11.2.0: (November 8, 2022)\n",
+        "closed/WiredTiger": b"WiredTiger\nWiredTiger 11.2.0: (November 8, 2022)\n",
+    }
+    items = [file(path, len(content)) for path, content in contents.items()]
+    items += [file("maria/ibdata1"), file("maria/aria_log_control"), file("my/ibdata1"), file("my/mysql.ibd")]
+    items += [directory("my/#innodb_redo"), file("mongo/mongod.lock", 5), file("closed/mongod.lock", 0)]
+    found = {database.data_directory: database for database in find(items, contents)}
+    assert {path: (database.engine, database.version, database.kind) for path, database in found.items()} == {
+        "closed": ("mongodb", None, "clean_shutdown"),
+        "maria": ("mariadb", "10.11.6", "unknown"),
+        "mongo": ("mongodb", None, "crash_consistent"),
+        "my": ("mysql", "8.0.36", "unknown"),
+    }
+    assert found["maria"].markers == ("aria_log_control",)
+    assert found["my"].markers == ("mysql.ibd", "#innodb_redo")
+    assert found["mongo"].state == "WiredTiger 11.2.0"
+
+
+PG_DUMP = b"--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version 15.18 (Debian)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "engine", "version"),
+    [
+        ("shop.sql", PG_DUMP, "postgresql", "15.18"),
+        ("all.sql", b"--\n-- PostgreSQL database cluster dump\n--\n", "postgresql", None),
+        ("shop.dump", b"PGDMP\x01\x0e\x00", "postgresql", None),
+        ("toc.dat", b"PGDMP\x01\x0e\x00", "postgresql", None),
+        ("shop.sql.gz", gzip.compress(PG_DUMP + bytes(100_000)), "postgresql", "15.18"),
+        ("shop.sql.bz2", bz2.compress(PG_DUMP), "postgresql", "15.18"),
+        ("shop.sql.xz", lzma.compress(PG_DUMP), "postgresql", "15.18"),
+        ("shop.sql", b"-- MariaDB dump 10.19\n--\n-- Server version\t10.11.6-MariaDB\n", "mariadb", "10.11.6"),
+        ("shop.sql", b"-- MySQL dump 10.13\n--\n-- Server version\t8.0.36\n", "mysql", "8.0.36"),
+        ("shop.archive", struct.pack("<I", 0x8199E26D), "mongodb", None),
+    ],
+)
+def test_logical_dumps(name: str, content: bytes, engine: str, version: str | None) -> None:
+    (found,) = find([file(f"dumps/{name}", len(content))], {f"dumps/{name}": content})
+    assert (found.engine, found.version, found.kind) == (engine, version, "logical_dump")
+    assert found.data_directory == f"dumps/{name}"
+
+
+def test_dumps_are_read_only_where_there_is_nothing_better_and_only_the_largest() -> None:
+    items, contents = cluster("pg")
+    assert [found.kind for found in find([*items, file("a.sql")], contents)] == ["crash_consistent"]
+    many = [file(f"{number}.sql", number) for number in range(1, 2000)]
+    read: list[str] = []
+    find_databases(many, read=lambda _: {}, head=lambda item, _: read.append(item.path) or b"")  # type: ignore[func-returns-value]
+    assert read == [f"{number}.sql" for number in range(1999, 1999 - MAXIMUM_DUMPS, -1)]
+
+
+@pytest.mark.parametrize("content", [b"select 1;", b"\x1f\x8bbroken", b"BZhbroken", b""])
+def test_other_files_are_no_dumps(content: bytes) -> None:
+    assert find([file("a.sql")], {"a.sql": content}) == []
+
+
+def database(path: str, engine: str = "postgresql", kind: str = "crash_consistent") -> Database:
+    return Database(engine=engine, data_directory=path, kind=kind, version="15")
+
+
+def test_the_only_database_needs_no_choice() -> None:
+    only = database("var/pg")
+    assert choose_database([only, database("a.sql", kind="logical_dump")], archive="a") is only
+
+
+@pytest.mark.parametrize("given", ["var/pg", "/var/pg/", "./var/pg"])
+def test_a_choice_by_directory(given: str) -> None:
+    wanted = database("var/pg")
+    assert choose_database([database("srv/pg"), wanted], archive="a", data_directory=given) is wanted
+
+
+def test_a_choice_by_engine() -> None:
+    wanted = database("var/pg")
+    assert choose_database([database("var/my", "mysql"), wanted], archive="a", engine="postgresql") is wanted
+
+
+@pytest.mark.parametrize(
+    ("databases", "engine", "data_directory", "says"),
+    [
+        ([], "auto", None, "Archive a holds no database: nothing in it marks a data directory"),
+        (
+            [database("a.sql", kind="logical_dump")],
+            "auto",
+            None,
+            "Archive a holds only logical dumps, no data directory to start a server on: a.sql (postgresql 15, logical dump).",
+        ),
+        (
+            [database("x"), database("y")],
+            "auto",
+            None,
+            "Archive a holds 2 databases: x (postgresql 15, crash consistent); y (postgresql 15, crash consistent). "
+            "Choose one with data_directory.",
+        ),
+        ([database("x")], "auto", "/z", "Archive a has no data directory /z. It holds: x (postgresql 15, crash"),
+        ([database("x")], "mysql", None, "Archive a has no mysql data directory. It holds: x (postgresql 15, crash"),
+    ],
+)
+def test_what_cannot_be_chosen_is_answered_with_what_there_is(
+    databases: list[Database], engine: str, data_directory: str | None, says: str
+) -> None:
+    with pytest.raises(DatabaseChoiceError) as caught:
+        choose_database(databases, archive="a", engine=engine, data_directory=data_directory)
+    assert str(caught.value).startswith(says)
+    assert caught.value.details["databases"] == [database.as_dict() for database in databases]
