@@ -61,6 +61,8 @@ UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")
 UNFINISHED_AGE = 600  # seconds after which nobody is still at work on it
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GENERATED_IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
+DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
+DURATION = re.compile(r"([0-9]+(\.[0-9]+)?[smhd])+|[0-9]+(\.[0-9]+)?")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -304,10 +306,9 @@ def parse_time(text: str) -> float:
 
 def parse_duration(text: str) -> float:
     """Seconds from C(90), C(30s), C(15m), C(2h), C(1d) or C(1h30m). Raises SessionError for anything else."""
-    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text or "" in [unit for _, unit in parts[1:]]:
+    if not DURATION.fullmatch(text):
         raise SessionError(f"{text!r} is not a duration: write it as 90s, 15m, 2h, 1h30m or 1d; 0 is never.")
-    return sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+    return sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
 
 
 def _checked(session_id: str) -> str:

@@ -78,7 +78,7 @@ options:
     default: {}
   started_from:
     description:
-      - When the start began, in seconds since the epoch, for O(state=active). RV(session.timings) counts from then.
+      - When the start began, in seconds since the epoch, for O(state=active). The total time counts from then.
       - The default is the time when the session was made.
     type: float
   ttl:

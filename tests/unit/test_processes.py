@@ -105,7 +105,7 @@ def test_a_process_that_took_over_the_pid_is_not_stopped(start: Start) -> None:
 
 
 def test_several_are_stopped_at_once(start: Start) -> None:
-    stubborn = [start(["sh", "-c", "trap '' TERM; sleep 60; :"]) for _ in range(3)]
+    stubborn = [start(["sh", "-c", "trap '' TERM; sleep 60; :"]) for _number in range(3)]
     until(lambda: all(descendants(process) for process in stubborn))
     begun = time.monotonic()
     assert stop_all(stubborn, [("SIGTERM", 0.3)]) == stubborn

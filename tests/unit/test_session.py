@@ -103,7 +103,7 @@ def test_a_name_is_taken_once(root: str) -> None:
 
 def test_twenty_at_once_get_names_of_their_own(root: str) -> None:
     sessions: list[Session] = []
-    threads = [threading.Thread(target=lambda: sessions.append(create(root))) for _ in range(20)]
+    threads = [threading.Thread(target=lambda: sessions.append(create(root))) for _number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

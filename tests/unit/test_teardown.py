@@ -278,7 +278,7 @@ def test_two_at_once_and_one_more(session: Session, root: str) -> None:
         except SessionError as error:
             outcomes.append(type(error).__name__)
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    threads = [threading.Thread(target=run) for _number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
