@@ -70,6 +70,18 @@ def daemon(one: Session, name: str) -> Process:
     return process
 
 
+@contextlib.contextmanager
+def active(one: Session) -> Iterator[tuple[Process, Process, int]]:
+    """Make the session active: a mount and its server, a process, and a port on which something listens."""
+    one.claim(name="merged", kind="mount", mountpoint=one.path("merged"))
+    mounted = empty_fuse(one.path("merged"), env={MARKER: one.directory}, log=one.path("log/fuse"))
+    with mounted as server, listening() as port:
+        one.amend_claim("merged", process=server)
+        process = daemon(one, "server")
+        one.update(status="active", port=port)
+        yield server, process, port
+
+
 def test_a_life(root: str) -> None:
     begun = session(root, engine="postgresql", host="db1", archive={"name": "a", "id": "1"}, timings={"look": 0.25})
     assert begun["changed"]
@@ -183,32 +195,31 @@ def test_no_sessions(root: str) -> None:
     assert info(root + "/not/there") == []
 
 
-def test_reality_of_an_active_session(root: str) -> None:
+def test_an_active_session_that_is_whole(root: str) -> None:
     one = Session.open(session(root, session_id="mine")["session_directory"])
-    point = one.path("merged")
-    one.claim(name="merged", kind="mount", mountpoint=point)
-    with empty_fuse(point, env={MARKER: one.directory}, log=one.path("log/fuse")) as server, listening() as port:
-        one.amend_claim("merged", process=server)
-        process = daemon(one, "server")
+    with active(one) as (server, process, port):
         with open(one.path("upper/changes"), "wb") as changes:
             changes.write(bytes(100_000))
             changes.truncate(1 << 30)
         os.link(one.path("upper/changes"), one.path("upper/same"))
-        one.update(status="active", port=port)
-
         (seen,) = info(root)
-        assert set(seen) == {*PUBLIC_KEYS, "checks"}
-        assert (seen["status"], seen["error_message"]) == ("active", None)
-        assert seen["checks"] == {
-            "mounts": [{"name": "merged", "mountpoint": point, "mounted": True, "responding": True}],
-            "processes": [
-                {"name": "merged", "pid": server.pid, "alive": True},
-                {"name": "server", "pid": process.pid, "alive": True},
-            ],
-            "port": True,
-        }
-        assert 100_000 <= seen["upper_bytes"] < 200_000
+    assert set(seen) == {*PUBLIC_KEYS, "checks"}
+    assert (seen["status"], seen["error_message"], seen["port"]) == ("active", None, port)
+    assert seen["checks"] == {
+        "mounts": [{"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True}],
+        "processes": [
+            {"name": "merged", "pid": server.pid, "alive": True},
+            {"name": "server", "pid": process.pid, "alive": True},
+        ],
+        "port": True,
+    }
+    assert 100_000 <= seen["upper_bytes"] < 200_000
 
+
+def test_an_active_session_that_falls_to_pieces(root: str) -> None:
+    one = Session.open(session(root, session_id="mine")["session_directory"])
+    point = one.path("merged")
+    with active(one) as (server, process, port):
         stop(process, KILL)
         (seen,) = info(root, session_id="mine")
         assert seen["status"] == "orphaned"
@@ -217,8 +228,8 @@ def test_reality_of_an_active_session(root: str) -> None:
 
         stop(server, KILL)
         (seen,) = info(root)
-        assert seen["checks"]["mounts"][0]["mounted"]
-        assert not seen["checks"]["mounts"][0]["responding"]
+        (mount,) = seen["checks"]["mounts"]
+        assert (mount["mounted"], mount["responding"]) == (True, False)
         assert f"The mount {point} does not answer" in seen["error_message"]
         unmount(point)
         (seen,) = info(root)
