@@ -1,6 +1,9 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a session left on the host: looked up here without the collection's own code, so that it can judge it."""
+"""What a session left on the host: looked up here without the collection's own code, so that it can judge it.
+
+And a host that lacks things, made of this one by a mount name space in which they are hidden.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Snapshot", "is_listening", "processes_below", "remains"]
+__all__ = ["Snapshot", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 
@@ -45,6 +48,29 @@ def processes_below(root: str | Path) -> list[tuple[int, str]]:
             if command and _uses(directory, command, top):
                 found.append((int(directory.name), command))
     return found
+
+
+def without(*paths: str) -> list[str]:
+    """The beginning of a command line that runs the rest of it where these files and directories are not to be used.
+
+    A file becomes one that cannot be executed, a directory an empty one. /dev/fuse can only be hidden together with the
+    rest of /dev, of which the usual devices remain. Needs root.
+    """
+    commands = []
+    for path in paths:
+        if path == "/dev/fuse":
+            commands.append(_SMALL_DEV)
+        elif os.path.isdir(path):
+            commands.append(f"mount -t tmpfs none '{path}'")
+        elif os.path.exists(path):
+            commands.append(f"mount --bind /dev/null '{path}'")
+    return _in_name_space(" && ".join(commands) or "true")
+
+
+def closed_fuse(directory: Path) -> list[str]:
+    """As without(), with a /dev/fuse that only root may open. `directory` is where the device node is made."""
+    node = directory / "fuse"
+    return _in_name_space(f"mknod -m 0600 '{node}' c 10 229 && mount --bind '{node}' /dev/fuse")
 
 
 def is_listening(port: int) -> bool:
@@ -78,6 +104,17 @@ class Snapshot:
         """What is there now and was not then."""
         found = [f"mount {mountpoint}" for mountpoint in sorted(self.mounts - earlier.mounts)]
         return found + [f"process {pid}: {command}" for pid, command in sorted(self.processes - earlier.processes)]
+
+
+_SMALL_DEV = (
+    "mount -t tmpfs none /dev && mkdir -m 1777 /dev/shm && ln -s /proc/self/fd /dev/fd"
+    " && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/zero c 1 5 && mknod -m 666 /dev/full c 1 7"
+    " && mknod -m 666 /dev/random c 1 8 && mknod -m 666 /dev/urandom c 1 9 && mknod -m 666 /dev/tty c 5 0"
+)
+
+
+def _in_name_space(commands: str) -> list[str]:
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{commands} && exec "$@"', "sh"]
 
 
 def _mountpoints() -> list[str]:

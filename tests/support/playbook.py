@@ -73,7 +73,8 @@ class Playbooks:
     """Runs playbooks with one session root, inventory and environment.
 
     `directory` holds the fact cache and the record of each run and must be traversable by `os_user`, the ordinary user
-    who runs ansible-playbook (default: the caller). Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
+    who runs ansible-playbook (default: the caller). `wrapper` begins a command line and runs its rest somewhere else, see
+    tests.support.host.without(). Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
     """
 
     directory: Path
@@ -82,6 +83,7 @@ class Playbooks:
     environment: Mapping[str, str] = field(default_factory=dict)
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     os_user: str | None = None
+    wrapper: Sequence[str] = ()
 
     def start(self, *options: str, **variables: Any) -> Run:
         """Run the start playbook with these extra variables."""
@@ -110,7 +112,7 @@ class Playbooks:
                 shutil.chown(path, user=self.os_user)
         began = time.monotonic()
         done = subprocess.run(
-            [*self.command(program), *arguments],
+            [*self.wrapper, *self._as_user(), *self.command(program), *arguments],
             env=self.process_environment(record),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -119,7 +121,6 @@ class Playbooks:
             timeout=timeout,
             check=False,
             cwd=self.directory,
-            **self._identity(),
         )
         return _read(record, returncode=done.returncode, output=done.stdout, seconds=time.monotonic() - began)
 
@@ -187,11 +188,11 @@ class Playbooks:
                         shutil.copy(file.locate(), copy / file)
         return copy
 
-    def _identity(self) -> dict[str, Any]:
+    def _as_user(self) -> list[str]:
         if self.os_user is None:
-            return {}
+            return []
         user = pwd.getpwnam(self.os_user)
-        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
 
 
 # What the console scripts of ansible-core do, without their shebang's interpreter.
