@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
+from ._errors import SessionNotFoundError, TaskError, UsageError
 from ._playbook import Inventory, inventory_sources, run_playbook
 from ._progress import ProgressCallback, Reporter
 from ._session import Session
@@ -115,7 +115,7 @@ class InstantRecovery:
         session_id = session.id if isinstance(session, Session) else session
         try:
             stopped = self._stop(session_id, timeout)
-        except PlaybookError as error:
+        except TaskError as error:
             if error.stats.get("instant_recovery_stopped") == []:
                 raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
             raise

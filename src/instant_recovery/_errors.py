@@ -75,7 +75,7 @@ class TaskError(PlaybookError):
 
 
 class UnreachableError(PlaybookError):
-    """Ansible could not reach a host."""
+    """The run failed, and Ansible could not reach one of the hosts."""
 
 
 class SessionNotFoundError(PlaybookError):

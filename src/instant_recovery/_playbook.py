@@ -16,22 +16,22 @@ import queue
 import select
 import shlex
 import shutil
+import signal
 import sysconfig
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_runner.interface import init_runner
 
-from ._errors import CancelledError, Failure, PlaybookError, RunTimeoutError, TaskError, UnreachableError, UsageError
+from ._errors import CancelledError, RunTimeoutError, UsageError
+from ._outcome import Event, Outcome
 
-__all__ = ["Event", "Inventory", "Sources", "inventory_sources", "run_playbook"]
+__all__ = ["Inventory", "Sources", "inventory_sources", "run_playbook"]
 
-Event = Mapping[str, Any]
 Inventory = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | None
 Sources = list[str] | dict[str, Any] | None
 
@@ -39,9 +39,11 @@ COLLECTION = "phpborg.instant_recovery"
 # Ansible would take them from the caller's environment; they go with the variables instead (see `_secrets`), because
 # ansible-runner stores the environment of a run in a file.
 SECRET_VARIABLES = {"BORG_PASSPHRASE": "borg_passphrase", "BORG_PASSCOMMAND": "borg_passcommand"}
-# Seconds; how soon ansible-runner looks at the cancel callback, and how long the module in flight may take to end.
+# Seconds: how soon ansible-runner looks at the cancel callback; how long the module in flight may then take to end by
+# itself, and how long when it has been told to.
 CANCEL_LATENCY = 0.2
-WORKER_TIMEOUT = 30.0
+MODULE_GRACE = 5.0
+MODULE_TIMEOUT = 10.0
 
 logger = logging.getLogger("instant_recovery")
 
@@ -60,27 +62,24 @@ def run_playbook(
 
     `timeout` is in seconds; `on_event` gets ansible-runner's events, in the caller's thread. Raises PlaybookError,
     RunTimeoutError, CancelledError, whatever `on_event` raises, and KeyboardInterrupt. In each of these cases Ansible
-    is gone when it raises: killed, and the module in flight awaited, so that a stop run finds a host at rest.
+    is gone when it raises, and the module that was in flight on this host, so that a stop run finds it at rest.
     """
     with (
         _private_directory() as directory,
         _handed_over(directory / "variables", {**_secrets(variables), **variables}) as variables_file,
     ):
         run = _Run(_settings(directory, playbook, collection, inventory, variables_file), cancel=cancel)
-        outcome = _Outcome()
-        deadline = time.monotonic() + timeout
+        outcome = Outcome()
         try:
-            for event in run.events(deadline):
+            for event in run.events(timeout):
                 outcome.take(event)
                 if on_event is not None:
                     on_event(event)
-        except queue.Empty:
-            raise RunTimeoutError(f"{playbook} did not end within {timeout:g} s") from None
         finally:
             run.end(directory)
     if run.status == "canceled":
         raise CancelledError(f"{playbook} was cancelled")
-    return outcome.result(run.status)
+    return outcome.result(successful=run.status == "successful")
 
 
 def inventory_sources(inventory: Inventory) -> Sources:
@@ -124,10 +123,17 @@ class _Run:
         """ansible-runner's word for how it went: successful, failed, canceled…"""
         return str(self._runner.status)
 
-    def events(self, deadline: float) -> Iterator[Event]:
-        """Start; the events as they come, until it ends. Raises queue.Empty at the deadline (of time.monotonic)."""
+    def events(self, timeout: float) -> Iterator[Event]:
+        """Start; the events as they come, until it ends. Raises RunTimeoutError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         self._thread.start()
-        while (event := self._queue.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
+        while True:
+            try:
+                event = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise RunTimeoutError(f"Ansible did not end within {timeout:g} s") from None
+            if event is None:
+                break
             yield event
         if self._error is not None:
             raise self._error
@@ -138,7 +144,7 @@ class _Run:
         if self._thread.ident is not None:
             self._thread.join()
         if self.status != "successful":
-            _await_workers(directory)
+            _end_workers(directory)
 
     def _main(self) -> None:
         try:
@@ -152,65 +158,6 @@ class _Run:
         self._queue.put(event)
         # False: ansible-runner need not keep the event in a file.
         return False
-
-
-class _Outcome:
-    """What the events of a run come to."""
-
-    def __init__(self) -> None:
-        self._stats: dict[str, Any] = {}
-        self._failures: dict[str, Failure] = {}
-        self._unreachable = False
-        self._output: deque[str] = deque(maxlen=20)
-
-    def take(self, event: Event) -> None:
-        """Remember what matters of one event."""
-        data = event.get("event_data", {})
-        text = str(event.get("stdout", ""))
-        match event.get("event"):
-            case "playbook_on_stats":
-                self._stats = data.get("artifact_data", {})
-            case "runner_on_failed" if not data.get("ignore_errors"):
-                self._failed(data)
-            case "runner_on_unreachable":
-                self._unreachable = True
-                self._failed(data)
-            case "warning" | "system_warning":
-                logger.warning("%s", " ".join(text.split()))
-            case "error" | "verbose" if text.strip():
-                # Ansible's own last words, for when it gives up before any task.
-                self._output.append(text.strip())
-            case _:
-                logger.debug("%s", text)
-
-    def result(self, status: str) -> dict[str, Any]:
-        """What was left by set_stats. Raises PlaybookError when the run failed."""
-        if status == "successful":
-            return self._stats
-        if not self._failures:
-            raise PlaybookError("\n".join(self._output) or "ansible-playbook failed without a word", stats=self._stats)
-        kind = UnreachableError if self._unreachable else TaskError
-        raise kind("", failures=list(self._failures.values()), stats=self._stats)
-
-    def _failed(self, data: Mapping[str, Any]) -> None:
-        """The first failure of a host is the cause; the last has the final message, composed by the play's rescue."""
-        host, result = str(data.get("host", "")), data.get("res", {})
-        cause = self._failures.get(host)
-        self._failures[host] = Failure(
-            host=host,
-            task=cause.task if cause else str(data.get("task", "")),
-            message=str(result.get("msg") or result.get("censored") or "failed without a message"),
-            details=cause.details if cause else _details(result),
-        )
-
-
-def _details(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A failed module's own results, without Ansible's additions."""
-    additions = {"changed", "censored", "deprecations", "exception", "failed", "invocation", "msg", "unreachable"}
-    additions |= {"stderr_lines", "stdout_lines", "warnings"}
-    return {
-        key: value for key, value in result.items() if key not in additions and not key.startswith(("_", "ansible_"))
-    }
 
 
 @contextlib.contextmanager
@@ -325,21 +272,36 @@ def _forget_command(status: Mapping[str, Any], *, runner_config: Any) -> None:
         Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
 
 
-def _await_workers(directory: Path) -> None:
-    """Wait until the module in flight has ended, after Ansible was killed.
+def _end_workers(directory: Path) -> None:
+    """Wait until the module in flight has ended, after Ansible was killed; end it when it takes long.
 
-    ansible-core 2.19 gives each worker a session of its own: ansible-runner's SIGKILL of the process group misses it.
-    Workers are known by their command line, a copy of their parent's, which names `directory`.
+    Since ansible-core 2.19 each worker has a process group of its own, and ansible-runner's SIGKILL of Ansible's misses
+    it. Workers are known by their command line, a copy of Ansible's, which names `directory`. One that is told to end
+    ends its module, too.
     """
-    deadline = time.monotonic() + WORKER_TIMEOUT
+    workers = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if os.fsencode(directory) not in entry.read_bytes():
-                continue
-            descriptor = os.pidfd_open(int(entry.parent.name))
-            try:
-                poll = select.poll()
-                poll.register(descriptor, select.POLLIN)
-                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            finally:
-                os.close(descriptor)
+            if os.fsencode(directory) in entry.read_bytes():
+                workers.append(os.pidfd_open(int(entry.parent.name)))
+    for patience in (MODULE_GRACE, MODULE_TIMEOUT):
+        workers = _still_running(workers, patience)
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker, signal.SIGTERM)
+    for worker in workers:
+        os.close(worker)
+
+
+def _still_running(processes: Sequence[int], patience: float) -> list[int]:
+    """Those of the processes (pidfds) that have not ended within `patience` seconds; the others' are closed."""
+    deadline = time.monotonic() + patience
+    running = []
+    for process in processes:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            os.close(process)
+        else:
+            running.append(process)
+    return running

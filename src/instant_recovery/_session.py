@@ -99,31 +99,29 @@ class Session:
         return self._stop(self.id)
 
     def connect(self, database: str | None = None, **options: Any) -> connection:
-        """A psycopg2 connection to the session's server, on this host, as its superuser.
+        """A psycopg2 connection to the session's server, as a superuser.
 
-        `database` and `options` go to psycopg2.connect and win over the session's own. A remote session's server
-        listens on its own host only: make a tunnel and give its end as `host` and `port`.
+        `database` and `options` go to psycopg2.connect and win over the session's own. A session on this host is
+        reached through its socket, by the user whom the server runs as and by root. The server of a session elsewhere
+        can only be reached through a tunnel: give its end as `host` and `port`. Raises ConnectError, and psycopg2's
+        errors.
         """
         if self.engine != "postgresql" or self.connection_string is None:
             raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
+        if self.deployment_location == "remote" and "host" not in options:
+            # How to log in there (jump hosts, keys, agents) is in Ansible's inventory, and would only be guessed here.
+            raise ConnectError(
+                f"the server of session {self.id} listens on {self.host} only. Run beside this program, as a user who"
+                f" may enter {self.socket_directory} there: ssh -N -L"
+                f" {self.port}:{self.socket_directory}/.s.PGSQL.{self.port} {self.host}"
+                f" and then: connect(host='127.0.0.1', port={self.port})"
+            )
         parameters: dict[str, Any] = parse_dsn(self.connection_string)
-        if self.deployment_location == "remote":
-            if "host" not in options:
-                raise ConnectError(self._tunnel_hint())
-        else:
-            # The socket asks for no password.
-            parameters["host"] = self.socket_directory
-        if database is not None:
-            parameters["dbname"] = database
+        # The socket, at the other end of a tunnel too, asks for no password.
+        parameters |= {"host": self.socket_directory, "dbname": database or parameters.get("dbname")}
+        parameters.pop("passfile", None)
         connected: connection = psycopg2.connect(**{**parameters, **options})
         return connected
-
-    def _tunnel_hint(self) -> str:
-        return (
-            f"the server of session {self.id} listens on {self.host} only: run"
-            f" 'ssh -N -L {self.port}:127.0.0.1:{self.port} {self.host}' beside this program,"
-            " then connect(host='127.0.0.1')"
-        )
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

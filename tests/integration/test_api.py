@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 import instant_recovery
 from instant_recovery import (
     CancelledError,
+    ConnectError,
     InstantRecovery,
     PlaybookError,
     Progress,
@@ -31,9 +34,15 @@ from instant_recovery import (
     UnreachableError,
     UsageError,
 )
+from tests.integration.conftest import needs_root
+from tests.support.cluster import DATABASE
+from tests.support.host import is_listening, remains
+from tests.support.sshd import Sshd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.integration.conftest import Sample
 
 CANARY = "canary-5d1f7a-in-the-api"
 
@@ -250,13 +259,24 @@ def test_cancel(client: InstantRecovery, root: Path, hold: Hold) -> None:
     assert list(root.iterdir()) == []
 
 
+def test_cancel_of_a_long_module(client: InstantRecovery, root: Path, hold: Hold) -> None:
+    cancel = threading.Event()
+    with pytest.raises(CancelledError), hold.then(cancel.set, seconds=30):
+        began = time.monotonic()
+        try:
+            held(client, hold).start("db", cancel=cancel)
+        finally:
+            assert time.monotonic() - began < 30
+    assert list(root.iterdir()) == []
+
+
 def test_ctrl_c(client: InstantRecovery, root: Path, hold: Hold) -> None:
     with hold.then(lambda: os.kill(os.getpid(), signal.SIGINT), seconds=1), pytest.raises(KeyboardInterrupt):
         held(client, hold).start("db")
     assert list(root.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["prepare", "archive", "session", "mount", "ready"])
+@pytest.mark.parametrize("step", ["prepare", "mount", "ready"])
 def test_raising_callback(client: InstantRecovery, root: Path, step: str) -> None:
     def progress(progress: Progress) -> None:
         if progress.step == step:
@@ -315,12 +335,13 @@ def test_secret_is_nowhere(
     assert CANARY not in caplog.text
 
 
-def places_with(canary: str) -> list[str]:
-    """Files of this user's runs, and argv and environments of all processes but this one, that hold the text."""
+def places_with(canary: str, *directories: Path, environments: bool = True) -> list[str]:
+    """Files of runs and in `directories`, and argv and environments of all processes but this one, with the text."""
     needle = canary.encode()
     places = list(Path("/proc").glob("[0-9]*/cmdline"))
-    places += [path for path in Path("/proc").glob("[0-9]*/environ") if path.parent.name != str(os.getpid())]
-    for top in (*private_directories(), Path("~/.ansible").expanduser()):
+    if environments:
+        places += [path for path in Path("/proc").glob("[0-9]*/environ") if path.parent.name != str(os.getpid())]
+    for top in (*private_directories(), Path("~/.ansible").expanduser(), *directories):
         places += [path for path in Path(top).rglob("*") if path.is_file()]
     found = []
     for place in places:
@@ -377,3 +398,91 @@ def test_missing_collection(tmp_path: Path) -> None:
 def test_everything_public_is_documented() -> None:
     for name in instant_recovery.__all__:
         assert name == "Status" or getattr(instant_recovery, name).__doc__
+
+
+@pytest.fixture
+def real(place: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> Iterator[InstantRecovery]:
+    """A client of this checkout's collection; afterwards no session of its own root is left."""
+    monkeypatch.setenv("BORG_BASE_DIR", str(sample.repository.base))
+    client = InstantRecovery(session_root=str(place / "sessions"))
+    yield client
+    left = remains(place / "sessions")
+    if left:
+        client.stop_all()
+    assert left == []
+    assert private_directories() == []
+
+
+def test_query_an_archive(real: InstantRecovery, sample: Sample, place: Path) -> None:
+    passphrase = sample.repository.passphrase
+    with real.start(sample.name, borg_passphrase=passphrase) as session:
+        with contextlib.closing(session.connect(DATABASE)) as connection, connection.cursor() as cursor:
+            cursor.execute('select count(*) from "Order Lines"')
+            rows = sample.tables[f'{DATABASE}.public."Order Lines"'].rows
+            assert cursor.fetchone() == (rows,)
+        assert [(other.id, other.status) for other in real.list()] == [(session.id, "active")]
+        assert session.archive is not None
+        assert session.archive.id == sample.archive_id
+        assert places_with(passphrase, place / "sessions", environments=False) == []
+    assert real.list() == ()
+    # Another process may have stopped it already.
+    assert session.stop().status == "stopped"
+
+
+@pytest.mark.parametrize("step", ["session", "mount", "server"])
+def test_cut_off(real: InstantRecovery, sample: Sample, step: str) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    # What is left is judged by the fixture.
+    with pytest.raises(KeyboardInterrupt):
+        real.start(sample.name, borg_passphrase=sample.repository.passphrase, progress=interrupt)
+
+
+def test_wrong_passphrase(real: InstantRecovery, sample: Sample) -> None:
+    with pytest.raises(TaskError, match=r"(?i)passphrase") as caught:
+        real.start(sample.name, borg_passphrase="wrong")
+    assert caught.value.host == "localhost"
+    assert caught.value.details["rc"] == 2
+
+
+@needs_root
+def test_remote_session(real: InstantRecovery, sample: Sample, place: Path) -> None:
+    with Sshd(directory=place / "sshd", users=["root"]) as sshd:
+        client = InstantRecovery(
+            {"all": {"hosts": {"db1": sshd.variables("root")}}}, session_root=str(place / "sessions")
+        )
+        with client.start(
+            sample.name,
+            deployment_location="remote",
+            source_host="db1",
+            borg_passphrase=sample.repository.passphrase,
+        ) as session:
+            with pytest.raises(ConnectError, match="ssh -N -L") as caught:
+                session.connect()
+            with tunnel(str(caught.value), sshd) as port:
+                connection = session.connect(DATABASE, host="127.0.0.1", port=port)
+                with contextlib.closing(connection), connection.cursor() as cursor:
+                    cursor.execute("select 1")
+                    assert cursor.fetchone() == (1,)
+
+
+@contextlib.contextmanager
+def tunnel(advice: str, sshd: Sshd) -> Iterator[int]:
+    """The tunnel that the message advises, to the test's own sshd."""
+    found = re.search(r"ssh -N -L (\d+):(\S+) db1 ", advice)
+    assert found is not None
+    port = int(found[1]) + 1000  # here both ends are on one host
+    options = ["-p", str(sshd.port), "-i", str(sshd.key), "-o", f"UserKnownHostsFile={sshd.directory}/known_hosts"]
+    options += ["-o", "ExitOnForwardFailure=yes", "-o", "BatchMode=yes", "-F", "none"]
+    with subprocess.Popen(["ssh", *options, "-N", "-L", f"{port}:{found[2]}", "root@127.0.0.1"]) as ssh:
+        try:
+            deadline = time.monotonic() + 30
+            while not is_listening(port):
+                assert ssh.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield port
+        finally:
+            ssh.terminate()

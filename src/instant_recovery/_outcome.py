@@ -1,0 +1,85 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the events of a run come to: what the play left for programs, or why it failed."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from ._errors import Failure, PlaybookError, TaskError, UnreachableError
+
+__all__ = ["Event", "Outcome"]
+
+Event = Mapping[str, Any]
+
+# What Ansible itself adds to the results of a module.
+ADDITIONS = {"changed", "censored", "deprecations", "exception", "failed", "invocation", "msg", "unreachable"} | {
+    "stderr_lines",
+    "stdout_lines",
+    "warnings",
+}
+
+logger = logging.getLogger("instant_recovery")
+
+
+class Outcome:
+    """Takes ansible-runner's events one by one. Ansible's warnings go to the log as they come."""
+
+    def __init__(self) -> None:
+        self._stats: dict[str, Any] = {}
+        self._failures: dict[str, Failure] = {}
+        self._unreachable = False
+        self._ended_in_order = False
+        self._output: deque[str] = deque(maxlen=20)
+
+    def take(self, event: Event) -> None:
+        """Remember what matters of one event."""
+        data = event.get("event_data", {})
+        text = str(event.get("stdout", "")).strip()
+        match event.get("event"):
+            case "playbook_on_stats":
+                self._stats = data.get("artifact_data", {})
+                self._ended_in_order = True
+            case "runner_on_failed" if not data.get("ignore_errors"):
+                self._failed(data)
+            case "runner_on_unreachable":
+                # Although the play may go on without this host.
+                self._unreachable = True
+                self._failed(data)
+            case "warning" | "system_warning":
+                logger.warning("%s", " ".join(text.split()))
+            case "error" | "verbose":
+                # Ansible's own last words, for when it gives up before any task.
+                self._output.append(text)
+            case _:
+                logger.debug("%s", text)
+
+    def result(self, *, successful: bool) -> dict[str, Any]:
+        """What was left by set_stats. Raises PlaybookError when the run failed."""
+        if successful:
+            return self._stats
+        kind = PlaybookError
+        if self._failures and self._ended_in_order:
+            kind = UnreachableError if self._unreachable else TaskError
+        words = "\n".join(line for line in self._output if line) or "ansible-playbook ended without a word"
+        raise kind(words, failures=list(self._failures.values()), stats=self._stats)
+
+    def _failed(self, data: Mapping[str, Any]) -> None:
+        """The first failure of a host is the cause; the last has the final message, composed by the play's rescue."""
+        host, result = str(data.get("host", "")), data.get("res", {})
+        cause = self._failures.get(host)
+        self._failures[host] = Failure(
+            host=host,
+            task=cause.task if cause else str(data.get("task", "")),
+            message=str(result.get("msg") or result.get("censored") or "failed without a message").strip(),
+            details=cause.details if cause else _details(result),
+        )
+
+
+def _details(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in result.items() if key not in ADDITIONS and not key.startswith(("_", "ansible_"))
+    }
