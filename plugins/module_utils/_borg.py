@@ -405,8 +405,8 @@ NO_PASSPHRASE = (
 )
 NO_REPOSITORY = "There is no Borg repository at {repository}. Check the path, on the host where borg runs."
 UNREACHABLE = (
-    "{repository} cannot be reached: {remote}. Check that ssh logs in there without asking anything, as the user that "
-    "runs borg here, and that borg is installed there."
+    "{repository} cannot be reached: {remote}. Check that ssh logs in there without asking anything (known host key, "
+    "no password), as the user that runs borg here, and that borg is installed there."
 )
 REPLACED = (
     "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "

@@ -141,6 +141,7 @@ class ArchiveMount:
         for server in servers:
             if not server.process.alive():
                 raise self._failure(server)
+        for server in servers:
             if not mounted or not is_responding(server.mountpoint, timeout=self.repository.timeout):
                 raise BorgError(
                     f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s. "

@@ -311,7 +311,7 @@ def test_a_choice_by_engine() -> None:
             [database("a.sql", kind="logical_dump")],
             "auto",
             None,
-            "Archive a holds only logical dumps, no data directory to start a server on: a.sql (postgresql 15, logical dump).",
+            "Archive a holds only logical dumps, no data directory to start a server on: a.sql (postgresql 15, logical",
         ),
         (
             [database("x"), database("y")],

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import struct
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def test_agrees_with_pg_controldata(path: Path) -> None:
     }
     assert control.major == int(path.stem.split("-")[1])
     assert control.backup_end_required == (said["End-of-backup record required"] == "yes")
-    changed = datetime.strptime(said["pg_control last modified"], "%a %b %d %H:%M:%S %Y").replace(tzinfo=timezone.utc)
+    changed = datetime.strptime(said["pg_control last modified"], "%a %b %d %H:%M:%S %Y").replace(tzinfo=UTC)
     assert control.time == changed.timestamp()
 
 
