@@ -64,7 +64,7 @@ def archived_sample(top: Path) -> Repository:
     """An encrypted repository with one archive of a cluster that is gone."""
     began = time.monotonic()
     say("making a sample PostgreSQL cluster of about 300 MB")
-    repository = Repository(directory=top / "repository", base=top / "borg", passphrase="demo")
+    repository = Repository(directory=top / "repository", base=top / "borg", passphrase="kept-off-every-command-line")
     repository.create()
     with Cluster(directory=top / "production") as cluster:
         cluster.populate(scale=SCALE)
@@ -77,10 +77,9 @@ def archived_sample(top: Path) -> Repository:
 
 
 def psql(session: dict[str, Any]) -> list[str]:
-    """The query, through the session's socket, as the user whom the server runs as."""
-    where = ["-h", session["socket_directory"], "-p", str(session["port"]), "-U", session["user"], "-d", DATABASE]
-    command = ["psql", "-X", *where, "-c", QUERY]
-    return ["runuser", "-u", session["server_user"], "--", *command] if os.geteuid() == 0 else command
+    """The query, the way that the start play's closing note proposes to connect."""
+    service = [f"PGSERVICEFILE={session['service_file']}", "PGSERVICE=instant_recovery"]
+    return ["env", *service, "psql", "-X", "-d", DATABASE, "-c", QUERY]
 
 
 def record(root: Path) -> dict[str, Any]:
