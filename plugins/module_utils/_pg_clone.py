@@ -24,6 +24,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links
     is_within,
     leads_within,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
+    Patch,
+    Start,
+    TablespaceRecord,
+    tablespace_records,
+    wal_segments,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     DataDirectory,
     PostgresError,
@@ -67,28 +74,35 @@ UNUSED_LINKS = (
     *("log", "pg_log", "serverlog", "current_logfiles", "core"),
 )
 
-WAL_SEGMENT = re.compile(r"[0-9A-F]{24}")
-
 
 @dataclass(frozen=True)
 class Step:
-    """One change to the merged tree. action is a key of ACTIONS, target where a link is to lead."""
+    """One change to the merged tree. action: a key of ACTIONS; target: where a link is to lead; patches: what to write."""
 
     action: str
     path: str
     what: str
     why: str
     target: str = ""
+    patches: tuple[Patch, ...] = ()
 
     def as_dict(self) -> dict[str, str]:
         """As the module reports it."""
         return {"what": self.what, "why": self.why}
 
 
-def plan_clone(data: DataDirectory, tree: str, *, relocated: Mapping[str, str] | None = None) -> list[Step]:
+def plan_clone(
+    data: DataDirectory,
+    tree: str,
+    *,
+    relocated: Mapping[str, str] | None = None,
+    waldump: str | None = None,
+    timeout: float = 600,
+) -> list[Step]:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
     relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
+    waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
     real, tree = os.path.realpath(data.path), os.path.realpath(tree)
@@ -98,9 +112,12 @@ def plan_clone(data: DataDirectory, tree: str, *, relocated: Mapping[str, str] |
         )
     planner = _Planner(replace(data, path=real), tree, relocated or {})
     steps = list(planner.steps())
-    if planner.problems:
+    if planner.problems or planner.wal is None:
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
+    if data.control.state != "shut down" or planner.label is not None:
+        records = tablespace_records(planner.wal, planner.start, waldump=waldump, timeout=timeout)
+        steps += [_silence(record, planner.wal) for record in records]
     return steps
 
 
@@ -134,6 +151,8 @@ class _Planner:
         self.links = {os.path.relpath(link.path, data.path): link for link in find_links(data.path)}
         self.tablespaces: dict[str, str] = {}
         self.wal: str | None = self._path("pg_wal")
+        self.label = read_regular_file(self._path("backup_label"))
+        self.start = _recovery_start(data, self.label)
 
     def steps(self) -> Iterator[Step]:
         """Everything, in an order that can be done as it stands: directories before what is in them."""
@@ -167,7 +186,7 @@ class _Planner:
             self.wal = os.path.realpath(link.path)
             return
         places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
-        self.wal = next((place for place in places if _segments(place)), None)
+        self.wal = next((place for place in places if wal_segments(place)), None)
         if self.wal is None:
             self.problems.append(
                 f"pg_wal is a link to {link.target}, which is not in the archive, and without its write-ahead log the "
@@ -264,11 +283,10 @@ class _Planner:
     def _check_wal(self) -> None:
         if self.wal is None:
             return
-        label = read_regular_file(self._path("backup_label"))
-        needed = _first_segment(self.data, label)
-        # The time line is the first third of the name: after a promotion the segment may carry the next one's.
-        if not any(name[8:] == needed[8:] for name in _segments(self.wal)):
-            source = "pg_control" if label is None else "backup_label"
+        needed = self.start.segment
+        # The timeline is the first third of the name: after a promotion the segment may carry the next one's.
+        if not any(name[8:] == needed[8:] for name in wal_segments(self.wal)):
+            source = "pg_control" if self.label is None else "backup_label"
             self.problems.append(
                 f"recovery has to begin in WAL segment {needed} ({source}), which the archived pg_wal does not have: "
                 "use an archive that includes the WAL of the backup (pg_basebackup does so with --wal-method=stream)"
@@ -279,22 +297,24 @@ def _leads_out(name: str, link: Link) -> str:
     return f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host"
 
 
-def _segments(directory: str) -> list[str]:
-    try:
-        return [name for name in os.listdir(directory) if WAL_SEGMENT.fullmatch(name)]
-    except OSError:
-        return []
-
-
-def _first_segment(data: DataDirectory, label: bytes | None) -> str:
-    """The WAL segment in which recovery begins: backup_label counts where there is one, else pg_control."""
-    named = re.search(rb"^START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)", label or b"", re.MULTILINE)
-    if named:
-        return named.group(1).decode()
-    high, low = (int(part, 16) for part in data.control.redo_lsn.split("/"))
+def _recovery_start(data: DataDirectory, label: bytes | None) -> Start:
+    """backup_label counts where there is one, else pg_control."""
     size = data.control.wal_segment_size
-    # Names count segments, high and low part by 4 GiB: see XLogFileName in PostgreSQL's xlog_internal.h.
-    return f"{data.control.timeline:08X}{high:08X}{low // size:08X}"
+    named = re.search(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", label or b"", re.MULTILINE)
+    if named is None:
+        return Start(_position(data.control.redo_lsn), data.control.timeline, size)
+    return Start(_position(named.group(1).decode()), int(named.group(2), 16), size)
+
+
+def _position(lsn: str) -> int:
+    high, _, low = lsn.partition("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def _silence(record: TablespaceRecord, wal: str) -> Step:
+    what = f"creation of tablespace {record.oid} in {record.location} taken out of the WAL"
+    why = "replayed, it would link the copy to that directory, and production's files in it would be written"
+    return Step("patch", wal, what, why, patches=record.patches)
 
 
 def _remove(step: Step) -> None:
@@ -325,4 +345,20 @@ def _private(step: Step) -> None:
     os.chmod(step.path, 0o700)
 
 
-ACTIONS = {"remove": _remove, "link": _link, "directory": _directory, "set_aside": _set_aside, "private": _private}
+def _patch(step: Step) -> None:
+    for patch in step.patches:
+        descriptor = os.open(patch.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, patch.data, patch.offset)
+        finally:
+            os.close(descriptor)
+
+
+ACTIONS = {
+    "patch": _patch,
+    "remove": _remove,
+    "link": _link,
+    "directory": _directory,
+    "set_aside": _set_aside,
+    "private": _private,
+}

@@ -15,7 +15,7 @@ from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 
-__all__ = ["PgControl", "PgControlError", "parse_pg_control"]
+__all__ = ["PgControl", "PgControlError", "crc32c", "parse_pg_control"]
 
 
 class PgControlError(RecoveryError):
@@ -143,7 +143,7 @@ def _verify(data: bytes) -> None:
         )
     if len(data) < offset + 4 or offset == 0:
         raise PgControlError(f"pg_control has only {len(data)} bytes: its copy was cut off. Use another archive.")
-    if struct.unpack_from("<I", data, offset)[0] != _crc32c(data[:offset]):
+    if struct.unpack_from("<I", data, offset)[0] != crc32c(data[:offset]):
         raise PgControlError("pg_control does not match its checksum: its copy is damaged. Use another archive.")
 
 
@@ -155,7 +155,7 @@ def _lsn(position: int) -> str:
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def _crc32c(data: bytes) -> int:
+def crc32c(data: bytes) -> int:
     """Castagnoli's CRC, as PostgreSQL uses it."""
     table = _crc32c_table()
     crc = 0xFFFFFFFF

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Step, plan_clone
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
@@ -86,10 +87,16 @@ def make_plan(request: Request) -> Plan:
     own = check_settings(request.settings, data.major)
     if request.port is not None:
         check_port(request.port)
-    steps = plan_clone(data, request.tree, relocated=request.relocated)
     binaries = require(data.major, bindir=request.bindir)
     account = server_account(data, request.user)
     _check_socket_directory(request.socket_directory, account)
+    steps = plan_clone(
+        data,
+        request.tree,
+        relocated=request.relocated,
+        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
+        timeout=request.timeout,
+    )
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
     sections = {

@@ -87,7 +87,7 @@ def prepare(
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
             continue
         if code != 0:
-            raise PostgresError(f"PostgreSQL {major} cannot recover the copy: {reason(said)}", log_tail=said)
+            raise PostgresError(f"PostgreSQL {major} cannot be started on the copy: {reason(said)}", log_tail=said)
         return parse_catalogs(output, said)
     raise PostgresError(f"The cluster has none of the databases {', '.join(DATABASES)}: it cannot be entered.")
 
@@ -166,12 +166,14 @@ def reason(log: Sequence[str]) -> str:
     severe = [number for number, line in enumerate(log) if re.search(r"\b(?:FATAL|PANIC):  ", line)]
     if not severe:
         return log[-1].strip() if log else "it said nothing."
-    lines = [log[severe[-1]]]
+    last = log[severe[-1]]
+    # What is wrong with a configuration file is said before "… contains errors", and before anything else.
+    lines = [*(log[: severe[-1]] if re.search(r'"[^"]*\.conf"', last) else []), last]
     for line in log[severe[-1] + 1 :]:
         if re.search(r"\b(?:DETAIL|HINT):  ", line) is None:
             break
         lines.append(line)
-    sentences = [re.split(r"\b(?:FATAL|PANIC|DETAIL|HINT):  ", line, maxsplit=1)[1].strip() for line in lines]
+    sentences = [re.split(r"\b[A-Z]+:  ", line, maxsplit=1)[-1].strip() for line in lines]
     return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 

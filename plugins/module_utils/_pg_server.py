@@ -84,7 +84,8 @@ class Running:
 def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] = frozenset()) -> dict[str, Any]:
     """Do what plan says and return what the module returns.
 
-    Unless plan has a port, those in avoid are passed over. session gets a claim before each process is started. When this raises, everything that was started has ended.
+    Unless plan has a port, those in avoid are passed over. session gets a claim before each process is started. When
+    this raises, everything that was started has ended.
     """
     deadline = time.monotonic() + plan.request.timeout
     made = _make_directories(plan)
@@ -363,7 +364,7 @@ def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, databas
         "read_only": plan.request.read_only,
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *catalogs.neutralised],
-        "warnings": catalogs.warnings,
+        **({"warnings": catalogs.warnings} if catalogs.warnings else {}),  # Ansible shows them
     }
 
 

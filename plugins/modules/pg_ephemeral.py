@@ -254,7 +254,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_serve
     stop_server,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    PostgresError,
+    read_data_directory,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
 
 # Every result has these keys.
@@ -357,11 +360,8 @@ def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | No
     result = recorded_result(running) if running is not None and running.ready else None
     if result is None:
         return None
-    wanted = {
-        **check_settings(request.settings, int(result["version"].partition(".")[0])),
-        "read_only": request.read_only,
-    }
-    wanted.update({} if request.port is None else {"port": request.port})
+    own = check_settings(request.settings, read_data_directory(request.data_directory).major)
+    wanted = {**own, "read_only": request.read_only, "port": request.port or result["port"]}
     is_now = {**result["settings"], "read_only": result["read_only"], "port": result["port"]}
     different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
     if different:

@@ -1,0 +1,212 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one kind of WAL record that leads a copy back to production: CREATE TABLESPACE, with its absolute path.
+
+Replaying it makes the tablespace's link anew, to the directory on the machine it was written on, after every link of
+the copy had been re-pointed. Such records are found, and turned into ones that do nothing.
+
+Sources of the layout, the same from PostgreSQL 10 to 18: src/include/access/xlog_internal.h (pages), xlogrecord.h
+(records), commands/tablespace.h, catalog/pg_control.h (XLOG_NOOP). Checked against pg_waldump in tests/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Patch", "Start", "TablespaceRecord", "scan", "tablespace_records", "wal_segments"]
+
+SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
+PAGE = struct.Struct("<HHIQI4x")  # XLogPageHeaderData: magic, info, timeline, address, rest of a record
+LONG_PAGE = struct.Struct("<QII")  # follows it on a segment's first page: system identifier, segment size, page size
+RECORD = struct.Struct("<IIQBB2xI")  # XLogRecord: total length, xid, previous, info, resource manager, checksum
+CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then the header before it
+TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
+XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
+LONGEST = 2048  # bytes; a path has at most 1024
+
+# From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
+# (255), before which the origin (253) and the transaction (252) may be named.
+CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc\xfd\xff]")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Bytes to write at an offset of a file."""
+
+    path: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TablespaceRecord:
+    """A CREATE TABLESPACE in the WAL, and what to write to make it do nothing."""
+
+    oid: int
+    location: str
+    patches: tuple[Patch, ...]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where recovery begins: position in bytes, timeline, and the size of a segment."""
+
+    position: int
+    timeline: int
+    segment_size: int
+
+    @property
+    def segment(self) -> str:
+        """Name of the segment that the position is in: XLogFileName in xlog_internal.h."""
+        high, low = self.position >> 32, self.position & 0xFFFFFFFF
+        return f"{self.timeline:08X}{high:08X}{low // self.segment_size:08X}"
+
+    @property
+    def lsn(self) -> str:
+        """The position as PostgreSQL writes it."""
+        return f"{self.position >> 32:X}/{self.position & 0xFFFFFFFF:X}"
+
+
+def wal_segments(directory: str) -> list[str]:
+    """Names of the WAL segments in directory, in order; none when it cannot be read."""
+    try:
+        return sorted(name for name in os.listdir(directory) if SEGMENT_NAME.fullmatch(name))
+    except OSError:
+        return []
+
+
+def tablespace_records(directory: str, start: Start, *, waldump: str | None, timeout: float) -> list[TablespaceRecord]:
+    """Every CREATE TABLESPACE in directory that recovery from start can come to.
+
+    waldump is the path of pg_waldump, which says within a fraction of a second (400 MB: 0.2 s) that there is none, the
+    usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s).
+    """
+    if waldump is not None and os.path.exists(os.path.join(directory, start.segment)):
+        argv = [waldump, "--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
+        done = run([*argv, "--rmgr", "Tablespace"], timeout=timeout, check=False)
+        # It goes on until there is no more valid record, as recovery does, and calls this an error.
+        if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
+            return []
+    return list(scan(directory, start))
+
+
+def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
+    """The same without pg_waldump, on all timelines."""
+    size = start.segment_size
+    by_timeline: dict[str, list[str]] = {}
+    for name in wal_segments(directory):
+        if _number(name, size) >= start.position // size:
+            by_timeline.setdefault(name[:8], []).append(os.path.join(directory, name))
+    for paths in by_timeline.values():
+        before: _Segment | None = None
+        for path in paths:
+            segment = _read(path, _number(os.path.basename(path), size) * size)
+            if before is not None:
+                yield from _records(before, segment, start.position)
+            before = segment
+            if not segment.complete:  # the end of the WAL; segments behind it are used ones, waiting for their turn
+                break
+        if before is not None:
+            yield from _records(before, None, start.position)
+
+
+def _number(name: str, segment_size: int) -> int:
+    """A segment's number: its first byte is at this times segment_size."""
+    return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:], 16)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """The content of one segment without its page headers; start is its position in the WAL."""
+
+    path: str
+    start: int
+    page_size: int
+    content: bytes
+    complete: bool
+
+    def offset(self, position: int) -> int:
+        """Where in the file the byte at that position of content is."""
+        first = self.page_size - PAGE.size - LONG_PAGE.size
+        if position < first:
+            return PAGE.size + LONG_PAGE.size + position
+        pages, rest = divmod(position - first, self.page_size - PAGE.size)
+        return (1 + pages) * self.page_size + PAGE.size + rest
+
+
+def _read(path: str, start: int) -> _Segment:
+    """A segment as far as it is valid: each page says where in the WAL it belongs."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        head = file.read(PAGE.size + LONG_PAGE.size)
+        if len(head) < PAGE.size + LONG_PAGE.size or PAGE.unpack_from(head)[3] != start:
+            return _Segment(path, start, 8192, b"", complete=False)
+        page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
+        file.seek(0)
+        data = memoryview(file.readall())
+    pages = [data[PAGE.size + LONG_PAGE.size : page_size]]
+    for offset in range(page_size, len(data), page_size):
+        if PAGE.unpack_from(data, offset)[3] != start + offset:
+            break
+        pages.append(data[offset + PAGE.size : offset + page_size])
+    return _Segment(path, start, page_size, b"".join(pages), complete=len(pages) * page_size == len(data))
+
+
+def _records(segment: _Segment, following: _Segment | None, redo: int) -> Iterator[TablespaceRecord]:
+    """The records that begin in segment; the last may end in the one that follows."""
+    content = segment.content + (following.content[:LONGEST] if following else b"")
+    for match in CANDIDATE.finditer(content):
+        begin = match.start() - 17
+        # Records are aligned. One before redo is not replayed.
+        if begin >= 0 and begin % 8 == 0 and begin < len(segment.content):
+            decoded = _decode(content[begin : begin + LONGEST])
+            if decoded is not None and segment.start + segment.offset(begin) >= redo:
+                oid, location, header = decoded
+                yield TablespaceRecord(oid, location, tuple(_patches(segment, following, begin, header)))
+
+
+def _decode(data: bytes) -> tuple[int, str, bytes] | None:
+    """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
+    if len(data) < RECORD.size:
+        return None
+    length, xid, previous, info, manager, checksum = RECORD.unpack_from(data)
+    body = data[RECORD.size : length]
+    if manager != TABLESPACE_MANAGER or info & 0xF0 != CREATE or not RECORD.size < length <= len(data):
+        return None
+    if crc32c(body + data[:CHECKSUM]) != checksum:
+        return None
+    content = _content(body)
+    oid = int.from_bytes(content[:4], "little")
+    header = RECORD.pack(length, xid, previous, NOOP, XLOG_MANAGER, 0)
+    header = header[:CHECKSUM] + crc32c(body + header[:CHECKSUM]).to_bytes(4, "little")
+    return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
+
+
+def _content(body: bytes) -> bytes:
+    """The record's own data: after origin and transaction, each with its number before it."""
+    position = 0
+    while body[position] in (0xFC, 0xFD):
+        position += 5 if body[position] == 0xFC else 3
+    return body[position + 2 :]
+
+
+def _patches(segment: _Segment, following: _Segment | None, begin: int, header: bytes) -> Iterator[Patch]:
+    """header, byte by byte where it goes: it may be parted by a page's or a segment's end."""
+    for number, byte in enumerate(header):
+        position = begin + number
+        place, position = (
+            (segment, position)
+            if position < len(segment.content) or following is None
+            else (following, position - len(segment.content))
+        )
+        yield Patch(place.path, place.offset(position), bytes([byte]))

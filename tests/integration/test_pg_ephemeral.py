@@ -1,0 +1,673 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pg_ephemeral on real PostgreSQL clusters, copied to plain directories that play the merged tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
+
+from tests.support.cluster import DATABASE, Cluster, Connection
+from tests.support.forked import forked
+from tests.support.host import processes_below
+from tests.support.modules import call
+from tests.support.user import ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs servers as other users: needs root")
+OWNER = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+@dataclass
+class Copy:
+    """A copy of a cluster in a tree, and calls of the module on it."""
+
+    tree: Path
+    data: Path
+    run: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
+        return self._call("started", check=check, tree=str(self.tree), **{**self.options, **options})
+
+    def stop(self, *, check: bool = False) -> dict[str, Any]:
+        return self._call("stopped", check=check)
+
+    def sql(self, statement: str, *, database: str = "postgres", user: str = "instant_recovery", port: int = 0) -> str:
+        return self.connection(user=user, port=port).sql(statement, database=database)
+
+    def connection(self, *, user: str = "instant_recovery", port: int = 0) -> Connection:
+        listening = port or int((self.data / "postmaster.pid").read_text().splitlines()[3])
+        bindir = str(Path(shutil.which("postgres") or "").resolve().parent)
+        return Connection(socket_directory=str(self.run), port=listening, user=user, bindir=bindir)
+
+    def path(self, name: str) -> Path:
+        return self.data / name
+
+    def log(self) -> str:
+        return (self.run / "postgresql.log").read_text()
+
+    def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
+        where = {"data_directory": str(self.data), "socket_directory": str(self.run), "state": state}
+        return call(pg_ephemeral.main, check=check, **where, **options)
+
+
+@pytest.fixture(scope="module")
+def crashed(shared_place: Path) -> Iterator[Cluster]:
+    """A cluster that was killed in the middle of writes. Tests copy it and leave it alone."""
+    with Cluster(directory=shared_place / "crashed") as cluster:
+        cluster.populate()
+        cluster.crash()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def closed(shared_place: Path) -> Iterator[Cluster]:
+    """A small cluster that was shut down in order."""
+    with Cluster(directory=shared_place / "closed") as cluster:
+        cluster.sql("create table t (id int primary key); insert into t values (1), (2)", database="postgres")
+        cluster.stop()
+        yield cluster
+
+
+@pytest.fixture
+def production(place: Path, closed: Cluster) -> Iterator[Callable[..., Cluster]]:
+    """Starts servers that play production: each on data of its own, with these settings."""
+    made: list[Cluster] = []
+
+    def make(**settings: str) -> Cluster:
+        cluster = Cluster(directory=place / f"production{len(made)}")
+        cluster.run.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(closed.data), str(cluster.data)], check=True)
+        for path in (cluster.directory, cluster.run):
+            shutil.chown(path, OWNER)
+        own = {"unix_socket_directories": str(cluster.run), **settings}
+        with (cluster.data / "postgresql.auto.conf").open("a") as file:
+            file.write("".join(f"{name} = '{value}'\n" for name, value in own.items()))
+        cluster.start()
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture
+def copy_of(place: Path) -> Iterator[Callable[[Cluster], Copy]]:
+    """Makes copies as an archive's tree shows them; the server of each is stopped at the end, with nothing left."""
+    made: list[Copy] = []
+
+    def make(cluster: Cluster) -> Copy:
+        tree = place / f"tree{len(made)}"
+        copy = Copy(tree, tree / str(cluster.data).lstrip("/"), place / f"run{len(made)}")
+        copy.data.parent.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
+        made.append(copy)
+        return copy
+
+    yield make
+    for copy in made:
+        copy.stop()
+        assert processes_below(copy.tree) == []
+
+
+def whats(result: dict[str, Any]) -> list[str]:
+    return [entry["what"] for entry in result["neutralised"]]
+
+
+def psql(result: dict[str, Any], statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As a person would: psql service=instant_recovery."""
+    return subprocess.run(
+        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, "service=instant_recovery"],
+        env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_crashed_copy_is_recovered_and_can_be_queried_and_written(
+    crashed: Cluster, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(crashed)
+    result = copy.start()
+    assert result["changed"], result
+    assert result["superuser"] == crashed.superuser
+    assert result["user"] == "instant_recovery"
+    assert set(result["databases"]) == {"postgres", DATABASE}
+    assert int(copy.sql("select count(*) from pgbench_history", database=DATABASE)) > 0
+    copy.sql("create table mine as select 1 as one", database=DATABASE)
+    answer = psql(result, "select current_user, rolsuper, current_setting('data_directory') from pg_roles"
+                          " where rolname = current_user")  # fmt: skip
+    assert answer.stdout.strip() == f"instant_recovery|t|{copy.data}", answer.stderr
+    assert "redo done" in copy.log()
+
+
+def test_check_start_again_stop_again(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    before = digest(copy.tree)
+    predicted = copy.start(check=True)
+    assert predicted["changed"]
+    assert digest(copy.tree) == before
+    assert not copy.run.exists()
+
+    started = copy.start()
+    assert started["changed"]
+    assert started.keys() == predicted.keys()
+    assert set(whats(predicted)) <= set(whats(started))
+    for again in (copy.start(), copy.start(check=True), copy.start(port=started["port"])):
+        assert not again["changed"]
+        calls = dict.fromkeys(("changed", "diff", "elapsed", "invocation"))
+        assert {**again, **calls} == {**started, **calls}
+
+    assert copy.stop(check=True)["changed"]
+    assert copy.stop()["changed"]
+    for again in (copy.stop(), copy.stop(check=True)):
+        assert not again["changed"]
+        assert again.keys() == started.keys()
+    assert sorted(path.name for path in copy.run.iterdir()) == ["postgresql.log"]
+
+
+def test_a_running_server_is_not_started_otherwise(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    copy.start(settings={"work_mem": "8MB"})
+    for options, said in (
+        ({"port": 15999}, "port 15432"),
+        ({"read_only": True}, "read_only False"),
+        ({"settings": {"work_mem": "16MB"}}, "work_mem 8MB"),
+    ):
+        result = copy.start(**options)
+        assert result["failed"]
+        assert said.split()[0] in result["msg"]
+        assert "stop it first" in result["msg"]
+    assert not copy.start(settings={"work_mem": "8MB"})["changed"]
+
+
+def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    result = copy.start()
+    copy.sql("create role visitor login password 'known'")
+    assert psql(result, "select 1").stdout == "1\n"
+    for refused in ({"PGUSER": "visitor", "PGPASSWORD": "known"}, {"PGPASSWORD": "wrong"}):
+        service = Path(result["service_file"]).read_text().replace("user=instant_recovery\n", "")
+        if "PGUSER" in refused:
+            other = copy.run / "other.conf"
+            other.write_text(service)
+            answer = psql({**result, "service_file": str(other)}, "select 1", **refused)
+        else:
+            answer = psql(result, "select 1", **refused)
+        assert answer.returncode != 0
+    for name in ("pgpass", "pg_service.conf", "postgresql.conf", "pg_hba.conf", "server.json"):
+        assert (copy.run / name).stat().st_mode & 0o777 == 0o600, name
+    password = (copy.run / "pgpass").read_text().strip().rpartition(":")[2]
+    assert password not in json.dumps(result)
+    assert password not in copy.log()
+    listening = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=False).stdout
+    if listening:
+        assert f"127.0.0.1:{result['port']}" in listening
+        assert f"0.0.0.0:{result['port']}" not in listening
+
+
+def test_read_only_holds_against_settings_of_roles_and_databases(
+    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+) -> None:
+    source = production()
+    source.sql(
+        'alter role "chief dba" set default_transaction_read_only = off;'
+        "alter database postgres set default_transaction_read_only = off;"
+        'alter role "chief dba" in database postgres set default_transaction_read_only = off;'
+        "alter role \"chief dba\" set work_mem = '7MB'",
+        database="postgres",
+    )
+    source.stop()
+    copy = copy_of(source)
+    result = copy.start(read_only=True)
+    assert result["read_only"] is True
+    show = "select current_setting('default_transaction_read_only') || current_setting('work_mem')"
+    assert copy.sql(show) == "on4MB"
+    assert copy.sql(show, user=source.superuser) == "on7MB"
+    assert any("default_transaction_read_only of roles and databases reset" in what for what in whats(result))
+    with pytest.raises(RuntimeError, match="read-only transaction"):
+        copy.sql("create table t ()", user=source.superuser)
+
+
+def test_nothing_of_the_archived_configuration_is_used(
+    place: Path, production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+) -> None:
+    evidence = place / "evidence"
+    evidence.mkdir()
+    evidence.chmod(0o777)
+    source = production()
+    source.sql("create table u (id int)", database="postgres")
+    source.stop(mode="immediate")
+    settings = {
+        "archive_mode": "always",
+        "archive_command": f"cp %p {evidence}/%f",
+        "restore_command": f"touch {evidence}/restored; false",
+        "archive_cleanup_command": f"touch {evidence}/cleaned",
+        "recovery_end_command": f"touch {evidence}/ended",
+        "primary_conninfo": "host=127.0.0.1 port=1",
+        "external_pid_file": f"{evidence}/pid",
+        "logging_collector": "on",
+        "log_directory": str(evidence),
+        "listen_addresses": "*",
+        "port": "15999",
+        "unix_socket_directories": str(evidence),
+        "shared_buffers": "100GB",
+        "huge_pages": "on",
+        "synchronous_standby_names": "somebody",
+        "ssl": "on",
+        "shared_preload_libraries": "pg_stat_statements,pg_cron,auto_explain",
+        "TimeZone": "Europe/Berlin",
+        "lc_numeric": "xx_XX.nowhere",
+    }
+    with (source.data / "postgresql.conf").open("a") as file:
+        file.write("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
+    with (source.data / "postgresql.auto.conf").open("a") as file:
+        file.write(f"archive_command = 'cp %p {evidence}/auto-%f'\nsession_preload_libraries = 'nowhere'\n")
+    copy = copy_of(source)
+    result = copy.start()
+    assert "failed" not in result, result
+    assert result["port"] != 15999
+    assert whats(result)[0].startswith("postgresql.auto.conf emptied (archive_command, checkpoint_timeout, ")
+    assert "library pg_cron not preloaded" in whats(result)
+    shown = copy.sql(
+        "select string_agg(name || '=' || setting, ' ' order by name) from pg_settings where name in ('archive_mode',"
+        " 'TimeZone', 'shared_preload_libraries', 'listen_addresses', 'huge_pages', 'archive_command')"
+    )
+    assert result["settings"]["TimeZone"] == "Europe/Berlin"
+    assert "shared_preload_libraries=pg_stat_statements,auto_explain" in shown
+    assert "listen_addresses=127.0.0.1" in shown
+    assert "lc_numeric" not in result["settings"]
+    copy.sql(f"alter system set archive_command = 'touch {evidence}/altered'")
+    copy.sql("select pg_reload_conf()")
+    copy.sql("create table w as select 1; select pg_switch_wal(); checkpoint")
+    copy.stop()
+    assert list(evidence.iterdir()) == []
+    # What the archive had set comes back with the next start, and what the session set stays.
+    assert copy.start()["settings"]["TimeZone"] == "Europe/Berlin"
+    assert "altered" in copy.path("postgresql.auto.conf").read_text()
+
+
+def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+    outside = place / "fast disk"
+    wal = place / "wal"
+    outside.mkdir()
+    shutil.chown(outside, OWNER)
+    source = Cluster(directory=place / "source", initdb_options=[f"--waldir={wal}"])
+    shutil.chown(place, OWNER)
+    with source:
+        source.sql(f"create tablespace fast location '{outside}'", database="postgres")
+        source.sql("create table t tablespace fast as select generate_series(1, 1000) i", database="postgres")
+        source.stop(mode="immediate")
+        for path in (outside, wal):
+            shutil.chown(path, OWNER)
+        before = {path: digest(path) for path in (outside, wal)}
+        copy = copy_of(source)
+        for path in (outside, wal):
+            there = copy.tree / str(path).lstrip("/")
+            subprocess.run(["cp", "-a", str(path), str(there)], check=True)
+        result = copy.start()
+        assert "failed" not in result, result
+        assert f"pg_wal re-pointed to {copy.tree}{wal}" in whats(result)
+        assert copy.sql("select count(*), pg_tablespace_location(oid) from t, pg_tablespace"
+                        " where spcname = 'fast' group by 2") == f"1000|{copy.tree}{outside}"  # fmt: skip
+        copy.sql("insert into t select 1; create table u tablespace fast as select * from t; checkpoint")
+        copy.stop()
+        assert {path: digest(path) for path in (outside, wal)} == before
+        for link in find_links(str(copy.data)):
+            assert os.path.realpath(link.path).startswith(f"{copy.tree}/")
+
+
+def test_links_out_of_the_copy_are_refused_before_anything_is_opened(
+    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(closed)
+    live = place / "live"
+    shutil.copytree(closed.data, live)
+    (copy.data / "pg_tblspc" / "16999").symlink_to(live / "base")
+    shutil.rmtree(copy.data / "pg_xact")
+    (copy.data / "pg_xact").symlink_to(live / "pg_xact")
+    (copy.data / "base" / "1" / "1259").unlink()
+    (copy.data / "base" / "1" / "1259").symlink_to(live / "base" / "1" / "1259")
+    before = digest(copy.tree)
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert result["failed"]
+        assert "tablespace 16999" in result["msg"]
+        assert "pg_xact is a link" in result["msg"]
+        assert "base/1/1259 is a link" in result["msg"]
+        assert len(result["problems"]) == 3
+    assert digest(copy.tree) == before
+
+
+def test_what_makes_a_standby_of_it_is_removed(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    for name in ("standby.signal", "recovery.signal", "recovery.conf", "postmaster.pid"):
+        copy.path(name).write_text(f"{os.getpid()}\n" if name == "postmaster.pid" else "")
+        shutil.chown(copy.path(name), OWNER)
+    slot = copy.path("pg_replslot/for_standby")
+    slot.mkdir()
+    (slot / "state").write_bytes(b"anything")
+    copy.data.chmod(0o755)
+    result = copy.start()
+    assert "failed" not in result, result
+    assert {
+        "mode of the data directory changed from 0755 to 0700",
+        *("postmaster.pid removed", "standby.signal removed", "recovery.signal removed", "recovery.conf removed"),
+        "replication slot for_standby removed",
+    } <= set(whats(result))
+    assert copy.sql("select pg_is_in_recovery()") == "f"
+    os.kill(os.getpid(), 0)
+
+
+def test_a_subscription_is_cut_off(production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]) -> None:
+    publisher = production(wal_level="logical")
+    publisher.sql("create table u (id int); create publication p for all tables", database="postgres")
+    subscriber = production()
+    conninfo = f"host={publisher.run} port=5432 dbname=postgres user=''chief dba''"
+    publisher.sql("select pg_create_logical_replication_slot('s', 'pgoutput')", database="postgres")
+    subscriber.sql("create table u (id int)", database="postgres")
+    subscriber.sql(
+        f"create subscription s connection '{conninfo}' publication p with (create_slot = false)",
+        database="postgres",
+    )
+    subscriber.stop(mode="immediate")
+    copy = copy_of(subscriber)
+    active = "select active, confirmed_flush_lsn from pg_replication_slots"
+    before = publisher.sql(active, database="postgres")
+    result = copy.start()
+    assert "failed" not in result, result
+    assert "subscription s disabled and parted from its slot" in whats(result)
+    publisher.sql("insert into u values (1)", database="postgres")
+    assert copy.sql("select subenabled, subslotname is null from pg_subscription") == "f|t"
+    copy.sql("drop subscription s")
+    assert publisher.sql(active, database="postgres") == before
+
+
+def test_a_superuser_who_may_not_log_in_and_no_database_postgres(
+    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+) -> None:
+    name = "Ünsere \"DBA\" \\ 'x'"
+    source = production()
+    quoted = name.replace('"', '""')
+    source.sql("create role tmp superuser login", database="postgres")
+    source.sql('create database "only one; here"', database="postgres")
+    renamer = Connection(
+        socket_directory=str(source.run), port=5432, user="tmp", bindir=source.bindir, os_user=source.os_user
+    )
+    renamer.sql(f'alter role "chief dba" rename to "{quoted}"; alter role "{quoted}" nologin', database="template1")
+    renamer.sql("drop database postgres", database="template1")
+    subprocess.run(["kill", "-INT", str(source.pid)], check=True)
+    wait_for(lambda: source.pid is None)
+    copy = copy_of(source)
+    result = copy.start()
+    assert "failed" not in result, result
+    assert result["superuser"] == name
+    assert result["databases"] == ["only one; here"]
+    assert psql(result, "select current_database()").stdout.strip() == "only one; here"
+    assert "/only%20one%3B%20here?" in result["connection_string"]
+
+
+def test_bad_input_is_one_clear_sentence_and_leaves_nothing(
+    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(closed)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for options, said in (
+            ({"data_directory": str(place / "no")}, "cannot be read: No such file"),
+            ({"data_directory": str(place)}, "is not a PostgreSQL data directory"),
+            ({"port": port}, f"port {port} is taken on 127.0.0.1"),
+            ({"port": 80}, "port 80 is out of range"),
+            ({"port": 70000}, "port 70000 is out of range"),
+            ({"bindir": "/usr/bin"}, "bindir /usr/bin"),
+            ({"user": "nobody-here"}, "There is no user nobody-here"),
+            ({"settings": {"archive_mode": "on"}}, "archive_mode cannot be set"),
+            ({"settings": {"Data_Directory": "/"}}, "Data_Directory cannot be set"),
+            ({"settings": {"work_mem; drop": 1}}, "is not the name of a setting"),
+            ({"settings": {"no_such_setting": 1}}, 'unrecognized configuration parameter "no_such_setting"'),
+            ({"settings": {"work_mem": "much"}}, "invalid value for parameter"),
+            ({"socket_directory": str(place / ("x" * 100))}, "is too long"),
+            ({"socket_directory": "/tmp"}, "must belong to"),
+        ):
+            where = {"data_directory": str(copy.data), "socket_directory": str(copy.run)}
+            result = call(pg_ephemeral.main, tree=str(copy.tree), **{**where, **options})
+            assert result["failed"], options
+            assert said in result["msg"], options
+            assert processes_below(place) == []
+            assert not [path for path in copy.run.glob("*") if path.name != "postgresql.log"]
+
+
+@pytest.mark.parametrize(("version", "said"), [("13", "postgresql-13"), ("9.6", "sessions can be started from 10")])
+def test_a_version_that_is_not_here(
+    version: str, said: str, closed: Cluster, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pg_control of another version is made by no means here, so its catalog version is taken as unknown."""
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_control
+
+    copy = copy_of(closed)
+    copy.path("PG_VERSION").write_text(f"{version}\n")
+    monkeypatch.setattr(_pg_control, "_MAJORS", {})
+    result = copy.start()
+    assert result["failed"]
+    assert said in result["msg"]
+
+
+def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    segments = [path for path in copy.path("pg_wal").iterdir() if len(path.name) == 24]
+    for segment in segments:
+        segment.write_bytes(bytes(segment.stat().st_size))
+    result = copy.start()
+    assert result["failed"]
+    assert "could not locate a valid checkpoint record" in result["msg"]
+    assert any("PANIC" in line for line in result["log_tail"])
+    for segment in segments:
+        segment.unlink()
+    result = copy.start()
+    assert "recovery has to begin in WAL segment" in result["msg"]
+
+
+def test_a_backup_with_a_label_is_recovered_from_it(
+    place: Path, production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+) -> None:
+    outside = place / "space"
+    outside.mkdir()
+    shutil.chown(outside, OWNER)
+    source = production()
+    source.sql(f"create tablespace s location '{outside}'", database="postgres")
+    source.sql("create table v tablespace s as select generate_series(1, 100) i", database="postgres")
+    backup = place / "backup"
+    mapped = place / "mapped"
+    shutil.chown(place, OWNER)
+    as_owner(
+        *(f"{source.bindir}/pg_basebackup", "-h", str(source.run), "-p", "5432", "-U", source.superuser),
+        *("-D", str(backup), "-X", "stream", "-c", "fast", f"--tablespace-mapping={outside}={mapped}"),
+    )
+    # As the low-level interface leaves it: the map is the only place that names the tablespace's directory.
+    (link,) = (path for path in (backup / "pg_tblspc").iterdir())
+    (backup / "tablespace_map").write_text(f"{link.name} {outside}\n")
+    link.unlink()
+    copy = copy_of(Cluster(directory=source.directory, data=backup))
+    there = copy.tree / str(outside).lstrip("/")
+    subprocess.run(["cp", "-a", str(mapped), str(there)], check=True)
+    before = digest(outside)
+    result = copy.start()
+    assert "failed" not in result, result
+    assert "tablespace_map removed" in whats(result)
+    assert copy.sql("select count(*) from v") == "100"
+    assert os.readlink(copy.path(f"pg_tblspc/{link.name}")) == str(there)
+    copy.sql("insert into v values (1); checkpoint")
+    copy.stop()
+    assert digest(outside) == before
+
+
+def test_prepared_transactions_and_lost_empty_directories(
+    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+) -> None:
+    source = production(max_prepared_transactions="7")
+    source.sql("create table u (id int)", database="postgres")
+    source.sql("begin; insert into u values (1); prepare transaction 'waiting'", database="postgres")
+    source.stop(mode="immediate")
+    copy = copy_of(source)
+    for name in ("pg_notify", "pg_snapshots", "pg_stat_tmp"):
+        shutil.rmtree(copy.path(name))
+    result = copy.start()
+    assert "failed" not in result, result
+    assert "empty directory pg_notify made" in whats(result)
+    assert copy.sql("select gid from pg_prepared_xacts") == "waiting"
+
+
+def test_starts_at_the_same_time_come_to_different_ports(
+    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copies = [copy_of(closed) for _number in range(3)]
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda copy: forked(copy.start), copies))
+    assert all("failed" not in result for result in results), results
+    assert len({result["port"] for result in results}) == 3
+
+
+@needs_root
+def test_a_session_records_the_server_and_ends_it(
+    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    root = place / "sessions"
+    session = Session.create(str(root), user=OWNER, fields={})
+    other = Session.create(str(root), user=OWNER, fields={})
+    other.update(port=15432)
+    copy = copy_of(closed)
+    data = Path(session.path("merged"), "data")
+    shutil.copytree(copy.data, data, symlinks=True)
+    subprocess.run(["chown", "-R", f"{OWNER}:", str(data)], check=True)
+    result = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
+    assert "failed" not in result, result
+    record = Session.open(session.directory).record
+    assert record["port"] == result["port"] != 15432
+    assert record["pid"] == result["pid"]
+    assert record["service_file"] == session.path("run/pg_service.conf")
+    assert record["timings"]["pg_ephemeral"] > 0
+    assert [claim["name"] for claim in record["claims"]] == ["server"]
+    assert record["claims"][0]["process"]["pid"] == result["pid"]
+    environment = Path(f"/proc/{result['pid']}/environ").read_bytes().split(b"\0")
+    assert f"{MARKER}={session.directory}".encode() in environment
+    assert Path(f"/proc/{result['pid']}").stat().st_uid == pwd.getpwnam(OWNER).pw_uid
+    title = Path(f"/proc/{result['pid']}/cmdline").read_bytes().decode()
+    assert f"cluster_name=instant_recovery {session.id}" in title
+
+    stopped = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory, state="stopped")
+    assert stopped["changed"]
+    assert Session.open(session.directory).record["claims"] == []
+    again = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
+    assert again["changed"]
+    assert tear_down(Session.open(session.directory)) == []
+    assert tear_down(other) == []
+    assert not Path(session.directory).exists()
+    assert identify(again["pid"]) is None
+
+
+@needs_root
+def test_an_ordinary_user_needs_nothing_of_root(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    with ordinary_user("ir-pg-test") as user:
+        subprocess.run(["chown", "-R", f"{user.pw_name}:", str(copy.tree)], check=True)
+        copy.run.mkdir(mode=0o700)
+        shutil.chown(copy.run, user.pw_name)
+        result = forked(lambda: copy.start(), user=user)
+        assert "failed" not in result, result
+        assert Path(f"/proc/{result['pid']}").stat().st_uid == user.pw_uid
+        assert psql(result, "select count(*) from t").stdout == "2\n"
+        assert not forked(lambda: copy.start(), user=user)["changed"]
+        assert forked(lambda: copy.stop(), user=user)["changed"]
+        refused = forked(lambda: copy.start(user="postgres"), user=user)
+        assert "cannot become that user" in refused["msg"]
+
+
+@needs_root
+def test_the_owner_must_be_a_user_other_than_root(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    subprocess.run(["chown", "-R", "root:", str(copy.tree)], check=True)
+    assert "PostgreSQL refuses to run as root" in copy.start()["msg"]
+    assert "runs only as the owner" in copy.start(user=OWNER)["msg"]
+    os.chown(copy.data, 54321, 54321)
+    assert "user id 54321, which does not exist" in copy.start()["msg"]
+
+
+def test_a_killed_server_is_cleaned_up_and_started_again(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(closed)
+    first = copy.start()
+    os.kill(first["pid"], signal.SIGKILL)
+    wait_for(lambda: identify(first["pid"]) is None)
+    second = copy.start()
+    assert second["changed"]
+    assert copy.sql("select count(*) from t") == "2"
+    os.kill(second["pid"], signal.SIGSTOP)
+    stopper = ThreadPoolExecutor(1).submit(copy.stop)
+    time.sleep(0.2)
+    os.kill(second["pid"], signal.SIGCONT)
+    assert stopper.result(timeout=60)["changed"]
+
+
+def test_a_start_that_takes_too_long_is_ended(crashed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(crashed)
+    result = copy.start(timeout=0)
+    assert result["failed"]
+    assert "did not finish within" in result["msg"]
+
+
+def digest(directory: Path) -> str:
+    """Of names, sizes, contents and change times of everything below directory."""
+    program = r"""
+import hashlib, os, sys
+total = hashlib.sha256()
+for place, directories, files in os.walk(sys.argv[1]):
+    directories.sort()
+    for name in sorted(directories + files):
+        path = os.path.join(place, name)
+        state = os.lstat(path)
+        total.update(repr((path, state.st_mode, state.st_size, state.st_mtime_ns, state.st_ino)).encode())
+        if os.path.isfile(path) and not os.path.islink(path):
+            total.update(open(path, "rb").read())
+print(total.hexdigest())
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def as_owner(*argv: str) -> None:
+    user = pwd.getpwnam(OWNER)
+    identity = {} if os.geteuid() != 0 else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    subprocess.run(argv, check=True, cwd="/", timeout=120, **identity)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
