@@ -115,6 +115,11 @@ accounts:
   elements: str
   returned: success
   sample: [root, daemon, postgres]
+began:
+  description: When the module began, in seconds since the epoch by the host's own clock.
+  type: float
+  returned: success
+  sample: 1795352701.12
 cpus:
   description: How many CPUs may be used.
   type: int
@@ -134,6 +139,7 @@ elapsed:
 
 import os
 import pwd
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.text.formatters import human_to_bytes
@@ -155,6 +161,7 @@ def main() -> None:
 
 
 def _result(module: AnsibleModule, *, session_root: str | None, driver: str, minimum_free: str) -> dict[str, object]:
+    began = time.time()
     root = session_root or default_root()
     host = Host.look()
     report = examine(host, driver=driver, session_root=root, minimum_free=_bytes(minimum_free))
@@ -162,7 +169,7 @@ def _result(module: AnsibleModule, *, session_root: str | None, driver: str, min
         module.warn(warning)
     accounts = [entry.pw_name for entry in pwd.getpwall()]
     cpus = len(os.sched_getaffinity(0))
-    found = {"user": host.user, "accounts": accounts, "cpus": cpus, "session_root": root}
+    found = {"user": host.user, "accounts": accounts, "cpus": cpus, "session_root": root, "began": began}
     return {"changed": False, **report.as_result(), **found}
 
 

@@ -241,6 +241,10 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     session = Session.find(root, session_id) if session_id else None
     if session is not None:
         return _result(session.directory, public(session.record), public(session.record))
+    if session_id and Session.ended(root, session_id) is not None:
+        raise SessionError(
+            f"Session {session_id} has ended, and its last record is kept under its id: choose another id."
+        )
     fields = {name: params[name] for name in FIELDS}
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}

@@ -1,0 +1,143 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sessions on another host, reached through an sshd of the test's own: as an ordinary user, and as root through sudo.
+
+The other host is this machine under another name. What makes it another one for the playbooks is real: a connection by
+SSH, a user and home of its own, an environment without the caller's secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import DATABASE, Connection, fingerprint
+from tests.support.host import is_listening, processes_below, remains
+from tests.support.playbook import Playbooks, Run
+from tests.support.sshd import Sshd
+from tests.support.user import ordinary_user, passwordless_sudo
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.integration.conftest import Sample
+    from tests.support.repository import Repository
+
+pytestmark = needs_root
+
+ADMIN, ORDINARY = "ir-admin", "ir-ordinary"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """An inventory with the host `db1`, reached as an ordinary user, `db2`, where this user becomes root, and `gone`.
+
+    `repository` is a copy of the sample's that the ordinary user may use.
+    """
+
+    inventory: Path
+    user: pwd.struct_passwd
+    repository: Repository
+
+
+@pytest.fixture(scope="module")
+def hosts(shared_place: Path, sample: Sample) -> Iterator[Hosts]:
+    with (
+        ordinary_user(ORDINARY) as user,
+        ordinary_user(ADMIN),
+        passwordless_sudo(ADMIN),
+        Sshd(directory=shared_place / "sshd", users=[ORDINARY, ADMIN]) as sshd,
+    ):
+        variables: dict[str, dict[str, Any]] = {
+            "db1": sshd.variables(ORDINARY),
+            "db2": {**sshd.variables(ADMIN), "ansible_become": True},
+            "gone": {**sshd.variables(ORDINARY), "ansible_port": 1},
+        }
+        inventory = shared_place / "hosts.yml"
+        inventory.write_text(yaml.safe_dump({"all": {"hosts": variables}}))
+        repository = sample.repository.copy(shared_place / "remote-repository", owner=ORDINARY)
+        yield Hosts(inventory=inventory, user=user, repository=repository)
+
+
+@pytest.fixture
+def remote(playbooks: Playbooks, hosts: Hosts) -> Playbooks:
+    """With the roots that the hosts choose themselves, and the passphrase in the controller's environment alone."""
+    return dataclasses.replace(playbooks, inventory=hosts.inventory, session_root=None)
+
+
+def test_as_an_ordinary_user(remote: Playbooks, hosts: Hosts, sample: Sample) -> None:
+    """No root, no sudo: borg, the layer and the server all run as the user who is logged in."""
+    root = f"{hosts.user.pw_dir}/.local/state/instant_recovery"
+    session = start(remote, hosts, "db1")
+    assert session["driver"] == "block"
+    assert session["overlay_merged_dir"].startswith(f"{root}/")
+    connection = Connection.of_session(session, bindir=sample.bindir, os_user=ORDINARY)
+    assert fingerprint(connection) == sample.tables
+    connection.sql("update pgbench_branches set bbalance = 1", database=DATABASE)
+    assert owners(session) == {hosts.user.pw_uid}
+
+    listed = succeed(remote.sessions("--limit", "db1")).stats["instant_recovery_sessions"]
+    assert [(one["id"], one["status"], one["host"]) for one in listed] == [(session["id"], "active", "db1")]
+    # The id is enough, though one host of the inventory does not answer.
+    stopped = succeed(remote.stop(session["id"]))
+    assert [one["status"] for one in stopped.stats["instant_recovery_stopped"]] == ["stopped"]
+    assert remains(root) == []
+    assert not is_listening(session["port"])
+
+
+def test_as_root_through_sudo(remote: Playbooks, hosts: Hosts, sample: Sample, place: Path) -> None:
+    """The secret crosses ssh and sudo as a module's argument: no environment does."""
+    root = place / "root-sessions"
+    session = start(remote, hosts, "db2", session_root=str(root))
+    assert fingerprint(Connection.of_session(session, bindir=sample.bindir)) == sample.tables
+    succeed(remote.stop(session["id"], "--limit", "db2", session_root=str(root)))
+    assert remains(root) == []
+
+
+def test_stop_by_id_alone_finds_another_root(remote: Playbooks, hosts: Hosts, place: Path) -> None:
+    """The cached fact of the host knows the root that a session was started with."""
+    root = place / "other-sessions"
+    session = start(remote, hosts, "db2", session_root=str(root))
+    succeed(remote.stop(session["id"], "--limit", "db2"))
+    assert remains(root) == []
+
+
+def test_hosts_that_do_not_answer(remote: Playbooks, hosts: Hosts) -> None:
+    """Told exactly: a start fails, an unknown id names them, `all` does not pretend to have stopped everything."""
+    archive = f"{hosts.repository.location}::latest"
+    started = remote.start(deployment_location="remote", source_host="gone", archive=archive)
+    assert started.returncode != 0
+    assert "Connection refused" in started.message
+    for session_id in ("20200101-000000-0000", "all"):
+        # Not localhost: `all` would stop sessions of whoever works on this machine.
+        run = remote.stop(session_id, "--limit", "db1,gone")
+        assert run.returncode != 0
+        assert "gone: " in run.message
+        assert "Connection refused" in run.message
+
+
+def start(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> dict[str, Any]:
+    archive = {"repository": hosts.repository.location, "archive": "sample-*"}
+    run = remote.start(deployment_location="remote", source_host=host, **archive, **variables)
+    session = succeed(run).session
+    assert (session["host"], session["deployment_location"]) == (host, "remote")
+    assert 0 < session["timings"]["overhead"] < session["timings"]["total"] <= run.seconds
+    return session
+
+
+def owners(session: dict[str, Any]) -> set[int]:
+    """User ids of all processes of the session."""
+    root = os.path.dirname(session["overlay_merged_dir"])
+    return {os.stat(f"/proc/{pid}").st_uid for pid, _command in processes_below(root)}
+
+
+def succeed(run: Run) -> Run:
+    assert run.returncode == 0, run.output
+    return run
