@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import SessionNotFoundError, TaskError, UsageError
-from ._playbook import Inventory, inventory_sources, run_playbook
+from ._playbook import Inventory, inventory_sources, run_playbook, with_secret
 from ._progress import ProgressCallback, Reporter
 from ._session import Session
 
@@ -70,7 +70,7 @@ class InstantRecovery:
         """Start a session from an archive; returns when its server accepts connections.
 
         The arguments up to `borg_passphrase_file` are the start playbook's variables, see the README; None leaves the
-        playbook's default. Secrets default to BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment.
+        playbook's default. Without a secret, BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment count.
         `progress` is called at each step, in this thread. Setting `cancel` from another thread, `timeout` (seconds),
         Ctrl-C, and an exception out of `progress` all cut the start off; what it had done is then undone before the
         exception comes out of here. Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
@@ -95,7 +95,13 @@ class InstantRecovery:
         )
         reporter = Reporter(progress)
         try:
-            stats = self._run("instant_recovery_start", variables, timeout, cancel=cancel, on_event=reporter.take)
+            stats = self._run(
+                "instant_recovery_start",
+                with_secret({**self._variables, **variables}),
+                timeout,
+                cancel=cancel,
+                on_event=reporter.take,
+            )
             session = self._session(stats["instant_recovery_session"])
             reporter.ready()
         except TaskError:

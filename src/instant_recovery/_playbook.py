@@ -30,15 +30,15 @@ from ansible_runner.interface import init_runner
 from ._errors import CancelledError, RunTimeoutError, UsageError
 from ._outcome import Event, Outcome
 
-__all__ = ["Inventory", "Sources", "inventory_sources", "run_playbook"]
+__all__ = ["Inventory", "Sources", "inventory_sources", "run_playbook", "with_secret"]
 
 Inventory = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | None
 Sources = list[str] | dict[str, Any] | None
 
 COLLECTION = "phpborg.instant_recovery"
-# Ansible would take them from the caller's environment; they go with the variables instead (see `_secrets`), because
-# ansible-runner stores the environment of a run in a file.
-SECRET_VARIABLES = {"BORG_PASSPHRASE": "borg_passphrase", "BORG_PASSCOMMAND": "borg_passcommand"}
+# The play would take it from the environment. It goes with the variables instead, because ansible-runner stores the
+# environment of a run in a file.
+SECRET = "BORG_PASSPHRASE"
 # Seconds: how soon ansible-runner looks at the cancel callback; how long the module in flight may then take to end by
 # itself, and how long when it has been told to.
 CANCEL_LATENCY = 0.2
@@ -66,7 +66,7 @@ def run_playbook(
     """
     with (
         _private_directory() as directory,
-        _handed_over(directory / "variables", {**_secrets(variables), **variables}) as variables_file,
+        _handed_over(directory / "variables", variables) as variables_file,
     ):
         run = _Run(_settings(directory, playbook, collection, inventory, variables_file), cancel=cancel)
         outcome = Outcome()
@@ -99,6 +99,13 @@ def _source(name: str) -> str:
     if "," in name:
         return name
     raise UsageError(f"there is no inventory {name!r}: give a file, a directory, hosts with a comma, or a mapping")
+
+
+def with_secret(variables: Mapping[str, object]) -> dict[str, object]:
+    """The variables of a start, with the passphrase of the caller's environment unless they name another source."""
+    if SECRET not in os.environ or any(name.startswith("borg_pass") for name in variables):
+        return dict(variables)
+    return {**variables, "borg_passphrase": os.environ[SECRET]}
 
 
 class _Run:
@@ -207,13 +214,6 @@ def _literal(value: object) -> object:
     return value
 
 
-def _secrets(variables: Mapping[str, object]) -> dict[str, str]:
-    """The secrets of the caller's environment as variables, unless the caller named another source."""
-    if any(name.startswith("borg_pass") for name in variables):
-        return {}
-    return {variable: os.environ[name] for name, variable in SECRET_VARIABLES.items() if name in os.environ}
-
-
 def _settings(
     directory: Path, playbook: str, collection: Path, inventory: Sources, variables_file: Path
 ) -> dict[str, Any]:
@@ -255,8 +255,9 @@ def _environment(directory: Path, inventory: Sources) -> dict[str, str]:
 
 def _adjust(config: Any) -> None:
     """Mend what ansible-runner has no arguments for, in a RunnerConfig that is ready to run."""
-    for name in SECRET_VARIABLES:
-        config.env.pop(name, None)
+    # An empty one is none, and says so to Borg.
+    if config.env.get(SECRET):
+        del config.env[SECRET]
     # ansible-runner would switch it off where the user has not said anything.
     if "ANSIBLE_HOST_KEY_CHECKING" not in os.environ:
         config.env.pop("ANSIBLE_HOST_KEY_CHECKING", None)

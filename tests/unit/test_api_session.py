@@ -1,0 +1,85 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The API's session, made from a record that the start play left."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from instant_recovery import Archive, ConnectError, InstantRecoveryError, Session, TaskError
+
+RECORD: dict[str, Any] = {
+    "id": "20261122-133717-6ed7",
+    "status": "active",
+    "engine": "postgresql",
+    "engine_version": "15.18",
+    "host": "db1",
+    "deployment_location": "remote",
+    "archive": {"repository": "/srv/repo", "name": "a", "id": "b93e", "time": "2026-11-22T13:37:15.000+00:00"},
+    "driver": "block",
+    "port": 15432,
+    "socket_directory": "/var/lib/instant_recovery/20261122-133717-6ed7/run",
+    "user": "instant_recovery",
+    "connection_string": "postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/run/pgpass",
+    "service_file": "/var/lib/instant_recovery/20261122-133717-6ed7/run/pg_service.conf",
+    "pid": 28416,
+    "borg_mount_point": "/var/lib/instant_recovery/20261122-133717-6ed7/archive",
+    "overlay_upper_dir": "/var/lib/instant_recovery/20261122-133717-6ed7/upper",
+    "overlay_merged_dir": "/var/lib/instant_recovery/20261122-133717-6ed7/merged",
+    "upper_bytes": None,
+    "created_at": "2026-11-22T13:37:38.269+00:00",
+    "started_at": "2026-11-22T13:37:55.870+00:00",
+    "stopped_at": None,
+    "expires_at": "2026-11-22T15:37:55.870+00:00",
+    "error_message": None,
+    "timings": {"borg_mount": 0.63, "total": 5.5},
+}
+
+
+def test_fields_are_the_contract() -> None:
+    session = Session.from_record(RECORD)
+    own = {item.name for item in dataclasses.fields(Session)} - {"record", "_stop"}
+    assert own == set(RECORD)
+    assert session.archive == Archive(repository="/srv/repo", name="a", id="b93e", time="2026-11-22T13:37:15.000+00:00")
+    assert {name: getattr(session, name) for name in own - {"archive"}} == {
+        name: value for name, value in RECORD.items() if name != "archive"
+    }
+
+
+def test_record_of_another_version() -> None:
+    session = Session.from_record({"id": "x", "status": "failed", "archive": None, "timings": None, "more": 1})
+    assert (session.port, session.archive, session.timings, session.record["more"]) == (None, None, {}, 1)
+
+
+def test_remote_session_names_the_tunnel() -> None:
+    with pytest.raises(ConnectError) as caught:
+        Session.from_record(RECORD).connect()
+    command = "ssh -N -L 15432:/var/lib/instant_recovery/20261122-133717-6ed7/run/.s.PGSQL.15432 db1"
+    assert command in str(caught.value)
+    assert "connect(host='127.0.0.1', port=15432)" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"engine": "mariadb"}, {"status": "starting", "connection_string": None}])
+def test_nothing_to_connect_to(change: dict[str, Any]) -> None:
+    with pytest.raises(ConnectError, match="no PostgreSQL server"):
+        Session.from_record({**RECORD, **change}).connect()
+
+
+def test_failed_stop_does_not_hide_what_went_wrong_inside(caplog: pytest.LogCaptureFixture) -> None:
+    def stop(session_id: str) -> Session:
+        raise TaskError(f"{session_id} is busy")
+
+    session = Session.from_record(RECORD, stop=stop)
+    with pytest.raises(ZeroDivisionError), session:
+        raise ZeroDivisionError
+    assert "is busy" in caplog.text
+    with pytest.raises(TaskError, match="is busy"), session:
+        pass
+
+
+def test_session_of_nobody_cannot_be_stopped() -> None:
+    with pytest.raises(InstantRecoveryError, match="not made by an InstantRecovery"):
+        Session.from_record(RECORD).stop()
