@@ -242,9 +242,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if session is not None:
         return _result(session.directory, public(session.record), public(session.record))
     if session_id and Session.ended(root, session_id) is not None:
-        raise SessionError(
-            f"Session {session_id} has ended, and its last record is kept under its id: choose another id."
-        )
+        raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {name: params[name] for name in FIELDS}
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A canary passphrase is looked for everywhere that a run can leave it, while it runs and after it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.playbook import Playbooks, Run
+from tests.support.repository import PASSPHRASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.integration.conftest import Sample
+
+CANARY = PASSPHRASE.encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to hand over the secret. `holders` are the files that have to hold it."""
+
+    playbooks: Playbooks
+    options: tuple[str, ...]
+    holders: tuple[Path, ...]
+
+
+@pytest.fixture(params=["environment", "passphrase", "passcommand", "passphrase_file"])
+def way(request: pytest.FixtureRequest, playbooks: Playbooks, sample: Sample, place: Path) -> Way:
+    """Each way there is. What is secret is in a file for -e @file, as the README says, and never on a command line."""
+    if request.param == "environment":
+        return Way(playbooks, (), ())
+    bare = dataclasses.replace(playbooks, environment={"BORG_BASE_DIR": str(sample.repository.base)})
+    secret, variables = place / "secret", place / "secrets.json"
+    for path in (secret, variables):
+        path.touch(mode=0o600)
+    secret.write_text(PASSPHRASE)
+    values = {"passphrase": PASSPHRASE, "passcommand": f"cat {secret}", "passphrase_file": str(secret)}
+    variables.write_text(json.dumps({f"borg_{request.param}": values[request.param]}))
+    return Way(bare, ("--extra-vars", f"@{variables}"), (secret, variables))
+
+
+def test_the_passphrase_is_found_nowhere(way: Way, sample: Sample, place: Path) -> None:
+    log = place / "ansible.log"
+    runner = dataclasses.replace(way.playbooks, environment={**way.playbooks.environment, "ANSIBLE_LOG_PATH": str(log)})
+    # -vvv prints every module's arguments, --diff every change.
+    with watched_processes() as seen:
+        started = runner.start("-vvv", "--diff", *way.options, archive=sample.name)
+        assert started.returncode == 0, started.output
+        checked = runner.start("-vvv", "--diff", "--check", *way.options, archive=sample.name)
+        listed = runner.sessions("-vvv")
+    assert_silent(started, checked, listed)
+    assert_nothing_holds_it(place, except_for=way.holders)
+
+    stopped = runner.stop("all", "-vvv", "--diff")
+    failed = runner.start("-vvv", "--diff", *way.options, archive=sample.name, settings={"shared_buffers": "a little"})
+    assert failed.returncode != 0
+    assert_silent(stopped, failed)
+    assert_nothing_holds_it(place, except_for=way.holders)
+    assert log.stat().st_size > 0
+    assert any("borg" in command for command in seen), "the sampling saw nothing"
+    assert [command for command in seen if PASSPHRASE in command] == []
+
+
+def test_a_wrong_passphrase_is_not_shown(playbooks: Playbooks, sample: Sample, place: Path) -> None:
+    """Errors are where secrets slip out."""
+    variables = place / "secrets.json"
+    variables.write_text(json.dumps({"borg_passphrase": "canary-of-a-typing-error"}))
+    run = playbooks.start("-vvv", "--diff", "--extra-vars", f"@{variables}", archive=sample.name)
+    assert run.returncode != 0
+    assert "passphrase" in run.message
+    assert "canary-of-a-typing-error" not in run.output
+
+
+@contextlib.contextmanager
+def watched_processes() -> Iterator[set[str]]:
+    """Command lines of all processes that run meanwhile, looked at as often as possible."""
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        # 20 ms is far below the life of any process that could be given a secret: a Python takes longer to start.
+        while not done.wait(0.02):
+            for directory in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    seen.add((directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
+def assert_silent(*runs: Run) -> None:
+    for run in runs:
+        # `Run` holds the output, all results as callbacks get them, and the stats.
+        assert PASSPHRASE not in json.dumps(dataclasses.asdict(run))
+
+
+def assert_nothing_holds_it(place: Path, *, except_for: tuple[Path, ...]) -> None:
+    """No file of the session, its record and logs, of the fact cache, of Ansible's temporary directories."""
+    found = []
+    for top in (place, Path.home() / ".ansible"):
+        for directory, names, files in os.walk(top):
+            # The database itself is behind the mounts.
+            names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
+            for path in (Path(directory, name) for name in files):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and path not in except_for and CANARY in path.read_bytes():
+                        found.append(path)
+    assert found == []
+
+
+def test_the_search_finds_what_is_there(place: Path) -> None:
+    (place / "leak").write_bytes(b"x" + CANARY)
+    with pytest.raises(AssertionError):
+        assert_nothing_holds_it(place, except_for=())
