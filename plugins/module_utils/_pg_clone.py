@@ -77,7 +77,7 @@ UNUSED_LINKS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One change to the merged tree. action: a key of ACTIONS; target: where a link is to lead; patches: what to write."""
+    """One change to the merged tree. action: a key of ACTIONS; target: of a link; patches: what to write where."""
 
     action: str
     path: str

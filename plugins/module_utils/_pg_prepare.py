@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import environment, identity
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError, quote_literal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import (
+    release,
+    shared_memory_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -209,9 +213,11 @@ def _run(
     try:
         output, _nothing = process.communicate(script.encode(), timeout)
     except BaseException as error:
+        shared_memory = shared_memory_of(process.pid)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
+        release(shared_memory)
         if isinstance(error, subprocess.TimeoutExpired):
             raise PostgresError(
                 f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout).",

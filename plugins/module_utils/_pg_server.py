@@ -39,6 +39,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     spawn,
     stop,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import (
+    release,
+    shared_memory_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +131,7 @@ def stop_server(data_directory: str, socket_directory: str | None) -> bool:
     Raises PostgresError when the server does not end.
     """
     running = find_running(data_directory)
-    if running is not None and not stop(running.process, STOP_SIGNALS):
+    if running is not None and not _end(running.process):
         raise PostgresError(
             f"The server on {data_directory}, process {running.process.pid}, did not end: the kernel holds it, "
             "probably because the file system below does not answer. Stop it again when that has been mended."
@@ -140,6 +144,15 @@ def stop_server(data_directory: str, socket_directory: str | None) -> bool:
         left += [os.path.join(directory, name) for name in _names(directory) if name.startswith(".s.PGSQL.")]
     removed = [path for path in left if _unlink(path)]
     return running is not None or bool(removed)
+
+
+def _end(process: Process) -> bool:
+    """Stop process and remove what it would leave if it had to be killed; whether it ended."""
+    shared_memory = shared_memory_of(process.pid)
+    ended = stop(process, STOP_SIGNALS)
+    if ended:
+        release(shared_memory)
+    return ended
 
 
 def find_running(data_directory: str) -> Running | None:
@@ -256,10 +269,12 @@ def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float
             if session is not None:
                 session.amend_claim("server", process=process)
             is_ready = _wait_until_ready(plan.data.path, process, changes, deadline)
+            if session is not None and is_ready:
+                session.amend_claim("server", shared_memory=shared_memory_of(process.pid))
             is_late = process.alive()
         finally:
             if not is_ready:
-                stop(process, STOP_SIGNALS)
+                _end(process)
     if is_ready:
         return process
     said = log_tail(log, begin=begin)

@@ -30,6 +30,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     wait_for_end,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import LOCK, RECORD
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import release
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -100,6 +101,8 @@ def _undo(session: Session, claim: dict[str, Any]) -> None:
         # What belongs to no other claim was started under this one: children that outlived their parent, or a process
         # that nobody had the time to record.
         stop_all(_strays(session, besides=left), signals)
+    if not left:  # segments that a server killed with SIGKILL could not remove itself
+        release(claim.get("shared_memory", ()))
 
 
 def _unmount_all(mountpoint: str) -> bool:

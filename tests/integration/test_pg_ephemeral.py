@@ -22,6 +22,7 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import shared_memory_of
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
@@ -585,7 +586,12 @@ def test_a_session_records_the_server_and_ends_it(
     assert Session.open(session.directory).record["claims"] == []
     again = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
     assert again["changed"]
+    segments = shared_memory_of(again["pid"])
+    assert len(segments) >= 2
+    os.kill(again["pid"], signal.SIGKILL)
+    wait_for(lambda: identify(again["pid"]) is None)
     assert tear_down(Session.open(session.directory)) == []
+    assert not set(segments) & set(segments_of_the_host())
     assert tear_down(other) == []
     assert not Path(session.directory).exists()
     assert identify(again["pid"]) is None
@@ -658,6 +664,13 @@ print(total.hexdigest())
     return subprocess.run(
         [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=True
     ).stdout
+
+
+def segments_of_the_host() -> list[str]:
+    """Every segment of shared memory there is, named as shared_memory_of does."""
+    rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+    system_v = [f"sysv:{row[1]}:{int(row[0]) & 0xFFFFFFFF:08x}" for row in rows]
+    return [*system_v, *(f"posix:{path.name}" for path in Path("/dev/shm").iterdir())]
 
 
 def as_owner(*argv: str) -> None:
