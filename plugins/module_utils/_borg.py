@@ -165,7 +165,8 @@ class Repository:
         if len(done.stdout) != sum(item.size for item in items):
             raise BorgError(
                 f"borg returned {len(done.stdout)} bytes for files of archive {archive} that have "
-                f"{sum(item.size for item in items)}. Run borg check on {self.location}.",
+                f"{sum(item.size for item in items)}. Run borg check on {self.location}, and see whether the paths are "
+                "valid UTF-8.",
                 files=[item.path for item in items],
                 stderr=_in_words(parse_log(done.stderr)),
             )
@@ -324,7 +325,7 @@ def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str
 
     An archive that is really called `latest`, or like the glob, is taken at its word.
     """
-    newest_first = sorted(archives, key=lambda archive: archive.time, reverse=True)
+    newest_first = sorted(archives, key=lambda archive: archive.time)[::-1]
     for archive in newest_first:
         if archive.name == wanted:
             return archive
@@ -337,7 +338,10 @@ def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str
         raise BorgError(f"Repository {repository} holds no archive yet.", archives=[])
     what = f"archive that matches {wanted}" if is_glob else f"archive {wanted}"
     listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} older ones" if len(names) > LISTED else "")
-    raise BorgError(f"Repository {repository} has no {what}. It holds: {listed}.", archives=names)
+    raise BorgError(
+        f"Repository {repository} has no {what}. It holds: {listed}.",
+        archives=[archive.as_dict() for archive in archives],
+    )
 
 
 def plain_path(path: str) -> str:
