@@ -134,7 +134,7 @@ def parse_tablespace_map(content: bytes) -> dict[str, str]:
     found = {}
     # A line break within a path is written as backslash and line break, a backslash as two.
     for line in re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(content)):
-        oid, _, path = line.partition(" ")
+        oid, _blank, path = line.partition(" ")
         if oid.isdigit() and path:
             found[oid] = re.sub(r"\\([\s\S])", r"\1", path)
     return found
@@ -228,7 +228,7 @@ class _Planner:
     def _other_links(self) -> Iterator[Step]:
         beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}
         for name, link in self.links.items():
-            if leads_within(link.path, self.tree) or name in (AUTO_CONF, *(file for file, _ in REMOVED_FILES)):
+            if leads_within(link.path, self.tree) or name in (AUTO_CONF, *(file for file, _why in REMOVED_FILES)):
                 continue
             places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
             if "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
@@ -307,7 +307,7 @@ def _recovery_start(data: DataDirectory, label: bytes | None) -> Start:
 
 
 def _position(lsn: str) -> int:
-    high, _, low = lsn.partition("/")
+    high, _slash, low = lsn.partition("/")
     return int(high, 16) << 32 | int(low, 16)
 
 

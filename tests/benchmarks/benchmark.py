@@ -97,7 +97,7 @@ class Benchmark:
         figures["scan cold"] = source.table_size / recovery.server.seconds(scan)
         figures["borg scan"], figures["layer scan"] = recovery.borg_seconds(), recovery.layer_seconds()
         figures["disk scan"] = recovery.written()
-        figures["scan warm"] = source.table_size / min(recovery.server.seconds(scan) for _ in range(2))
+        figures["scan warm"] = source.table_size / min(recovery.server.seconds(scan) for _round in range(2))
         _note_peak(figures, recovery)
         if name == "block":
             self.say("borg extract --stdout of the same files")
@@ -138,7 +138,7 @@ class Benchmark:
             one.server.prewarm()
         for kind, select_only in (("select", True), ("write", False)):
             rates: dict[str, list[float]] = {which: [] for which in both}
-            for _ in range(self.rounds):
+            for _round in range(self.rounds):
                 for which, one in both.items():
                     rates[which].append(one.server.pgbench(select_only=select_only, seconds=self.seconds))
             for which, found in rates.items():

@@ -229,7 +229,7 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), BAD_INPUT, ids=[says for _, says in BAD_INPUT])
+@pytest.mark.parametrize(("arguments", "says"), BAD_INPUT, ids=[says for _arguments, says in BAD_INPUT])
 def test_bad_input(info: Module, archives: Archives, arguments: dict[str, Any], says: str) -> None:
     def filled(text: Any) -> Any:
         return text.replace("{repo}", archives.repository.location) if isinstance(text, str) else text
@@ -432,7 +432,7 @@ FAILING = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), FAILING, ids=[says for _, says in FAILING])
+@pytest.mark.parametrize(("arguments", "says"), FAILING, ids=[says for _arguments, says in FAILING])
 def test_a_failed_mount_leaves_nothing(
     mount: Module, archives: Archives, place: Path, arguments: dict[str, Any], says: str
 ) -> None:
