@@ -276,7 +276,7 @@ class Repository:
         """borg's standard output while it runs. Whoever stops reading before its end ends borg."""
         env, secret = self.environment()
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # read while it runs
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

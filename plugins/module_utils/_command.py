@@ -181,7 +181,7 @@ def _start(
     try:
         # A session of its own makes the process group that a time-out ends as a whole, and takes the controlling
         # terminal away: a tool that wants to ask a question fails instead of waiting for an answer.
-        return subprocess.Popen(
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function  # run_command has no time-out
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

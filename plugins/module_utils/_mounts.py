@@ -118,7 +118,7 @@ def is_responding(path: str, *, timeout: float = 5.0) -> bool:
     A child asks, because a call into a hung FUSE mount cannot be interrupted: the child may have to be left behind,
     which ends by itself together with the mount's server.
     """
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # may be left behind
         [sys.executable, "-I", "-S", "-c", ASK, path],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

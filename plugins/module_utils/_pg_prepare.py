@@ -197,7 +197,7 @@ def _run(
     """Return code and output. The log is written to while it runs: a long recovery can be followed there."""
     errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # followed while it runs
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -128,7 +128,7 @@ def spawn(
     _spawned[:] = [child for child in _spawned if child.poll() is None]
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=output,

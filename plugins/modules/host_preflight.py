@@ -46,6 +46,9 @@ attributes:
     details: Nothing is ever changed.
   idempotent:
     support: full
+  platform:
+    support: full
+    platforms: linux
 seealso:
   - module: phpborg.instant_recovery.overlay_mount
   - module: phpborg.instant_recovery.pg_binaries_info

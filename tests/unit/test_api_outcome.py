@@ -97,7 +97,7 @@ def test_every_host_that_failed_is_named() -> None:
 def test_without_a_recap_nothing_is_known_to_be_undone() -> None:
     with pytest.raises(PlaybookError) as caught:
         outcome_of(MOUNT_FAILED).result(successful=False)
-    assert type(caught.value) is PlaybookError
+    assert caught.type is PlaybookError
     assert caught.value.host == "db1"
 
 
