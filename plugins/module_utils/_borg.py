@@ -284,8 +284,8 @@ class Repository:
                 env=environment(env),
                 start_new_session=True,
             )
-            assert process.stdin is not None
-            assert process.stdout is not None
+            if process.stdin is None or process.stdout is None:
+                raise AssertionError("both are pipes")
             overdue = threading.Timer(self.timeout, _kill, [process])
             overdue.start()
             try:
