@@ -323,7 +323,7 @@ class CowFs(Base):  # type: ignore[misc]
         if name in parent.children:
             return parent.children[name]
         node = self.hard_links.get(found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 else None
-        if node is None:
+        if node is None or node.nlink == 0:  # 0: removed by as many names as it was said to have, yet here is another.
             node = self._enter_lower(found, path)
             node.parent, node.name = parent, name
             if node.nlink > 1:
@@ -347,6 +347,9 @@ class CowFs(Base):  # type: ignore[misc]
         # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
         node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
         node.rdev, node.target = rdev, target
+        if parent.mode & stat.S_ISGID:  # What is made in such a directory belongs to its group.
+            node.gid = parent.gid
+            node.mode |= stat.S_ISGID if node.is_directory else 0
         node.lookups = 1
         self._put(parent, name, node)
         return node
@@ -540,7 +543,7 @@ class Content:
     async def write(self, offset: int, data: bytes) -> int:
         end = offset + len(data)
         # A block written in part only needs the rest of its bytes first.
-        for edge in {offset // BLOCK, (end - 1) // BLOCK}:
+        for edge in sorted({offset // BLOCK, (end - 1) // BLOCK}):
             covered = offset <= edge * BLOCK and min((edge + 1) * BLOCK, self.limit) <= end
             if not covered and not self._is_copied(edge):
                 await self._copy_block(edge)
@@ -994,4 +997,4 @@ async def end_on_signal(space: Space) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
