@@ -48,8 +48,6 @@ attributes:
     support: full
   platform:
     support: full
-  platform:
-    support: full
     platforms: linux
 seealso:
   - module: phpborg.instant_recovery.overlay_mount
