@@ -132,9 +132,8 @@ GUARDS = (
         ),
     ),
     Guard(
-        "files of production would be written: its pid file, its logs",
+        "logs and statistics would be written where production's are",
         (
-            Setting("external_pid_file", ""),
             Setting("logging_collector", "off"),
             Setting("log_destination", "stderr"),
             Setting("stats_temp_directory", "pg_stat_tmp", until=14),
@@ -147,6 +146,7 @@ GUARDS = (
 RESERVED = {
     **dict.fromkeys(("config_file", "hba_file", "ident_file", "data_directory"), "a session has files of its own"),
     **dict.fromkeys(("include", "include_dir", "include_if_exists"), "a session's configuration is one file"),
+    "external_pid_file": "a session has none",
     "port": "use the option port",
     "unix_socket_directories": "use the option socket_directory",
     "default_transaction_read_only": "use the option read_only",

@@ -35,8 +35,8 @@ XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
 LONGEST = 2048  # bytes; a path has at most 1024
 
 # From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
-# (255), before which the origin (253) and the transaction (252) may be named.
-CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc\xfd\xff]")
+# (255, or 254 with a longer length), before which the origin (253) and the transaction (252) may be named.
+CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc-\xff]")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _content(body: bytes) -> bytes:
     position = 0
     while body[position] in (0xFC, 0xFD):
         position += 5 if body[position] == 0xFC else 3
-    return body[position + 2 :]
+    return body[position + (5 if body[position] == 0xFE else 2) :]
 
 
 def _patches(segment: _Segment, following: _Segment | None, begin: int, header: bytes) -> Iterator[Patch]:

@@ -1,0 +1,119 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading what a single-user server prints and logs, and making the stored form of a password."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
+    catalog_script,
+    parse_catalogs,
+    reason,
+    scram_verifier,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+
+# Printed by PostgreSQL 15.18 on a subscriber.
+OUTPUT = r"""
+PostgreSQL stand-alone backend 15.18 (Debian 15.18-0+deb12u1)
+backend> {"settings" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "subscriptions" : ["s"]}
+backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "collations" : [["postgres", "2.31", "2.36"], ["shop data", "2.36", "2.36"], ["template1", null, null]]}
+backend> """  # noqa: E501
+
+
+def test_the_answers_of_a_single_user_server() -> None:
+    catalogs = parse_catalogs(OUTPUT)
+    assert catalogs.superuser == 'chief "dba" \\'
+    assert catalogs.databases == ["postgres", "shop data"]
+    assert [entry["what"] for entry in catalogs.neutralised] == [
+        "default_transaction_read_only of roles and databases reset (default_transaction_read_only=off)",
+        "subscription s disabled and parted from its slot",
+    ]
+    (warning,) = catalogs.warnings
+    assert warning.startswith("Database postgres was written with collation version 2.31, and this host has 2.36")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        OUTPUT.replace('"role" : true', '"role" : false'),
+        OUTPUT.replace('"settings_left" : 0', '"settings_left" : 1'),
+        OUTPUT.replace('"subscriptions_left" : 0', '"subscriptions_left" : 1'),
+        OUTPUT.splitlines()[2],
+    ],
+)
+def test_work_that_was_not_done_is_noticed(output: str) -> None:
+    with pytest.raises(PostgresError, match=r"could not be changed: no room left\."):
+        parse_catalogs(output, ["x ERROR:  role exists", "x FATAL:  no room left"])
+
+
+def test_the_script_is_one_statement_a_line() -> None:
+    script = catalog_script(major=15, verifier="SCRAM-SHA-256$4096:c2FsdA==$a=:b=", read_only=True)
+    statements = script.split(";\n\n")
+    assert statements.pop() == ""
+    assert len(statements) == 7
+    assert not any("\n" in statement for statement in statements)
+    assert "default_transaction_read_only" in script
+    older = catalog_script(major=14, verifier="x", read_only=False)
+    assert "default_transaction_read_only" not in older
+    assert "datcollversion" not in older
+
+
+def test_the_stored_form_of_a_password() -> None:
+    """RFC 7677, section 3: with our server key, its example must come to the server signature given there."""
+    nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    salt = "W22ZaJ0SNY7soEsUEjb6gQ=="
+    verifier = scram_verifier("pencil", salt=base64.b64decode(salt))
+    start, keys = verifier.rsplit("$", 1)
+    assert start == f"SCRAM-SHA-256$4096:{salt}"
+    stored, server = (base64.b64decode(key) for key in keys.split(":"))
+    message = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={nonce},s={salt},i=4096,c=biws,r={nonce}".encode()
+    signature = hmac.digest(server, message, "sha256")
+    assert base64.b64encode(signature) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    proof = base64.b64decode("dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+    mask = hmac.digest(stored, message, "sha256")
+    client_key = bytes(one ^ other for one, other in zip(proof, mask, strict=True))
+    assert hashlib.sha256(client_key).digest() == stored
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ([], "it said nothing."),
+        (["2026-11-22 13:30:43 UTC [1] LOG:  starting"], "2026-11-22 13:30:43 UTC [1] LOG:  starting"),
+        (
+            [
+                "2026 [1] 00000 LOG:  database system was interrupted",
+                "2026 [1] 00000 LOG:  invalid primary checkpoint record",
+                "2026 [1] XX000 PANIC:  could not locate a valid checkpoint record",
+            ],
+            "could not locate a valid checkpoint record.",
+        ),
+        (
+            [
+                "2026 [1] 22023 FATAL:  database locale is incompatible with operating system",
+                '2026 [1] 22023 DETAIL:  The database was initialized with LC_COLLATE "xx_XX".',
+                "2026 [1] 22023 HINT:  Recreate the database with another locale or install the missing locale.",
+                "something else",
+            ],
+            "database locale is incompatible with operating system. "
+            'The database was initialized with LC_COLLATE "xx_XX". '
+            "Recreate the database with another locale or install the missing locale.",
+        ),
+        (
+            [
+                '2026 [1] LOG:  unrecognized configuration parameter "x" in file "/run/postgresql.conf" line 3',
+                '2026 [1] FATAL:  configuration file "/run/postgresql.conf" contains errors',
+            ],
+            'unrecognized configuration parameter "x" in file "/run/postgresql.conf" line 3. '
+            'configuration file "/run/postgresql.conf" contains errors.',
+        ),
+    ],
+)
+def test_why_a_server_ended(log: list[str], said: str) -> None:
+    assert reason(log) == said

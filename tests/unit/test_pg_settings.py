@@ -1,0 +1,153 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration of a session's server, by version."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
+    CARRIED,
+    GUARDS,
+    TUNING,
+    archived_settings,
+    carried,
+    check_settings,
+    guards,
+    parse_configuration,
+    preload,
+    render_configuration,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    PostgresError,
+    quote_literal,
+    read_data_directory,
+)
+
+from tests.support.cluster import server_directory
+
+CONFIGURATION = r"""
+# comment
+archive_command = 'cp %p /archive/%f'	# not a setting
+port=5433
+listen_addresses '*'
+  Work_Mem	64MB
+search_path = '"$user", public'
+log_line_prefix = '%m ''quoted'' \\ '
+shared_preload_libraries = 'pg_cron, "$libdir/pg_stat_statements",auto_explain'
+port = 5434
+include_dir = 'conf.d'
+pg_stat_statements.max = 10000
+#hot_standby = on
+"""
+
+
+def test_a_configuration_is_read_as_postgresql_reads_it() -> None:
+    assert parse_configuration(CONFIGURATION) == {
+        "archive_command": "cp %p /archive/%f",
+        "port": "5434",
+        "listen_addresses": "*",
+        "work_mem": "64MB",
+        "search_path": '"$user", public',
+        "log_line_prefix": "%m 'quoted' \\ ",
+        "shared_preload_libraries": 'pg_cron, "$libdir/pg_stat_statements",auto_explain',
+        "include_dir": "conf.d",
+        "pg_stat_statements.max": "10000",
+    }
+
+
+def test_what_is_rendered_is_read_back() -> None:
+    settings = {"a": "it's", "b.c": "back\\slash", "d": "", "fsync": "off"}
+    text = render_configuration({"First": settings, "Nothing": {}, "Second": {"a": "2"}})
+    assert parse_configuration(text) == {**settings, "a": "2"}
+    assert "# Nothing" not in text
+    assert "fsync = 'off'  # nothing has to survive" in text
+
+
+@pytest.mark.parametrize(
+    ("major", "known", "unknown"),
+    [
+        (10, "stats_temp_directory", "primary_conninfo"),
+        (12, "promote_trigger_file", "archive_library"),
+        (15, "archive_library", "stats_temp_directory"),
+        (16, "restore_command", "promote_trigger_file"),
+        (17, "sync_replication_slots", "promote_trigger_file"),
+    ],
+)
+def test_guards_by_version(major: int, known: str, unknown: str) -> None:
+    assert known in guards(major)
+    assert unknown not in guards(major)
+
+
+def test_every_setting_is_known_to_the_server_installed_here() -> None:
+    bindir = server_directory()
+    major = int(Path(bindir).parent.name)
+    argv = [f"{bindir}/postgres", "--describe-config"]
+    described = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    known = {line.split("\t")[0] for line in described.splitlines()}
+    settings = [*TUNING, *(setting for guard in GUARDS for setting in guard.settings)]
+    assert {setting.name for setting in settings if setting.known_to(major)} - known == set()
+    assert not {setting.name for setting in settings if not setting.known_to(major)} & known
+    assert set(CARRIED) <= known
+
+
+@pytest.mark.parametrize(
+    "name", ["archive_command", "Listen_Addresses", "config_file", "include", "port", "data_directory", "ssl"]
+)
+def test_settings_that_would_undo_the_isolation_are_refused(name: str) -> None:
+    with pytest.raises(PostgresError, match=f"{name} cannot be set"):
+        check_settings({name: "x"}, 15)
+
+
+def test_settings_of_the_user_become_text() -> None:
+    given = {"work_mem": "64MB", "jit": True, "random_page_cost": 1.1, "max_connections": 7, "my.own": "x"}
+    expected = {"work_mem": "64MB", "jit": "on", "random_page_cost": "1.1", "max_connections": "7", "my.own": "x"}
+    assert check_settings(given, 15) == expected
+    for wrong in ({"a b": "1"}, {"work_mem": ["1"]}, {"work_mem": None}, {"x\ny": "1"}):
+        with pytest.raises(PostgresError, match="settings: "):
+            check_settings(wrong, 15)
+
+
+def test_only_libraries_that_look_on_and_are_here_are_kept() -> None:
+    kept, left_out = preload(parse_configuration(CONFIGURATION), server_directory())
+    assert kept == {"shared_preload_libraries": "pg_stat_statements,auto_explain"}
+    assert left_out == ["pg_cron"]
+    assert preload({}, server_directory()) == ({}, [])
+    assert preload({"shared_preload_libraries": "pg_stat_statements"}, "/nowhere/bin") == ({}, ["pg_stat_statements"])
+
+
+def test_what_is_carried_over_must_exist_here() -> None:
+    archived = {
+        "timezone": "Europe/Berlin",
+        "lc_time": "C",
+        "lc_numeric": "xx_XX.UTF-8",
+        "datestyle": "iso, dmy",
+        "shared_buffers": "64GB",
+    }
+    assert carried(archived) == {"TimeZone": "Europe/Berlin", "lc_time": "C", "DateStyle": "iso, dmy"}
+    assert carried({"timezone": "../../../etc/passwd"}) == {}
+    assert carried({"timezone": "Nowhere/Land"}) == {}
+
+
+def test_debians_configuration_is_found_when_it_is_in_the_tree(tmp_path: Path) -> None:
+    data = tmp_path / "snap" / "var" / "lib" / "postgresql" / "15" / "main"
+    (data / "global").mkdir(parents=True)
+    (data / "PG_VERSION").write_text("15")
+    recorded = Path(__file__).parent / "recorded" / "pg_control-15-shut-down.bin"
+    (data / "global" / "pg_control").write_bytes(recorded.read_bytes())
+    (data / "postgresql.auto.conf").write_text("work_mem = '3MB'\n")
+    directory = read_data_directory(str(data))
+    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB"}
+    etc = tmp_path / "snap" / "etc" / "postgresql" / "15" / "main"
+    etc.mkdir(parents=True)
+    (etc / "postgresql.conf").write_text("work_mem = '1MB'\nTimeZone = 'Asia/Tokyo'\n")
+    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB", "timezone": "Asia/Tokyo"}
+    (data / "postgresql.conf").symlink_to("/etc/passwd")
+    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB", "timezone": "Asia/Tokyo"}
+
+
+def test_quoting_of_sql() -> None:
+    assert quote_literal("it's") == "'it''s'"
+    assert quote_literal("a\\'b") == "E'a\\\\''b'"

@@ -1,0 +1,65 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ports that are held until a server has them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import (
+    ADDRESS,
+    FIRST_PORT,
+    check_socket_path,
+    reserve_port,
+)
+
+
+def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(reserve_port(None)) for _number in range(5)]
+        assert len(set(ports)) == 5
+        assert ports[0] >= FIRST_PORT
+        with pytest.raises(OSError, match="Address already in use"), socket.socket() as plain:
+            plain.bind((ADDRESS, ports[0]))
+        with listening(ports[0]) as server:  # as PostgreSQL does it
+            assert server.getsockname()[1] == ports[0]
+    with reserve_port(None, avoid=frozenset(ports)) as other:
+        assert other not in ports
+
+
+def test_a_port_that_is_taken_or_cannot_be() -> None:
+    with listening(0) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(RecoveryError, match=f"port {port} is taken on 127.0.0.1"), reserve_port(port):
+            pass
+    for port in (-1, 0, 80, 65536):
+        with pytest.raises(RecoveryError, match=f"port {port} is out of range"), reserve_port(port):
+            pass
+
+
+def test_connections_that_linger_do_not_keep_a_port_that_is_asked_for() -> None:
+    with listening(0) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((ADDRESS, port)) as client:
+            accepted, _address = server.accept()
+            accepted.close()  # the side that closes first keeps the port for a minute
+            client.recv(1)
+    with reserve_port(port) as reserved:
+        assert reserved == port
+
+
+def test_the_longest_path_of_a_socket() -> None:
+    check_socket_path("/" + "x" * 95, "123456789a")
+    with pytest.raises(RecoveryError, match="would have 108 bytes"):
+        check_socket_path("/" + "x" * 96, "123456789a")
+
+
+def listening(port: int) -> socket.socket:
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((ADDRESS, port))
+    server.listen()
+    return server
