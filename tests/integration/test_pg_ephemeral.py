@@ -265,27 +265,7 @@ def test_nothing_of_the_archived_configuration_is_used(
     source = production()
     source.sql("create table u (id int)", database="postgres")
     source.stop(mode="immediate")
-    settings = {
-        "archive_mode": "always",
-        "archive_command": f"cp %p {evidence}/%f",
-        "restore_command": f"touch {evidence}/restored; false",
-        "archive_cleanup_command": f"touch {evidence}/cleaned",
-        "recovery_end_command": f"touch {evidence}/ended",
-        "primary_conninfo": "host=127.0.0.1 port=1",
-        "external_pid_file": f"{evidence}/pid",
-        "logging_collector": "on",
-        "log_directory": str(evidence),
-        "listen_addresses": "*",
-        "port": "15999",
-        "unix_socket_directories": str(evidence),
-        "shared_buffers": "100GB",
-        "huge_pages": "on",
-        "synchronous_standby_names": "somebody",
-        "ssl": "on",
-        "shared_preload_libraries": "pg_stat_statements,pg_cron,auto_explain",
-        "TimeZone": "Europe/Berlin",
-        "lc_numeric": "xx_XX.nowhere",
-    }
+    settings = dangerous_settings(evidence)
     with (source.data / "postgresql.conf").open("a") as file:
         file.write("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
     with (source.data / "postgresql.auto.conf").open("a") as file:
@@ -312,6 +292,31 @@ def test_nothing_of_the_archived_configuration_is_used(
     # What the archive had set comes back with the next start, and what the session set stays.
     assert copy.start()["settings"]["TimeZone"] == "Europe/Berlin"
     assert "altered" in copy.path("postgresql.auto.conf").read_text()
+
+
+def dangerous_settings(evidence: Path) -> dict[str, str]:
+    """What production may have configured; most of it would leave a file in evidence."""
+    return {
+        "archive_mode": "always",
+        "archive_command": f"cp %p {evidence}/%f",
+        "restore_command": f"touch {evidence}/restored; false",
+        "archive_cleanup_command": f"touch {evidence}/cleaned",
+        "recovery_end_command": f"touch {evidence}/ended",
+        "primary_conninfo": "host=127.0.0.1 port=1",
+        "external_pid_file": f"{evidence}/pid",
+        "logging_collector": "on",
+        "log_directory": str(evidence),
+        "listen_addresses": "*",
+        "port": "15999",
+        "unix_socket_directories": str(evidence),
+        "shared_buffers": "100GB",
+        "huge_pages": "on",
+        "synchronous_standby_names": "somebody",
+        "ssl": "on",
+        "shared_preload_libraries": "pg_stat_statements,pg_cron,auto_explain",
+        "TimeZone": "Europe/Berlin",
+        "lc_numeric": "xx_XX.nowhere",
+    }
 
 
 def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
