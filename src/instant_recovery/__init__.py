@@ -15,7 +15,7 @@ ansible-runner. What goes wrong is raised as an `InstantRecoveryError`; what Ans
 
 from __future__ import annotations
 
-from ._client import InstantRecovery
+from ._client import InstantRecovery, StartOptions
 from ._errors import (
     CancelledError,
     ConnectError,
@@ -43,6 +43,7 @@ __all__ = [
     "RunTimeoutError",
     "Session",
     "SessionNotFoundError",
+    "StartOptions",
     "Status",
     "TaskError",
     "UnreachableError",

@@ -8,9 +8,9 @@ import logging
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ._errors import SessionNotFoundError, TaskError, UsageError
+from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
 from ._playbook import Inventory, inventory_sources, run_playbook, with_secret
 from ._progress import ProgressCallback, Reporter
 from ._session import Session
@@ -19,10 +19,39 @@ if TYPE_CHECKING:
     import os
     import threading
     from collections.abc import Iterable, Mapping
+    from typing import Unpack
 
-__all__ = ["InstantRecovery"]
+__all__ = ["InstantRecovery", "StartOptions"]
 
 logger = logging.getLogger("instant_recovery")
+
+
+class StartOptions(TypedDict, total=False):
+    """The start playbook's variables, as the README describes them."""
+
+    repository: str | None
+    deployment_location: Literal["local", "remote"] | None
+    source_host: str | None
+    engine: str | None
+    data_directory: str | None
+    port: int | None
+    driver: Literal["auto", "block", "overlayfs"] | None
+    read_only: bool | None
+    settings: Mapping[str, object] | None
+    readers: int | None
+    cache_size: str | None
+    ttl: str | None
+    idle_timeout: str | None
+    minimum_free: str | None
+    server_user: str | None
+    install_packages: bool | None
+    borg_passphrase: str | None
+    borg_passcommand: str | None
+    borg_passphrase_file: str | None
+    borg_rsh: str | None
+    borg_remote_path: str | None
+    accept_unencrypted: bool | None
+    accept_relocated: bool | None
 
 
 class InstantRecovery:
@@ -50,49 +79,23 @@ class InstantRecovery:
         self,
         archive: str,
         *,
-        repository: str | None = None,
-        deployment_location: Literal["local", "remote"] | None = None,
-        source_host: str | None = None,
-        engine: str | None = None,
-        data_directory: str | None = None,
-        port: int | None = None,
-        driver: Literal["auto", "block", "overlayfs"] | None = None,
-        read_only: bool | None = None,
-        ttl: str | int | None = None,
-        idle_timeout: str | int | None = None,
-        borg_passphrase: str | None = None,
-        borg_passcommand: str | None = None,
-        borg_passphrase_file: str | None = None,
         progress: ProgressCallback | None = None,
         cancel: threading.Event | None = None,
         timeout: float = 3600.0,
+        **options: Unpack[StartOptions],
     ) -> Session:
-        """Start a session from an archive; returns when its server accepts connections.
+        """Start a session from an archive (REPOSITORY::NAME, see the README); returns when its server is ready.
 
-        The arguments up to `borg_passphrase_file` are the start playbook's variables, see the README; None leaves the
-        playbook's default. Without a secret, BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment count.
-        `progress` is called at each step, in this thread. Setting `cancel` from another thread, `timeout` (seconds),
-        Ctrl-C, and an exception out of `progress` all cut the start off; what it had done is then undone before the
-        exception comes out of here. Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
+        `options` are the other variables of the start playbook; None leaves the playbook's default. Without a secret
+        among them, BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment count. `progress` is called at each step, in
+        this thread. Setting `cancel` from another thread, `timeout` (seconds), Ctrl-C, and an exception out of
+        `progress` all cut the start off; what it had done is then undone before the exception comes out of here.
+        Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
         """
+        if unknown := options.keys() - StartOptions.__annotations__.keys():
+            raise TypeError(f"start has no {', '.join(sorted(unknown))}")
         session_id = _new_id()
-        variables = _given(
-            archive=archive,
-            repository=repository,
-            deployment_location=deployment_location,
-            source_host=source_host,
-            engine=engine,
-            data_directory=data_directory,
-            port=port,
-            driver=driver,
-            read_only=read_only,
-            ttl=ttl,
-            idle_timeout=idle_timeout,
-            borg_passphrase=borg_passphrase,
-            borg_passcommand=borg_passcommand,
-            borg_passphrase_file=borg_passphrase_file,
-            session_id=session_id,
-        )
+        variables = _given(archive=archive, session_id=session_id, **options)
         reporter = Reporter(progress)
         try:
             stats = self._run(
@@ -104,11 +107,13 @@ class InstantRecovery:
             )
             session = self._session(stats["instant_recovery_session"])
             reporter.ready()
-        except TaskError:
-            # The play has undone its work itself.
+        except PlaybookError as error:
+            # After a failed task the play has undone its work itself.
+            if not isinstance(error, TaskError) and reporter.has_reached("session"):
+                self._abandon(session_id, error)
             raise
-        except BaseException:
-            self._abandon(session_id)
+        except BaseException as error:
+            self._abandon(session_id, error)
             raise
         logger.info("session %s is ready on %s", session.id, session.host)
         return session
@@ -144,18 +149,17 @@ class InstantRecovery:
         stats = self._run("instant_recovery_stop", {"session_id": session_id}, timeout)
         return self._sessions(stats["instant_recovery_stopped"])
 
-    def _abandon(self, session_id: str) -> None:
-        """Stop what a start that was cut off may have left. Logs what goes wrong: the reason of the cut comes first."""
+    def _abandon(self, session_id: str, reason: BaseException) -> None:
+        """Stop what a start that was cut off may have left; when that fails, the reason of the cut comes first."""
         logger.info("the start was cut off, stopping session %s", session_id)
         try:
             self.stop(session_id)
         except SessionNotFoundError:
-            # It had not come as far as to make one.
-            pass
+            pass  # It had not come as far as to make one.
         except BaseException as error:
-            logger.error(
-                "session %s may still be there: stop it with the playbook instant_recovery_stop (%s)", session_id, error
-            )
+            note = f"session {session_id} may still be there: stop it with instant_recovery_stop ({error!r})"
+            reason.add_note(note)
+            logger.error("%s", note)
             if not isinstance(error, Exception):
                 raise
 
@@ -182,7 +186,7 @@ def _given(**values: object) -> dict[str, object]:
 
 def _new_id() -> str:
     """An id of the form that the collection gives: known before the start, so that a start cut off can be stopped."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def _find_collection(collections_path: str | os.PathLike[str] | None) -> Path:

@@ -39,6 +39,8 @@ COLLECTION = "phpborg.instant_recovery"
 # The play would take it from the environment. It goes with the variables instead, because ansible-runner stores the
 # environment of a run in a file.
 SECRET = "BORG_PASSPHRASE"
+# Before ansible-core 2.19, ssh asks these on Ansible's terminal, which is ansible-runner here: it would wait for ever.
+ANSWERS = {r"Are you sure you want to continue connecting .*\?": "no", r"Enter passphrase for .*:": ""}
 # Seconds: how soon ansible-runner looks at the cancel callback; how long the module in flight may then take to end by
 # itself, and how long when it has been told to.
 CANCEL_LATENCY = 0.2
@@ -172,13 +174,13 @@ def _private_directory() -> Iterator[Path]:
     """A fresh directory, 0700, in memory where there is a /dev/shm; gone at the end."""
     memory = Path("/dev/shm")
     parent = memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else None
-    directory = Path(tempfile.mkdtemp(prefix="instant-recovery-", dir=parent))
+    directory = Path(tempfile.mkdtemp(prefix=f"instant-recovery-{os.getpid()}-", dir=parent))
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         if directory.exists():
-            logger.warning("%s could not be removed; it holds no secrets", directory)
+            logger.warning("%s could not be removed", directory)
 
 
 @contextlib.contextmanager
@@ -233,6 +235,7 @@ def _settings(
         "inventory": inventory,
         "cmdline": shlex.join(["-e", f"@{variables_file}"]),
         "envvars": _environment(directory, inventory),
+        "passwords": ANSWERS,
         "settings": {"pexpect_timeout": CANCEL_LATENCY, "suppress_output_file": True},
         # Ansible's own fact cache is the one that is configured.
         "fact_cache_type": "",

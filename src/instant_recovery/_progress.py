@@ -62,6 +62,10 @@ class Reporter:
         if fraction >= self._fraction:
             self._report(step, str(data.get("task", module)), fraction)
 
+    def has_reached(self, step: str) -> bool:
+        """Whether that step, or a later one, has begun."""
+        return self._fraction >= next(fraction for name, fraction in STEPS.values() if name == step)
+
     def ready(self) -> None:
         """Reports the end."""
         self._report("ready", "The session is ready", 1.0)

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from instant_recovery import Progress, UsageError
+import instant_recovery
+from instant_recovery import InstantRecovery, Progress, StartOptions, UsageError
 from instant_recovery._playbook import _handed_over, _literal, _private_directory, inventory_sources, with_secret
 from instant_recovery._progress import Reporter
 
@@ -80,6 +82,7 @@ def test_progress_only_grows() -> None:
     reporter = Reporter(seen.append)
     for module in ("borg_archive_info", "borg_mount", "mariadb_ephemeral", "session"):
         reporter.take(task(f"phpborg.instant_recovery.{module}"))
+        assert reporter.has_reached("mount") == (module != "borg_archive_info")
     reporter.take(task("ansible.builtin.set_stats"))
     reporter.take({"event": "runner_on_ok", "event_data": {"task_action": "phpborg.instant_recovery.pg_ephemeral"}})
     reporter.ready()
@@ -91,3 +94,19 @@ def test_progress_only_grows() -> None:
 
 def test_no_callback() -> None:
     Reporter(None).ready()
+
+
+def test_options_are_the_variables_of_the_playbook() -> None:
+    playbook = Path(__file__).parents[2] / "playbooks" / "instant_recovery_start.yml"
+    names = set(re.findall(r'session_\w+: "\{\{ (\w+) \| default', playbook.read_text()))
+    assert set(StartOptions.__annotations__) == names - {"archive"} | {"source_host"}
+
+
+def test_unknown_option() -> None:
+    with pytest.raises(TypeError, match="start has no read_onlly"):
+        InstantRecovery().start("a", read_onlly=True)  # type: ignore[call-arg]
+
+
+def test_everything_public_is_documented() -> None:
+    for name in instant_recovery.__all__:
+        assert name == "Status" or getattr(instant_recovery, name).__doc__
