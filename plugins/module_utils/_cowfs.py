@@ -28,12 +28,14 @@ import argparse
 import collections
 import contextlib
 import errno
+import functools
 import logging
 import os
 import resource
 import signal
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,6 +62,10 @@ HOT_WINDOWS = 40
 OPEN_FILES = 256
 #: Seconds for which the kernel may keep names and attributes: all changes go through it, so for ever.
 KEEP = 365 * 86400
+#: Names of a directory that are looked up in the lower at once while it is listed.
+BATCH = 64
+#: The longest name, bytes: what the lower's system calls and all programs expect.
+NAME_MAX = 255
 #: What a lower mount answers when its server has died.
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -82,11 +88,12 @@ class CowFs(Base):  # type: ignore[misc]
         self.lower = lower
         self.upper = upper
         self.owner = owner
-        self.space = Space(upper)
+        self.space = Space(upper, lower.cache)
         self.uppers = FileTable(OPEN_FILES)
         self.complaints: set[tuple[int, int | None]] = set()
         self.hard_links: dict[int, Node] = {}
-        self.directories: dict[int, list[tuple[bytes, Node]]] = {}
+        self.listings: dict[int, tuple[Node, list[bytes]]] = {}
+        self.next_listing = 0
         self.next_ino = pyfuse3.ROOT_INODE
         self.nodes: dict[int, Node] = {}
         root = self._enter_lower(os.stat(lower.readers[0].mount), b"")
@@ -96,6 +103,8 @@ class CowFs(Base):  # type: ignore[misc]
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
         parent = self.nodes[parent_inode]
+        if len(name) > NAME_MAX:
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         if name == b".":
             node: Node | None = parent
         elif name == b"..":
@@ -182,7 +191,7 @@ class CowFs(Base):  # type: ignore[misc]
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         node = self.nodes[inode]
         if node.target is None:
-            node.target = await self.lower.call(os.readlink, node.lower)
+            node.target = await self._ask(os.readlink, node.lower)
         return node.target
 
     # -- attributes
@@ -217,7 +226,7 @@ class CowFs(Base):  # type: ignore[misc]
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_files", "f_ffree", "f_favail"):
             setattr(answer, field, getattr(here, field))
         answer.f_bavail = max(0, here.f_bavail - self.space.reserve // here.f_frsize)
-        answer.f_namemax = 255
+        answer.f_namemax = NAME_MAX
         return answer
 
     # -- content
@@ -239,7 +248,8 @@ class CowFs(Base):  # type: ignore[misc]
             self.space.check(fh)
             while True:
                 try:
-                    return await node.content.write(off, buf)
+                    written: int = await node.content.write(off, buf)
+                    return written
                 except OSError as error:
                     await self.space.wait(error)
 
@@ -259,25 +269,32 @@ class CowFs(Base):  # type: ignore[misc]
     # -- directories
 
     async def opendir(self, inode: int, ctx: Any) -> int:
-        return inode
+        self.next_listing += 1
+        self.listings[self.next_listing] = (self.nodes[inode], [])
+        return self.next_listing
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        # The listing is taken at offset 0 and kept while the directory is open, so that offsets mean the same names
+        # The names are taken at offset 0 and kept while the directory is open, so that offsets mean the same names
         # from one call to the next whatever is created or removed in between.
-        if start_id == 0 or fh not in self.directories:
-            self.directories[fh] = await self._list(self.nodes[fh])
-        listing = self.directories[fh]
-        for position in range(start_id, len(listing)):
-            name, node = listing[position]
-            if node.nlink == 0:
-                continue
-            if not pyfuse3.readdir_reply(token, name, node.entry(), position + 1):
-                return
-            node.lookups += 1
+        directory, names = self.listings[fh]
+        if start_id == 0:
+            names[:] = await self._names(directory)
+        for position in range(start_id, len(names)):
+            if (position - start_id) % BATCH == 0:
+                await self._adopt_all(directory, names[position : position + BATCH])
+            # The kernel enters what it is told: a name that is gone, or another file's by now, must not come back.
+            node = directory.children.get(names[position])
+            if node is not None:
+                if not pyfuse3.readdir_reply(token, names[position], node.entry(), position + 1):
+                    return
+                node.lookups += 1
 
     async def releasedir(self, fh: int) -> None:
-        for _name, node in self.directories.pop(fh, ()):
-            self._release_node(node)
+        directory, names = self.listings.pop(fh)
+        for name in names:
+            node = directory.children.get(name)
+            if node is not None:
+                self._release_node(node)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         pass  # Names live as long as the mount: there is nothing that could be made durable.
@@ -309,28 +326,27 @@ class CowFs(Base):  # type: ignore[misc]
             return parent.children[name]
         if parent.lower is None:
             return None
-        path = os.path.join(parent.lower, name)
-        try:
-            found = await self.lower.call(os.lstat, path)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise pyfuse3.FUSEError(self._complain(path, None, error)) from None
-        return self._adopt(parent, name, path, found)
+        await self._adopt_all(parent, [name])
+        return parent.children.get(name)
 
-    def _adopt(self, parent: Node, name: bytes, path: bytes, found: os.stat_result) -> Node | None:
-        """Enter a name of the lower into the tree, unless it was entered or removed in the meantime."""
-        if name in parent.children:
-            return parent.children[name]
+    async def _adopt_all(self, parent: Node, names: list[bytes]) -> None:
+        """Enter these names, as far as the lower has them and the tree has not."""
+        unknown = [name for name in names if name not in parent.children]
+        if parent.lower is not None and unknown:
+            for name, found in await self._ask(functools.partial(_stat_all, unknown), parent.lower):
+                self._adopt(parent, name, found)
+
+    def _adopt(self, parent: Node, name: bytes, found: os.stat_result) -> None:
+        if name in parent.children:  # Entered or removed in the meantime.
+            return
         node = self.hard_links.get(found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 else None
         if node is None or node.nlink == 0:  # 0: removed by as many names as it was said to have, yet here is another.
-            node = self._enter_lower(found, path)
+            node = self._enter_lower(found, os.path.join(parent.lower or b"", name))
             node.parent, node.name = parent, name
             if node.nlink > 1:
                 self.hard_links[found.st_ino] = node
                 node.changed = True  # Has other names than this one: is never forgotten.
         parent.children[name] = node
-        return node
 
     async def _existing(self, parent: Node, name: bytes) -> Node:
         node = await self._find(parent, name)
@@ -389,18 +405,23 @@ class CowFs(Base):  # type: ignore[misc]
 
     # -- helpers: directories
 
-    async def _list(self, directory: Node) -> list[tuple[bytes, Node]]:
-        if directory.lower is not None:
-            for name, found in await self.lower.call(_scan, directory.lower):
-                if name not in directory.children:
-                    self._adopt(directory, name, os.path.join(directory.lower, name), found)
-        return [(name, node) for name, node in directory.children.items() if node is not None]
+    async def _names(self, directory: Node) -> list[bytes]:
+        archived = [] if directory.lower is None else await self._ask(os.listdir, directory.lower)
+        known = directory.children
+        return [name for name in archived if name not in known] + [name for name in known if known[name] is not None]
 
     async def _check_empty(self, directory: Node) -> None:
         if not directory.is_directory:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
-        if await self._list(directory):
+        if await self._names(directory):
             raise pyfuse3.FUSEError(errno.ENOTEMPTY)
+
+    async def _ask(self, function: Callable[[bytes], Any], path: bytes | None) -> Any:
+        """A system call on a path of the lower."""
+        try:
+            return await self.lower.call(function, path or b"")
+        except OSError as error:
+            raise pyfuse3.FUSEError(self._complain(path or b"", None, error)) from None
 
     # -- helpers: content
 
@@ -444,9 +465,13 @@ class Reporting:
             raise pyfuse3.FUSEError(self.fs._complain(self.node.path(), self.offset, error)) from None
 
 
-def _scan(path: bytes) -> list[tuple[bytes, os.stat_result]]:
-    with os.scandir(path) as entries:
-        return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+def _stat_all(names: list[bytes], directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+    """The attributes of those names that exist."""
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((name, os.lstat(os.path.join(directory, name))))
+    return found
 
 
 class Node:
@@ -667,15 +692,18 @@ class Space:
     it holds are outdated. Should something else take the reserve as well, writes wait until there is space.
     """
 
-    def __init__(self, upper: str) -> None:
+    def __init__(self, upper: str, cache: Cache) -> None:
         self.upper = upper
+        self.cache = cache
         self.refused: set[int] = set()
         self.waiting = self.ending = False
         self.reserve = max(16 << 20, 2 * _dirty_limit() // 100)
 
     def is_low(self) -> bool:
-        here = os.statvfs(self.upper)
-        return here.f_bavail * here.f_frsize < self.reserve
+        if self._free() < self.reserve:
+            self.cache.give_up("space is low")
+            return self._free() < self.reserve
+        return False
 
     def check(self, ino: int) -> None:
         """Called for each write that arrives: have the next ones to this file refused when space is low."""
@@ -701,6 +729,10 @@ class Space:
             log.error("the reserve in %s is used up too: acknowledged writes wait for space", self.upper)
         self.waiting = True
         await trio.sleep(1)  # Free space sends no event.
+
+    def _free(self) -> int:
+        here = os.statvfs(self.upper)
+        return here.f_bavail * here.f_frsize
 
 
 def _dirty_limit() -> int:
@@ -906,7 +938,8 @@ class Fetch:
         await self.done.wait()
         if self.error:
             raise OSError(self.error.errno, self.error.strerror)
-        return self.window
+        window: Window = self.window
+        return window
 
 
 class Cache:
@@ -914,7 +947,8 @@ class Cache:
 
     def __init__(self, directory: str, size: int) -> None:
         self.slots = size // WINDOW
-        self.file = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) if self.slots else -1
+        self.file, path = tempfile.mkstemp(dir=directory)
+        os.unlink(path)
         self.used: collections.OrderedDict[tuple[int, int], int] = collections.OrderedDict()
 
     def __contains__(self, key: tuple[int, int]) -> bool:
@@ -933,13 +967,18 @@ class Cache:
         slot = self.used.popitem(last=False)[1] if len(self.used) >= self.slots else len(self.used)
         try:
             os.pwrite(self.file, data, slot * WINDOW)
-        except OSError as error:  # A full disk: the cache is a convenience, changes need the space more.
-            log.warning("cache given up: %s", error.strerror)
-            os.ftruncate(self.file, 0)
-            self.used.clear()
-            self.slots = 0
+        except OSError as error:
+            self.give_up(str(error.strerror))
             return
         self.used[key] = slot
+
+    def give_up(self, reason: str) -> None:
+        """Free its space: the cache is a convenience, changes need the space more."""
+        if self.slots:
+            log.warning("cache given up: %s", reason)
+            self.slots = 0
+            self.used.clear()
+            os.ftruncate(self.file, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- program
