@@ -42,9 +42,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. `driver` is None when there is none to be had, `python` is a Python that has pyfuse3."""
+    """What was found. `driver` is None when there is none to be had, `python` is a Python that has pyfuse3.
+
+    `packages` are those that mend the problems, and those without which a session works less well.
+    """
 
     problems: tuple[Problem, ...]
+    packages: tuple[str, ...]
     driver: str | None
     python: str | None
     warnings: tuple[str, ...]
@@ -53,7 +57,7 @@ class Report:
         """As the module returns it; warnings go their own way."""
         return {
             "problems": [{**asdict(problem), "packages": list(problem.packages)} for problem in self.problems],
-            "packages": sorted({package for problem in self.problems for package in problem.packages}),
+            "packages": list(self.packages),
             "driver": self.driver,
             "python": self.python,
         }
@@ -109,7 +113,20 @@ def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) ->
     place = place or (_overlay_on_overlay(session_root) if resolved == "overlayfs" else None)
     if place is not None:
         problems.append(place)
-    return Report(problems=tuple(problems), driver=resolved, python=host.python, warnings=warnings)
+    packages = {package for problem in problems for package in problem.packages} | _recommended(host)
+    return Report(
+        problems=tuple(problems),
+        packages=tuple(sorted(packages)),
+        driver=resolved,
+        python=host.python,
+        warnings=warnings,
+    )
+
+
+def _recommended(host: Host) -> set[str]:
+    """Packages that a session of root can do without: Borg mounts with pyfuse3, and driver block is built on it."""
+    wanted = {"python3-pyfuse3"} if host.python is None else set()
+    return wanted | ({"fuse3"} if host.fusermount is None else set())
 
 
 def mounting_problems(host: Host) -> list[Problem]:

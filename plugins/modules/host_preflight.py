@@ -92,7 +92,7 @@ problems:
       remedy: install the package borgbackup
       packages: [borgbackup]
 packages:
-  description: All packages named in RV(problems).
+  description: All packages named in RV(problems), and those without which a session works less well.
   type: list
   elements: str
   returned: success

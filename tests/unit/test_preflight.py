@@ -47,7 +47,7 @@ def only_problem(report: Report) -> str:
 
 
 def test_a_host_with_everything_is_ready(root: str) -> None:
-    assert look(root) == Report(problems=(), driver="block", python="/usr/bin/python3", warnings=())
+    assert look(root) == Report(problems=(), packages=(), driver="block", python="/usr/bin/python3", warnings=())
 
 
 def test_a_bare_host_hears_everything_at_once(root: str) -> None:
@@ -105,6 +105,7 @@ def test_auto_falls_back_to_overlayfs_with_a_warning(root: str) -> None:
     report = look(root, host=ROOT, python=None)
     assert (report.driver, report.problems) == ("overlayfs", ())
     assert "python3-pyfuse3" in report.warnings[0]
+    assert report.packages == ("python3-pyfuse3",)
     # Nothing to fall back to for an ordinary user, or without overlayfs: the cure is the better driver.
     for report in (look(root, python=None), look(root, host=ROOT, python=None, overlay=False)):
         assert only_problem(report).endswith("['python3-pyfuse3']")
