@@ -325,6 +325,9 @@ def test_secret_is_nowhere(
     def look() -> None:
         found["secret"] = places_with(CANARY)
         found["control"] = places_with("instant_recovery_start")
+        (directory,) = private_directories()
+        found["environment"] = [str(path) for path in Path(directory).rglob("command")]
+        found["mode"] = [oct(Path(directory).stat().st_mode)]
 
     passphrase = CANARY if source == "argument" else None
     with hold.then(look):
@@ -333,6 +336,8 @@ def test_secret_is_nowhere(
     assert session.record["passphrase_seen"] is True
     assert found["control"]
     assert found["secret"] == []
+    assert found["environment"] == []
+    assert found["mode"] == ["0o40700"]
     assert places_with(CANARY) == []
     assert CANARY not in caplog.text
 
@@ -351,19 +356,6 @@ def places_with(canary: str, *directories: Path, environments: bool = True) -> l
             if needle in place.read_bytes():
                 found.append(str(place))
     return found
-
-
-def test_nothing_but_pipes_while_running(client: InstantRecovery, hold: Hold) -> None:
-    seen: list[tuple[str, int]] = []
-
-    def look() -> None:
-        for name in private_directories():
-            seen.append((name, Path(name).stat().st_mode & 0o777))
-            assert not list(Path(name).rglob("command"))
-
-    with hold.then(look):
-        held(client, hold).start("db").stop()
-    assert [mode for _path, mode in seen] == [0o700]
 
 
 def test_stop_of_unknown_id(client: InstantRecovery) -> None:
@@ -441,12 +433,11 @@ def test_query_an_archive(real: InstantRecovery, sample: Sample, place: Path) ->
         assert session.archive.id == sample.archive_id
         assert places_with(passphrase, place / "sessions", environments=False) == []
         assert leaks == set()
-    assert real.list() == ()
     # Another process may have stopped it already.
     assert session.stop().status == "stopped"
 
 
-@pytest.mark.parametrize("step", ["session", "mount", "server"])
+@pytest.mark.parametrize("step", ["mount", "server"])
 def test_cut_off(real: InstantRecovery, sample: Sample, step: str) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.step == step:
