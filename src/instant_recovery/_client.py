@@ -57,8 +57,9 @@ class StartOptions(TypedDict, total=False):
 class InstantRecovery:
     """Sessions on the hosts of one inventory. Holds no state: use it from as many threads as you like.
 
-    `inventory` is what ansible-playbook's -i takes, several of them, or a mapping; None is Ansible's configured one,
-    and enough for sessions on this host. `session_root` is where the hosts keep sessions, if not at the default place.
+    `inventory` is what ansible-playbook's -i takes, several of them, or a mapping (which lies in a private file in
+    memory while a playbook runs); None is Ansible's configured one, and enough for sessions on this host.
+    `session_root` is where the hosts keep sessions, if not at the default place.
     `variables` are given to every playbook: ansible_become_password and the like. They are never written to a disk.
     `collections_path` is the directory above another `ansible_collections` than the one installed with this package.
     """
@@ -124,6 +125,8 @@ class InstantRecovery:
         Stopping a stopped one is fine. Raises SessionNotFoundError, and PlaybookError when something of it remains.
         """
         session_id = session.id if isinstance(session, Session) else session
+        if session_id == "all":
+            raise UsageError("stop ends one session: use stop_all for all of them")
         try:
             stopped = self._stop(session_id, timeout)
         except TaskError as error:

@@ -107,6 +107,11 @@ def test_unknown_option() -> None:
         InstantRecovery().start("a", read_onlly=True)  # type: ignore[call-arg]
 
 
+def test_stop_of_all_has_its_own_name() -> None:
+    with pytest.raises(UsageError, match="stop_all"):
+        InstantRecovery().stop("all")
+
+
 def test_everything_public_is_documented() -> None:
     for name in instant_recovery.__all__:
         assert name == "Status" or getattr(instant_recovery, name).__doc__
