@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Snapshot", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
+__all__ = ["Snapshot", "bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 
@@ -71,6 +71,25 @@ def closed_fuse(directory: Path) -> list[str]:
     """As without(), with a /dev/fuse that only root may open. `directory` is where the device node is made."""
     node = directory / "fuse"
     return _in_name_space(f"mknod -m 0600 '{node}' c 10 229 && mount --bind '{node}' /dev/fuse")
+
+
+def bare_system(place: Path, *packages: str) -> list[str]:
+    """The beginning of a command line that runs the rest of it on a copy of this system without these Debian packages.
+
+    The copy is an overlay of the root file system, kept in memory: what is installed there is gone afterwards, as are its
+    processes. `place` is the one directory that it shares with this system. Needs root.
+    """
+    script = """
+        set -e
+        place=$1; packages=$2; shift 2
+        mkdir "$place/bare"; mount -t tmpfs none "$place/bare"; cd "$place/bare"; mkdir upper work root
+        mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work none root
+        mount -t proc none root/proc; mount --rbind /dev root/dev; mount --bind "$place" "root$place"
+        chroot root apt-get -qq --yes purge $packages >apt.log 2>&1 || { cat apt.log; exit 1; }
+        exec chroot root "$@"
+    """
+    name_space = ["unshare", "--mount", "--pid", "--fork", "--propagation", "private"]
+    return [*name_space, "sh", "-c", script, "sh", str(place), " ".join(packages)]
 
 
 def is_listening(port: int) -> bool:
