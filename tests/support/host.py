@@ -76,7 +76,7 @@ def closed_fuse(directory: Path) -> list[str]:
 def bare_system(place: Path, *packages: str) -> list[str]:
     """The beginning of a command line that runs the rest of it on a copy of this system without these Debian packages.
 
-    The copy is an overlay of the root file system, kept in memory: what is installed there is gone afterwards, as are its
+    The copy is an overlay of the root file system in memory. What is installed there is gone afterwards, and so are its
     processes. `place` is the one directory that it shares with this system. Needs root.
     """
     script = """
