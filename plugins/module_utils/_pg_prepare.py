@@ -22,14 +22,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import environment, identity
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError, quote_literal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    PostgresError,
+    has_locale,
+    quote_literal,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import (
     release,
     shared_memory_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "SESSION_ROLE",
@@ -127,8 +131,8 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
                                    where subenabled or subslotname is not null),
             'databases', (select json_agg(datname order by datname) from pg_database
                           where datallowconn and not datistemplate and datconnlimit <> -2),
-            'collations', (select json_agg(json_build_array(datname, {versions}) order by datname) from pg_database
-                           where datallowconn))"""),
+            'locales', (select json_agg(json_build_array(datname, datcollate, datctype, {versions}) order by datname)
+                        from pg_database where datallowconn))"""),
     )
     return "".join(f"{_one_line(statement)};\n\n" for statement in statements)
 
@@ -144,7 +148,7 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
         superuser=after["superuser"],
         databases=after["databases"] or [],
         neutralised=list(_neutralised(before)),
-        warnings=[_collation_warning(*row) for row in after["collations"] or [] if row[1] and row[1] != row[2]],
+        warnings=[warning for row in after["locales"] or [] for warning in _locale_warnings(*row)],
     )
 
 
@@ -247,8 +251,17 @@ def _neutralised(before: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def _collation_warning(database: str, recorded: str, actual: str | None) -> str:
-    return (
-        f"Database {database} was written with collation version {recorded}, and this host has {actual or 'none'}: "
-        "indexes on text may miss rows here, and sorting may differ."
-    )
+def _locale_warnings(
+    database: str, collate: str | None, ctype: str | None, recorded: str | None, actual: str | None
+) -> Iterator[str]:
+    for name in sorted({name for name in (collate, ctype) if name}):
+        if not has_locale(name):
+            yield (
+                f"Database {database} needs the locale {name}, which this host does not have: nobody can connect to it "
+                "until that is installed and the session started again."
+            )
+    if recorded and recorded != actual:
+        yield (
+            f"Database {database} was written with collation version {recorded}, and this host has {actual or 'none'}: "
+            "indexes on text may miss rows here, and sorting may differ."
+        )

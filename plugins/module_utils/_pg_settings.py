@@ -9,7 +9,6 @@ from the archived configuration because query results depend on it (CARRIED), an
 
 from __future__ import annotations
 
-import locale
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import Link, archived_places
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
+    has_locale,
     quote_setting,
     read_regular_file,
 )
@@ -121,6 +121,10 @@ GUARDS = (
         ),
     ),
     Guard(
+        "a trigger on login would run production's code in each session, ours included",
+        (Setting("event_triggers", "off", since=17),),
+    ),
+    Guard(
         "nobody but this host's users may reach the copy",
         (
             Setting("listen_addresses", "127.0.0.1"),
@@ -193,8 +197,8 @@ TIME_ZONES = "/usr/share/zoneinfo"
 
 # Libraries that only look on: they start no workers, and open no connections. Others are left out and reported.
 HARMLESS_LIBRARIES = (
-    *("auto_explain", "pg_hint_plan", "pg_stat_kcache", "pg_stat_statements", "pg_qualstats", "pg_trgm"),
-    *("pg_wait_sampling", "pgaudit", "plpgsql", "plpgsql_check", "plprofiler", "set_user"),
+    *("auto_explain", "pg_hint_plan", "pg_qualstats", "pg_stat_kcache", "pg_stat_statements", "pg_trgm"),
+    *("pgaudit", "plpgsql", "plpgsql_check", "plprofiler"),
 )
 
 # How a name may look; a dot makes it an extension's.
@@ -213,7 +217,7 @@ def guards(major: int) -> dict[str, str]:
 
 def report_guards(major: int) -> list[dict[str, str]]:
     """What the guards do and why, for the module's result."""
-    return [guard.as_dict(major) for guard in GUARDS]
+    return [guard.as_dict(major) for guard in GUARDS if guard.values(major)]
 
 
 def tuning(data: DataDirectory) -> dict[str, str]:
@@ -317,13 +321,4 @@ def _is_here(name: str, value: str) -> bool:
     """Whether this host has the time zone or locale that a carried setting names."""
     if name == "TimeZone":
         return ".." not in value and os.path.isfile(os.path.join(TIME_ZONES, value))
-    if name not in LOCALES:
-        return True
-    before = locale.setlocale(locale.LC_TIME)
-    try:
-        locale.setlocale(locale.LC_TIME, value)
-    except locale.Error:
-        return False
-    finally:
-        locale.setlocale(locale.LC_TIME, before)
-    return True
+    return name not in LOCALES or has_locale(value)

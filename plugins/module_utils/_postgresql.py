@@ -8,6 +8,7 @@ directory to production), `_pg_settings` (the configuration a clone runs with), 
 
 from __future__ import annotations
 
+import locale
 import os
 import pwd
 import stat
@@ -20,6 +21,7 @@ __all__ = [
     "OLDEST_MAJOR",
     "DataDirectory",
     "PostgresError",
+    "has_locale",
     "quote_literal",
     "quote_setting",
     "read_data_directory",
@@ -114,6 +116,18 @@ def server_account(data: DataDirectory, user: str | None) -> pwd.struct_passwd:
             f"present it as owned by {account.pw_name} (owner of overlay_mount), or leave user out."
         )
     return account
+
+
+def has_locale(name: str) -> bool:
+    """Whether this host has the locale: neither a server nor a database starts with one that is missing."""
+    before = locale.setlocale(locale.LC_TIME)
+    try:
+        locale.setlocale(locale.LC_TIME, name)
+    except locale.Error:
+        return False
+    finally:
+        locale.setlocale(locale.LC_TIME, before)
+    return True
 
 
 def quote_setting(value: str) -> str:
