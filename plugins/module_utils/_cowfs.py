@@ -442,7 +442,7 @@ class CowFs(Base):  # type: ignore[misc]
     def _complain(self, path: bytes, offset: int | None, error: OSError) -> int:
         """Log a failure once per file and reason; return the error number for the caller."""
         number = error.errno if error.errno == errno.ENOSPC else errno.EIO
-        key = (hash(path), error.errno)
+        key = (hash(path), number)
         if key not in self.complaints and len(self.complaints) < 1000:
             self.complaints.add(key)
             log.error("%s at offset %s: %s", os.fsdecode(path) or "/", offset, error.strerror or error)
@@ -803,6 +803,15 @@ class Reader:
     def load(self) -> int:
         return len(self.demands) + self.busy
 
+    def died(self, error: OSError) -> bool:
+        """Whether the error says that the server of this mount has died, which is then remembered."""
+        if error.errno not in DEAD:
+            return False
+        if not self.dead:
+            self.dead = True
+            log.error("the lower mount %s is dead: %s", self.mount, error.strerror)
+        return True
+
     def fetch(self, path: bytes, index: int) -> bytes:
         """Runs in a worker thread, one at a time."""
         try:
@@ -838,9 +847,8 @@ class Lower:
             try:
                 return await trio.to_thread.run_sync(function, os.path.join(os.fsencode(reader.mount), path))
             except OSError as error:
-                if error.errno not in DEAD:
+                if not reader.died(error):
                     raise
-                reader.dead = True
         raise OSError(errno.EIO, "no lower mount is left")
 
     def alive(self) -> list[Reader]:
@@ -899,8 +907,7 @@ class Lower:
                 fetch.window = Window(await trio.to_thread.run_sync(reader.fetch, fetch.content.lower, fetch.index))
                 self._keep(fetch.key, fetch.window)
             except OSError as error:
-                reader.dead = reader.dead or error.errno in DEAD
-                if reader.dead and self.alive():
+                if reader.died(error) and self.alive():
                     self._assign(fetch, demand=True)
                     continue
                 fetch.error = error

@@ -1,0 +1,799 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The copy-on-write layer in particular situations; test_cowfs_model.py has operations at random.
+
+What is read back is read cold: after the kernel has dropped what it held, so that the layer itself answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import mmap
+import multiprocessing
+import os
+import random
+import stat
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import DATABASE, Cluster
+from tests.support.forked import forked
+from tests.support.layer import Layer, drop_names, forget, is_mounted, wait_for_mounts
+from tests.support.repository import Repository
+from tests.support.user import ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK, WINDOW = 4096, 1 << 20
+DATA = random.Random(1).randbytes(4 * WINDOW)
+MEMORY_LIMIT = 150 << 20
+
+
+@pytest.fixture
+def lower(place: Path) -> Path:
+    directory = place / "lower"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def layer(place: Path, lower: Path) -> Iterator[Layer]:
+    """The layer over `lower`, which the test fills before it looks: nothing is known of a name until then."""
+    with Layer(lower=[lower], directory=place / "layer") as mounted:
+        yield mounted
+
+
+def cold(path: Path) -> bytes:
+    """Content of a file as the layer has it."""
+    forget([path])
+    return path.read_bytes()
+
+
+# -- names
+
+
+def test_names_below_a_renamed_directory_are_still_found(layer: Layer, lower: Path) -> None:
+    (lower / "a" / "b" / "c").mkdir(parents=True)
+    (lower / "a" / "b" / "c" / "deep").write_bytes(DATA)
+    (lower / "a" / "plain").write_text("plain")
+    (layer.root / "a").rename(layer.root / "moved")
+    (layer.root / "moved" / "b").rename(layer.root / "b")
+    drop_names()
+    assert sorted(os.listdir(layer.root)) == ["b", "moved"]
+    assert os.listdir(layer.root / "moved") == ["plain"]
+    assert cold(layer.root / "b" / "c" / "deep") == DATA
+    assert not (layer.root / "a").exists()
+
+
+def test_a_directory_made_again_is_empty(layer: Layer, lower: Path) -> None:
+    (lower / "d").mkdir()
+    (lower / "d" / "old").write_text("old")
+    for _ in range(2):
+        with pytest.raises(OSError, match="not empty"):
+            (layer.root / "d").rmdir()
+        for name in os.listdir(layer.root / "d"):
+            (layer.root / "d" / name).unlink()
+        (layer.root / "d").rmdir()
+        drop_names()
+        assert os.listdir(layer.root) == []
+        (layer.root / "d").mkdir()
+        drop_names()
+        assert os.listdir(layer.root / "d") == []
+        assert not (layer.root / "d" / "old").exists()
+        (layer.root / "d" / "new").touch()
+
+
+def test_a_file_may_take_the_place_of_a_directory_and_back(layer: Layer, lower: Path) -> None:
+    (lower / "name").mkdir()
+    (layer.root / "name").rmdir()
+    (layer.root / "name").write_text("a file")
+    assert cold(layer.root / "name") == b"a file"
+    (layer.root / "name").unlink()
+    (layer.root / "name").mkdir()
+    (layer.root / "name" / "below").write_text("below")
+    assert cold(layer.root / "name" / "below") == b"below"
+
+
+def test_a_file_made_again_has_nothing_of_the_old_one(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    (lower / "f").chmod(0o604)
+    (layer.root / "f").unlink()
+    assert not (layer.root / "f").exists()
+    with (layer.root / "f").open("wb") as file:
+        file.truncate(len(DATA))
+        os.pwrite(file.fileno(), b"new", 2 * BLOCK + 5)
+    content = cold(layer.root / "f")
+    assert content[2 * BLOCK + 5 : 2 * BLOCK + 8] == b"new"
+    assert content.strip(b"\0") == b"new"
+    assert len(content) == len(DATA)
+
+
+def test_what_was_cut_off_never_comes_back(layer: Layer, lower: Path) -> None:
+    for size in (0, 1, BLOCK - 1, BLOCK, BLOCK + 1, WINDOW + 3):
+        (lower / f"{size}").write_bytes(DATA)
+        with (layer.root / f"{size}").open("r+b") as file:
+            file.truncate(size)
+            file.truncate(len(DATA))
+            os.pwrite(file.fileno(), b"end", len(DATA) - 3)
+        assert cold(layer.root / f"{size}") == DATA[:size] + bytes(len(DATA) - size - 3) + b"end"
+
+
+def test_long_and_odd_names(layer: Layer, lower: Path) -> None:
+    longest = os.fsencode(layer.root) + b"/" + b"n" * 255
+    odd = os.fsencode(layer.root) + b"/\xff\xfe line\nbreak \\ \xe4"
+    (lower / os.fsdecode(os.path.basename(odd))).write_text("odd")
+    with open(longest, "w") as file:
+        file.write("long")
+    with pytest.raises(OSError, match="too long"):
+        os.mkdir(longest + b"n")
+    with pytest.raises(OSError, match="too long"):
+        os.rename(longest, longest + b"n")
+    os.rename(odd, odd + b"\x80")
+    drop_names()
+    assert sorted(os.listdir(os.fsencode(layer.root))) == sorted(
+        [os.path.basename(longest), os.path.basename(odd) + b"\x80"]
+    )
+    assert cold(Path(os.fsdecode(odd + b"\x80"))) == b"odd"
+    assert not layer.complaints()
+
+
+def test_archived_hard_links_are_one_file(layer: Layer, lower: Path) -> None:
+    (lower / "one").write_bytes(DATA[:5000])
+    (lower / "d").mkdir()
+    os.link(lower / "one", lower / "d" / "two")
+    os.link(lower / "one", lower / "three")
+    with (layer.root / "d" / "two").open("r+b") as file:
+        file.write(b"changed")
+    assert cold(layer.root / "one") == b"changed" + DATA[7:5000]
+    assert (layer.root / "three").stat().st_ino == (layer.root / "one").stat().st_ino
+    (layer.root / "one").unlink()
+    drop_names()
+    assert (layer.root / "three").stat().st_nlink == 2
+    (layer.root / "three").unlink()
+    assert cold(layer.root / "d" / "two") == b"changed" + DATA[7:5000]
+    (layer.root / "d" / "two").unlink()
+    drop_names()
+    assert os.listdir(layer.root) == ["d"]
+    assert layer.changes() == []
+
+
+def test_files_that_are_linked_and_removed_at_once_leave_nothing(layer: Layer, lower: Path) -> None:
+    (lower / "archived").write_bytes(DATA)
+    for number in range(200):
+        name, other = layer.root / f"t{number}", layer.root / f"u{number}"
+        name.write_bytes(DATA[: 3 * BLOCK])
+        os.link(name, other)
+        name.unlink()
+        assert other.read_bytes() == DATA[: 3 * BLOCK]
+        other.unlink()
+    with (layer.root / "archived").open("r+b") as file:
+        os.pwrite(file.fileno(), b"x" * 10, 0)
+        os.fsync(file.fileno())
+        (layer.root / "archived").unlink()
+        assert len(layer.changes()) == 1
+        forget([file.fileno()])
+        file.seek(0)
+        assert file.read() == b"x" * 10 + DATA[10:]  # for as long as it is open
+    wait_for_mounts(lambda: layer.changes() == [])
+
+
+def test_renaming_over_an_open_file_leaves_its_readers_the_old_content(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    with (layer.root / "f").open("r+b") as old:
+        os.pwrite(old.fileno(), b"old", 0)
+        (layer.root / "new").write_bytes(b"new")
+        (layer.root / "new").rename(layer.root / "f")
+        forget([old.fileno()])
+        assert os.pread(old.fileno(), 2 * WINDOW, 0) == b"old" + DATA[3 : 2 * WINDOW]
+        assert cold(layer.root / "f") == b"new"
+
+
+def test_listing_a_large_directory_that_changes(layer: Layer, lower: Path) -> None:
+    count = 12_000
+    (lower / "d").mkdir()
+    for number in range(count):
+        (lower / "d" / f"{number:05}").touch()
+    directory = layer.root / "d"
+    (directory / "subdirectory").mkdir()
+    with os.scandir(directory) as entries:
+        seen = [next(entries).name for _ in range(10)]
+        removed = {f"{number:05}" for number in range(0, count, 3)}
+        for name in removed:
+            (directory / name).unlink()
+        (directory / "00001").rename(directory / "renamed")
+        (directory / "00002").rename(layer.root / "replacing")
+        (directory / "subdirectory").rename(layer.root / "subdirectory")
+        os.link(directory / "00004", layer.root / "linked")
+        (directory / "00004").unlink()
+        (layer.root / "replacing").rename(directory / "00005")
+        assert len(os.listdir(directory)) == count - len(removed) - 2  # Another listing does not disturb this one.
+        drop_names()
+        seen += [entry.name for entry in entries]
+    assert len(seen) == len(set(seen))
+    gone = removed | {"00001", "00002", "00004", "subdirectory"}
+    stayed = {f"{number:05}" for number in range(count)} - gone
+    assert stayed <= set(seen)
+    assert [name for name in gone if (directory / name).exists()] == []
+    assert set(os.listdir(directory)) == stayed | {"renamed"}
+    assert (layer.root / "subdirectory").is_dir()
+    assert not layer.complaints()
+
+
+# -- content
+
+
+def test_a_write_far_beyond_the_end_of_a_small_file(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA[:100])
+    far = 5 << 30
+    with (layer.root / "f").open("r+b") as file:
+        os.pwrite(file.fileno(), b"far", far)
+        forget([file.fileno()])
+        assert os.fstat(file.fileno()).st_size == far + 3
+        assert os.pread(file.fileno(), BLOCK, 0) == DATA[:100] + bytes(BLOCK - 100)
+        assert os.pread(file.fileno(), BLOCK, far // 2) == bytes(BLOCK)
+        assert os.pread(file.fileno(), BLOCK, far - 5) == bytes(5) + b"far"
+    assert layer.changes()[0].stat().st_blocks * 512 < WINDOW
+
+
+def test_what_is_not_supported_says_so_and_what_is_works(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (layer.root / "f").open("r+b") as file:
+        number = file.fileno()
+        for mode in (0, 1, 1 | 2, 8, 16, 16 | 1, 32):  # allocate, keep size, punch, collapse, zero range, insert
+            assert libc.fallocate(number, mode, ctypes.c_long(0), ctypes.c_long(BLOCK)) == -1
+            assert ctypes.get_errno() == errno.EOPNOTSUPP
+        os.posix_fallocate(number, len(DATA), 3 * BLOCK)  # by writing, as libc does then
+        assert os.fstat(number).st_size == len(DATA) + 3 * BLOCK
+        assert os.lseek(number, 5, os.SEEK_DATA) == 5
+        assert os.lseek(number, 5, os.SEEK_HOLE) == len(DATA) + 3 * BLOCK
+        fcntl.flock(number, fcntl.LOCK_EX)
+        assert not forked(lambda: _can_lock(layer.root / "f", fcntl.flock))
+        fcntl.flock(number, fcntl.LOCK_UN)
+        fcntl.lockf(number, fcntl.LOCK_EX, BLOCK, BLOCK)
+        assert not forked(lambda: _can_lock(layer.root / "f", fcntl.lockf))
+    assert forked(lambda: _can_lock(layer.root / "f", fcntl.lockf))
+    with tempfile.TemporaryFile(dir=layer.root) as unnamed:  # falls back from O_TMPFILE
+        unnamed.write(DATA)
+    assert cold(layer.root / "f") == DATA + bytes(3 * BLOCK)
+    assert os.listdir(layer.root) == ["f"]
+
+
+def _can_lock(path: Path, lock: Callable[[int, int], object]) -> bool:
+    with path.open("r+b") as file:
+        try:
+            lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_a_shared_mapping_shows_and_makes_changes(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    with (layer.root / "f").open("r+b") as file, mmap.mmap(file.fileno(), len(DATA)) as view:
+        os.pwrite(file.fileno(), b"written", WINDOW - 3)
+        assert view[WINDOW - 3 : WINDOW + 4] == b"written"
+        view[5:11] = b"mapped"
+        assert os.pread(file.fileno(), 6, 5) == b"mapped"
+        forked(lambda: _map_and_write(layer.root / "f", 2 * WINDOW, b"by another"))
+        assert view[2 * WINDOW : 2 * WINDOW + 10] == b"by another"
+    expected = bytearray(DATA)
+    expected[WINDOW - 3 : WINDOW + 4] = b"written"
+    expected[5:11] = b"mapped"
+    expected[2 * WINDOW : 2 * WINDOW + 10] = b"by another"
+    assert cold(layer.root / "f") == bytes(expected)
+
+
+def _map_and_write(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[offset : offset + len(data)] = data
+
+
+RECORD = 2 * BLOCK
+RECORDS = 600
+
+
+def test_writers_and_readers_of_the_same_blocks_at_once(layer: Layer, lower: Path, place: Path) -> None:
+    """Each record is locked while it is written or read. A ledger outside the layer says what it must contain."""
+    (lower / "f").write_bytes(b"".join(_record(number, 0) for number in range(RECORDS)))
+    (place / "ledger").write_bytes(bytes(8 * RECORDS))
+    end = time.monotonic() + 8
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(5, mp_context=context) as workers:
+        runs = [workers.submit(_write_and_read, layer.root / "f", place / "ledger", seed, end) for seed in range(4)]
+        dropping = workers.submit(_keep_dropping, layer.root / "f", end)
+        counts = [run.result() for run in runs]
+        dropping.result()
+    assert min(counts) > 20, counts
+    with (place / "ledger").open("rb") as ledger:
+        states = [int.from_bytes(ledger.read(8), "little") for _ in range(RECORDS)]
+    assert cold(layer.root / "f") == b"".join(_record(number, state) for number, state in enumerate(states))
+    assert not layer.complaints()
+
+
+def _record(number: int, state: int) -> bytes:
+    start = (number * 104_729 + state * 7919) % (len(DATA) - RECORD)
+    return DATA[start : start + RECORD]
+
+
+def _write_and_read(path: Path, ledger: Path, seed: int, end: float) -> int:
+    choose, count = random.Random(seed), 0
+    with (
+        path.open("r+b") as file,
+        ledger.open("r+b", buffering=0) as states,
+        mmap.mmap(file.fileno(), 0) as view,
+        mmap.mmap(-1, RECORD) as aligned,
+    ):
+        direct = os.open(path, os.O_RDWR | os.O_DIRECT)
+        while time.monotonic() < end:
+            number, way = choose.randrange(RECORDS), choose.randrange(6)
+            start = number * RECORD
+            fcntl.lockf(file, fcntl.LOCK_EX if way < 4 else fcntl.LOCK_SH, RECORD, start)
+            state = int.from_bytes(os.pread(states.fileno(), 8, number * 8), "little")
+            assert os.pread(file.fileno(), RECORD, start) == _record(number, state), (number, state, way)
+            new = _record(number, state + 1)
+            if way == 0:
+                os.pwrite(file.fileno(), new, start)
+            elif way == 1:
+                cut = choose.randrange(1, RECORD)
+                os.pwrite(file.fileno(), new[cut:], start + cut)
+                os.pwrite(file.fileno(), new[:cut], start)
+            elif way == 2:
+                aligned[:] = new
+                os.pwritev(direct, [aligned], start)
+            elif way == 3:
+                view[start : start + RECORD] = new
+            elif way == 4:
+                os.preadv(direct, [aligned], start)
+                assert aligned[:] == _record(number, state), (number, state, "read directly")
+            if way < 4:
+                os.pwrite(states.fileno(), (state + 1).to_bytes(8, "little"), number * 8)
+            fcntl.lockf(file, fcntl.LOCK_UN, RECORD, start)
+            count += 1
+        os.close(direct)
+    return count
+
+
+def _keep_dropping(path: Path, end: float) -> None:
+    while time.monotonic() < end:
+        forget([path])
+        time.sleep(0.05)
+
+
+@needs_root
+def test_the_lower_is_never_written(place: Path, lower: Path) -> None:
+    for number in range(20):
+        (lower / f"d{number}").mkdir()
+        (lower / f"d{number}" / "f").write_bytes(DATA[number * 1000 :])
+    before = _digest(lower)
+    with _read_only(lower, place / "read-only") as archive, Layer(lower=[archive], directory=place / "layer") as layer:
+        for number in range(20):
+            directory = layer.root / f"d{number}"
+            with (directory / "f").open("r+b") as file:
+                os.pwrite(file.fileno(), DATA[:30_000], number * 5000)
+                file.truncate(WINDOW)
+            os.utime(directory / "f")
+            os.chown(directory / "f", 1234, 1234)
+            (directory / "f").rename(directory / "g")
+            directory.rename(layer.root / f"e{number}")
+        forget(list(layer.root.glob("*/g")))
+        assert len(list(layer.root.glob("*/g"))) == 20
+    assert _digest(lower) == before
+
+
+def _digest(directory: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        state = path.stat()
+        total.update(repr((str(path), state.st_mode, state.st_uid, state.st_size, state.st_mtime_ns)).encode())
+        total.update(path.read_bytes() if path.is_file() else b"")
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _read_only(source: Path, mountpoint: Path) -> Iterator[Path]:
+    mountpoint.mkdir()
+    subprocess.run(["mount", "--bind", str(source), str(mountpoint)], check=True, timeout=30)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(mountpoint)], check=True, timeout=30)
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", str(mountpoint)], check=True, timeout=30)
+
+
+# -- owners
+
+
+@needs_root
+def test_an_ordinary_user_needs_nobody(place: Path) -> None:
+    with ordinary_user("ir-cowfs") as user:
+        home = Path(user.pw_dir)
+
+        def prepare() -> None:
+            (home / "lower" / "d").mkdir(parents=True)
+            (home / "lower" / "d" / "f").write_bytes(DATA)
+            (home / "layer").mkdir()
+
+        def use() -> str:
+            changed = home / "layer" / "merged" / "d" / "f"
+            with changed.open("r+b") as file:
+                os.pwrite(file.fileno(), b"changed", WINDOW)
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert os.pread(file.fileno(), len(DATA), 0) == DATA[:WINDOW] + b"changed" + DATA[WINDOW + 7 :]
+            (changed.parent / "mine").write_text("mine")
+            return changed.owner()
+
+        forked(prepare, user=user)
+        with Layer(lower=[home / "lower"], directory=home / "layer", user=user) as layer:
+            assert forked(use, user=user) == user.pw_name
+            with pytest.raises(PermissionError):
+                os.listdir(layer.root)  # Not even root, without allow_other.
+
+
+@needs_root
+def test_everything_can_be_presented_as_one_owner(place: Path, lower: Path) -> None:
+    with ordinary_user("ir-cowfs") as user:
+        (lower / "secret").write_text("secret")
+        (lower / "secret").chmod(0o600)
+        os.chown(lower / "secret", 4321, 4321)
+        (lower / "d").mkdir(mode=0o700)
+        options = ["--owner", f"{user.pw_uid}:{user.pw_gid}", "--allow-other"]
+        with Layer(lower=[lower], directory=place / "layer", options=options) as layer:
+            secret = layer.root / "secret"
+            for path in (layer.root, secret, layer.root / "d"):
+                assert (path.stat().st_uid, path.stat().st_gid) == (user.pw_uid, user.pw_gid)
+
+            def use() -> bytes:
+                (layer.root / "d" / "mine").write_bytes(secret.read_bytes())
+                (layer.root / "d" / "mine").chmod(0o640)
+                with pytest.raises(PermissionError):
+                    os.chown(secret, 0, 0)
+                return (layer.root / "d" / "mine").read_bytes()
+
+            assert forked(use, user=user) == b"secret"
+            assert stat.S_IMODE((layer.root / "d" / "mine").stat().st_mode) == 0o640
+            os.chown(secret, 0, 0)
+            drop_names()
+            assert (secret.stat().st_uid, secret.stat().st_gid) == (0, 0)
+            with pytest.raises(RuntimeError, match="PermissionError"):
+                forked(secret.read_bytes, user=user)
+
+
+# -- resources
+
+
+def test_memory_stays_small_with_a_hundred_thousand_files(place: Path, lower: Path) -> None:
+    for number in range(100):
+        (lower / f"d{number}").mkdir()
+        for name in range(1000):
+            os.close(os.open(lower / f"d{number}" / f"{name}.relation", os.O_CREAT, 0o600))
+    with Layer(lower=[lower], directory=place / "layer") as layer:
+        assert sum(len(names) for _directory, _names, names in os.walk(layer.root)) == 100_000
+        for number in range(0, 100, 10):
+            (layer.root / f"d{number}" / "7.relation").write_text("changed")
+        assert layer.peak_memory() < MEMORY_LIMIT
+        assert layer.descriptors() < 600
+
+
+def test_memory_and_cache_stay_bounded_with_large_files(place: Path, lower: Path) -> None:
+    size, cache = 3 << 30, 64 << 20
+    with (lower / "f").open("wb") as file:
+        file.truncate(size)
+        for start in range(0, size, 100 << 20):
+            os.pwrite(file.fileno(), DATA[:WINDOW], start)
+    with Layer(lower=[lower], directory=place / "layer", options=["--cache-size", str(cache)]) as layer:
+        with (layer.root / "f").open("r+b") as file:
+            for start in range(0, size, WINDOW):
+                expected = DATA[:BLOCK] if start % (100 << 20) == 0 else bytes(BLOCK)
+                assert os.pread(file.fileno(), BLOCK, start) == expected
+            for start in range(0, size, 4 * WINDOW):
+                os.pwrite(file.fileno(), b"changed", start + 5 * BLOCK + 5)
+            forget([file.fileno()])
+            for start in range(0, size, 4 * WINDOW):
+                assert os.pread(file.fileno(), 9, start + 5 * BLOCK + 5)[:7] == b"changed"
+        assert layer.peak_memory() < MEMORY_LIMIT
+        files = [path.stat() for path in Path(f"/proc/{layer.process.pid}/fd").iterdir() if path.exists()]
+        caches = [found.st_blocks * 512 for found in files if stat.S_ISREG(found.st_mode) and found.st_nlink == 0]
+        assert 0 < sum(caches) <= cache
+        assert sum(path.stat().st_blocks for path in layer.changes()) * 512 < 16 << 20
+
+
+def test_syncing_and_opening_many_files_leaves_no_descriptor_open(layer: Layer, lower: Path) -> None:
+    for number in range(700):
+        (lower / f"{number}").write_bytes(DATA[:BLOCK])
+    for number in range(700):
+        with (layer.root / f"{number}").open("r+b") as file:
+            file.read()
+            os.pwrite(file.fileno(), b"changed", 5)
+            os.fsync(file.fileno())
+    assert layer.descriptors() < 600
+    assert cold(layer.root / "3") == DATA[:5] + b"changed" + DATA[12:BLOCK]
+
+
+# -- a full disk
+
+
+@needs_root
+def test_a_full_disk_stops_writers_and_loses_nothing(place: Path, lower: Path) -> None:
+    (lower / "untouched").write_bytes(DATA)
+    with (
+        _small_disk(place / "disk") as disk,
+        Layer(lower=[lower], directory=place / "layer", upper=disk / "upper") as layer,
+    ):
+        assert _shown_as_free(disk) > _shown_as_free(layer.root) > 0
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _shown_as_free(layer.root) - (40 << 20))
+        with (layer.root / "log").open("wb", buffering=0) as file:
+            written = _write_until_full(file.fileno())
+            assert 30 <= written < 500
+            with pytest.raises(OSError, match="No space left"):
+                (layer.root / "another").touch()
+            assert _shown_as_free(layer.root) == 0
+            assert cold(layer.root / "untouched") == DATA
+            (layer.root / "untouched").rename(layer.root / "still works")
+            ballast.unlink()
+            os.truncate(layer.root / "log", written * WINDOW)
+            assert os.write(file.fileno(), _megabyte(0)) == WINDOW
+        content = cold(layer.root / "log")
+        for number in range(written):
+            assert content[number * WINDOW :][:WINDOW] == _megabyte(number), number
+        assert content[written * WINDOW :].strip(b"\0") == _megabyte(0)
+        assert len([line for line in layer.complaints() if "no space left" in line]) == 1, layer.said()
+
+
+def _write_until_full(descriptor: int) -> int:
+    """How many megabytes were acknowledged in full."""
+    for number in range(1000):
+        try:
+            done = os.write(descriptor, _megabyte(number))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return number
+            raise
+        if done < WINDOW:
+            return number
+    raise AssertionError("the disk does not get full")
+
+
+@needs_root
+def test_mapped_pages_wait_for_space_rather_than_getting_lost(place: Path, lower: Path) -> None:
+    """Nobody can be told that a page which was changed in a mapping cannot be kept."""
+    (lower / "f").write_bytes(DATA)
+    (lower / "untouched").write_bytes(DATA)
+    with _small_disk(place / "disk") as disk, contextlib.ExitStack() as stack:
+        layer = stack.enter_context(Layer(lower=[lower], directory=place / "layer", upper=disk / "upper"))
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _shown_as_free(disk) - WINDOW)
+        writer = multiprocessing.get_context("fork").Process(
+            target=_map_and_write, args=(layer.root / "f", 0, DATA[::-1])
+        )
+        writer.start()
+        wait_for_mounts(lambda: "wait for space" in layer.said())
+        assert writer.is_alive()
+        assert cold(layer.root / "untouched") == DATA
+        ballast.unlink()
+        writer.join(30)
+        assert writer.exitcode == 0
+        assert cold(layer.root / "f") == DATA[::-1]
+        assert len([line for line in layer.complaints() if "wait for space" in line]) == 1
+
+
+def _megabyte(number: int) -> bytes:
+    return DATA[number * 1000 : number * 1000 + WINDOW]
+
+
+def _shown_as_free(path: Path) -> int:
+    answer = os.statvfs(path)
+    return answer.f_bavail * answer.f_frsize
+
+
+@contextlib.contextmanager
+def _small_disk(mountpoint: Path) -> Iterator[Path]:
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(mountpoint)], check=True, timeout=30)
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", str(mountpoint)], check=True, timeout=30)
+
+
+# -- the end
+
+
+def test_it_ends_in_order_while_in_use(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    context = multiprocessing.get_context("fork")
+    users = [context.Process(target=_use_until_it_ends, args=(layer.root,)) for _ in range(3)]
+    for user in users:
+        user.start()
+    wait_for_mounts(lambda: len(list(layer.root.iterdir())) >= 4)
+    layer.stop()
+    for user in users:
+        user.join(30)
+        assert user.exitcode == 0
+    assert "unmounted" in layer.said()
+
+
+def _use_until_it_ends(root: Path) -> None:
+    os.chdir(root)
+    with contextlib.suppress(OSError), open("f", "r+b") as file, open(f"by-{os.getpid()}", "wb") as other:
+        while True:
+            os.pwrite(file.fileno(), DATA[:BLOCK], random.randrange(len(DATA)))
+            os.pread(file.fileno(), BLOCK, random.randrange(len(DATA)))
+            os.pwrite(other.fileno(), DATA, 0)
+
+
+def test_it_ends_when_it_is_unmounted(layer: Layer) -> None:
+    subprocess.run(["fusermount3", "-u", str(layer.root)], check=True, timeout=30)
+    assert layer.process.wait(timeout=30) == 0, layer.said()
+
+
+def test_killed_it_leaves_a_mount_that_can_be_removed(layer: Layer, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    descriptor = os.open(layer.root / "f", os.O_RDWR)
+    layer.kill()
+    with pytest.raises(OSError, match=r"not connected|abort"):
+        os.pread(descriptor, BLOCK, 0)
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+    assert is_mounted(layer.root)
+    subprocess.run(["fusermount3", "-u", str(layer.root)], check=True, timeout=30)
+    assert not is_mounted(layer.root)
+
+
+# -- over Borg
+
+
+@pytest.fixture(scope="module")
+def archive(shared_place: Path) -> tuple[Repository, dict[str, bytes]]:
+    """An encrypted repository whose archive `a` has the directory `data`; what is in it, by name."""
+    place = shared_place / "cowfs-borg"
+    repository = Repository(directory=place / "repository", base=place / "base")
+    repository.create()
+    source = place / "source" / "data"
+    (source / "d").mkdir(parents=True)
+    content = {"large": random.Random(3).randbytes(64 * WINDOW + 5), "d/small": DATA[:10_000]}
+    for name, data in content.items():
+        (source / name).write_bytes(data)
+    (source / "link").symlink_to("large")
+    repository.archive("a", "data", cwd=place / "source")
+    return repository, content
+
+
+@contextlib.contextmanager
+def _borg_mounts(
+    repository: Repository, place: Path, count: int
+) -> Iterator[list[tuple[Path, subprocess.Popen[bytes]]]]:
+    found: list[tuple[Path, subprocess.Popen[bytes]]] = []
+    environment = {**os.environ, **repository.environment, "BORG_MOUNT_DATA_CACHE_ENTRIES": "8"}
+    try:
+        for number in range(count):
+            mountpoint = place / f"borg-{number}"
+            mountpoint.mkdir()
+            command = ["borg", "mount", "-f", f"{repository.location}::a", str(mountpoint)]
+            found.append((mountpoint, subprocess.Popen(command, env=environment, start_new_session=True)))
+        wait_for_mounts(lambda: all(is_mounted(mountpoint) for mountpoint, _process in found))
+        yield found
+    finally:
+        for mountpoint, process in found:
+            process.kill()
+            process.wait(30)
+            subprocess.run(["umount", "--lazy", str(mountpoint)], check=False, timeout=30)
+
+
+def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, dict[str, bytes]]) -> None:
+    repository, content = archive
+    context = multiprocessing.get_context("fork")
+    with _borg_mounts(repository, place, 2) as mounts:
+        lowers = [mountpoint / "data" for mountpoint, _process in mounts]
+        with Layer(lower=lowers, directory=place / "layer", options=["--cache-size", "0"]) as layer:
+            large = layer.root / "large"
+            assert large.read_bytes() == content["large"]
+            assert (layer.root / "d" / "small").read_bytes() == content["d/small"]
+            (layer.root / "made here").mkdir()
+            changed = random.Random(5).randbytes(BLOCK)
+            with large.open("r+b") as file:
+                os.pwrite(file.fileno(), changed, 7 * WINDOW)
+            with ProcessPoolExecutor(3, mp_context=context) as readers:
+                expected = bytearray(content["large"])
+                expected[7 * WINDOW : 7 * WINDOW + BLOCK] = changed
+                runs = [readers.submit(_read_at_random, large, bytes(expected), seed) for seed in range(3)]
+                time.sleep(1)  # under load
+                mounts[0][1].kill()
+                time.sleep(2)
+                assert not any(run.done() for run in runs), [run.result() for run in runs]
+                assert len(layer.complaints()) == 1, layer.complaints()
+                assert f"{lowers[0]} is dead" in layer.complaints()[0]
+                mounts[1][1].kill()
+                outcomes = [run.result(timeout=20) for run in runs]
+            assert all(outcome == errno.EIO for outcome in outcomes), outcomes
+            assert len(layer.complaints()) == 3, layer.complaints()
+            assert f"{lowers[1]} is dead" in layer.complaints()[1]
+            assert "large at offset " in layer.complaints()[2]
+            # What needs no archive goes on; what does says so.
+            forget([large])
+            with large.open("rb") as file:
+                assert os.pread(file.fileno(), BLOCK, 7 * WINDOW) == changed
+            (layer.root / "made here" / "new").write_bytes(b"new")
+            assert cold(layer.root / "made here" / "new") == b"new"
+            for call in (os.listdir, os.rmdir):
+                with pytest.raises(OSError, match="Input/output error"):
+                    call(layer.root / "d")
+            with pytest.raises(OSError, match="Input/output error"):
+                os.readlink(layer.root / "link")
+
+
+def _read_at_random(path: Path, expected: bytes, seed: int) -> int:
+    """Read directly, that is from the layer, until that fails; its error number."""
+    choose = random.Random(seed)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 2 * BLOCK) as buffer:
+        while True:
+            start = choose.randrange(len(expected) // BLOCK - 2) * BLOCK
+            try:
+                os.preadv(descriptor, [buffer], start)
+            except OSError as error:
+                return error.errno or 0
+            assert buffer[:] == expected[start : start + 2 * BLOCK], start
+
+
+# -- under PostgreSQL
+
+
+@needs_root
+def test_a_database_server_on_it_stays_sound(place: Path) -> None:
+    with Cluster(directory=place / "source", initdb_options=["--data-checksums"]) as source:
+        source.populate(scale=3)
+        before = source.fingerprint()
+        source.stop()
+        with Layer(lower=[source.data], directory=place / "layer", options=["--allow-other"]) as layer:
+            server = Cluster(directory=source.directory, data=layer.root)
+            server.start()
+            try:
+                assert server.fingerprint() == before
+                _bench(server)
+                server.sql("create index on pgbench_accounts (abalance, filler); checkpoint")
+                forget([path for path in layer.root.rglob("*") if path.is_file()])
+                _check(server)
+                _bench(server)
+                after = server.fingerprint()
+                server.stop(mode="immediate")
+                server.start()
+                assert server.fingerprint() == after
+                server.stop()
+                forget([path for path in layer.root.rglob("*") if path.is_file()])
+                server.start()
+                assert server.fingerprint() == after
+                _check(server)
+            finally:
+                server.stop(mode="immediate")
+            assert not layer.complaints()
+        source.start()
+        assert source.fingerprint() == before
+
+
+def _bench(server: Cluster) -> None:
+    server._pgbench("-n", "-T", "3", "-c", "4", "-j", "2")
+
+
+def _check(server: Cluster) -> None:
+    where = ["-h", str(server.run), "-p", "5432", "-U", server.superuser]
+    server._as_owner([f"{server.bindir}/pg_amcheck", *where, "--install-missing", "--heapallindexed", "-a", "-j", "2"])
+    balances = "select sum(abalance), (select sum(delta) from pgbench_history) from pgbench_accounts"
+    accounts, history = server.sql(balances, database=DATABASE).split("|")
+    assert accounts == history
