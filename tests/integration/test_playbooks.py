@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, Connection, fingerprint
 from tests.support.host import is_listening, remains
 from tests.support.playbook import CHECKOUT, Playbooks, Run
+from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +110,25 @@ def test_overlayfs(playbooks: Playbooks, sample: Sample) -> None:
     assert fingerprint(connection(session, sample)) == sample.tables
     succeed(playbooks.stop(session["id"]))
     assert_clean(playbooks, session)
+
+
+@needs_root
+def test_as_an_ordinary_user(playbooks: Playbooks, sample: Sample, place: Path) -> None:
+    """Ansible, borg, the layer and the server all run as a user who can become nobody else."""
+    with ordinary_user("ir-alone") as user:
+        repository = sample.repository.copy(place / "repository", owner=user.pw_name)
+        own = dataclasses.replace(
+            playbooks, os_user=user.pw_name, session_root=None, environment={"BORG_PASSPHRASE": repository.passphrase}
+        )
+        session = succeed(own.start(archive=f"{repository.location}::latest")).session
+        root = f"{user.pw_dir}/.local/state/instant_recovery"
+        assert session["overlay_merged_dir"].startswith(f"{root}/")
+        server = connection(session, sample, os_user=user.pw_name)
+        assert fingerprint(server) == sample.tables
+        server.sql("vacuum full notes", database=DATABASE)
+        succeed(own.stop(session["id"]))
+        assert remains(root) == []
+        assert not is_listening(session["port"])
 
 
 def test_variables_of_the_contract(playbooks: Playbooks, sample: Sample) -> None:
@@ -221,8 +242,8 @@ def closing_note(started: Run) -> list[str]:
     return note
 
 
-def connection(session: dict[str, Any], sample: Sample) -> Connection:
-    return Connection.of_session(session, bindir=sample.bindir)
+def connection(session: dict[str, Any], sample: Sample, *, os_user: str | None = None) -> Connection:
+    return Connection.of_session(session, bindir=sample.bindir, os_user=os_user)
 
 
 def cached_fact(playbooks: Playbooks, host: str = "localhost") -> dict[str, Any]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Snapshot", "bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
+__all__ = ["bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 
@@ -97,32 +96,6 @@ def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(5)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The whole host's mounts and long-lived processes of the kinds a session makes; for a quiet machine only."""
-
-    mounts: frozenset[str]
-    processes: frozenset[tuple[int, str]]
-
-    @classmethod
-    def take(cls) -> Snapshot:
-        """State now."""
-        kinds = ("borg", "postgres", "fusermount", "instant-recovery", "cowfs")
-        processes = []
-        for directory in Path("/proc").iterdir():
-            if directory.name.isdigit():
-                with contextlib.suppress(OSError):
-                    command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if any(kind in command for kind in kinds):
-                        processes.append((int(directory.name), command))
-        return cls(mounts=frozenset(_mountpoints()), processes=frozenset(processes))
-
-    def since(self, earlier: Snapshot) -> list[str]:
-        """What is there now and was not then."""
-        found = [f"mount {mountpoint}" for mountpoint in sorted(self.mounts - earlier.mounts)]
-        return found + [f"process {pid}: {command}" for pid, command in sorted(self.processes - earlier.processes)]
 
 
 _SMALL_DEV = (
