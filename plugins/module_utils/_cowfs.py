@@ -656,7 +656,7 @@ class Content:
         start = block * BLOCK
         data = await self._lower_bytes(start, start + BLOCK)
         if not self._is_copied(block):  # Another writer may have been quicker.
-            self._store_upper(start, data)
+            self._store_upper(start, data[: self.limit - start])  # or a truncation: what it cut off stays off
             self._mark(start, start + BLOCK)
 
     def _store(self, offset: int, data: bytes) -> None:
