@@ -124,7 +124,11 @@ class Overlay:
             if session is not None:
                 session.claim(name=CLAIM, kind="mount", mountpoint=self.mountpoint)
                 undo.callback(session.release_claim, CLAIM)
-            process = self._mount_block(session, undo) if self.driver == "block" else self._mount_overlayfs(undo)
+            process = None
+            if self.driver == "block":
+                process = self._mount_block(session, undo)
+            else:
+                self._mount_overlayfs(undo)
             undo.pop_all()
         return process
 

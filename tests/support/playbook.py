@@ -73,8 +73,8 @@ class Playbooks:
     """Runs playbooks with one session root, inventory and environment.
 
     `directory` holds the fact cache and the record of each run and must be traversable by `os_user`, the ordinary user
-    who runs ansible-playbook (default: the caller). `wrapper` begins a command line and runs its rest somewhere else, see
-    tests.support.host.without(). Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
+    who runs ansible-playbook (default: the caller). `wrapper` begins a command line and runs its rest somewhere else:
+    see tests.support.host.without(). Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
     """
 
     directory: Path
