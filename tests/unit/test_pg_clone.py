@@ -247,7 +247,7 @@ def test_relative_links_are_looked_for_where_they_would_lead(tmp_path: Path) -> 
         (lambda data: (data / "PG_VERSION").write_text("x\n"), "PG_VERSION holds 'x' instead of a version"),
         (lambda data: (data / "PG_VERSION").write_text("14\n"), "mixes two clusters"),
         (lambda data: (data / "global" / "pg_control").unlink(), "has no file global/pg_control"),
-        (lambda data: shutil.rmtree(data), "cannot be read: No such file or directory"),
+        (shutil.rmtree, "cannot be read: No such file or directory"),
     ],
 )
 def test_what_is_no_data_directory(data: Path, change: object, said: str) -> None:
