@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.support.cluster import Cluster
 from tests.support.host import remains
-from tests.support.repository import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    from tests.integration.conftest import Sample
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 VERSION = yaml.safe_load((CHECKOUT / "galaxy.yml").read_text())["version"]
@@ -42,46 +42,16 @@ with InstantRecovery(session_root=root).start(archive=archive) as session:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory that the database server's user can enter; pytest's own are closed to others."""
-    path = Path(f"/var/tmp/instant-recovery-packaging-{os.getpid()}")
-    path.mkdir(mode=0o755)
-    yield path
-    shutil.rmtree(path)
+def wheel(shared_place: Path) -> Path:
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(shared_place)]
+    run([sys.executable, "-m", "pip", "wheel", *options, str(CHECKOUT)])
+    return next(shared_place.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
-def repository(place: Path) -> Repository:
-    """An encrypted repository with one archive, `sample`, of a cleanly closed cluster."""
-    made = Repository(directory=place / "repository", base=place / "borg")
-    made.create()
-    with Cluster(directory=place / "cluster") as cluster:
-        cluster.stop()
-        made.archive("sample", cluster.data)
-    return made
-
-
-@pytest.fixture(scope="module")
-def wheel(place: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(place),
-        str(CHECKOUT),
-    ]
-    run(command)
-    return next(place.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def plain_ansible(place: Path) -> Path:
+def plain_ansible(shared_place: Path) -> Path:
     """An environment with ansible-core alone; returns its programs' directory."""
-    return environment(place / "plain", "ansible-core")
+    return environment(shared_place / "plain", "ansible-core")
 
 
 def test_the_wheel_holds_the_package_and_the_collection(wheel: Path) -> None:
@@ -93,19 +63,18 @@ def test_the_wheel_holds_the_package_and_the_collection(wheel: Path) -> None:
     assert "ansible_collections/__init__.py" not in names
 
 
-def test_the_wheel_in_an_empty_environment_serves_an_archive(wheel: Path, repository: Repository, place: Path) -> None:
+def test_the_wheel_in_an_empty_environment_serves_an_archive(wheel: Path, sample: Sample, place: Path) -> None:
     programs = environment(place / "wheel", str(wheel))
     root = place / "wheel-sessions"
-    command = [str(programs / "python"), "-c", USE_THE_API, f"{repository.location}::sample", str(root)]
-    assert json.loads(run(command, repository.environment)) >= 3
+    command = [str(programs / "python"), "-c", USE_THE_API, sample.name, str(root)]
+    assert json.loads(run(command, sample.repository.environment)) >= 3
     assert remains(root) == []
-    assert f"phpborg.instant_recovery {VERSION}" in " ".join(
-        run([str(programs / "ansible-galaxy"), "collection", "list"]).split()
-    )
+    listed = run([str(programs / "ansible-galaxy"), "collection", "list"])
+    assert f"phpborg.instant_recovery {VERSION}" in " ".join(listed.split())
 
 
 def test_the_tarball_in_an_empty_environment_serves_an_archive(
-    plain_ansible: Path, repository: Repository, place: Path
+    plain_ansible: Path, sample: Sample, place: Path
 ) -> None:
     galaxy = [str(plain_ansible / "ansible-galaxy"), "collection"]
     run([*galaxy, "build", "--output-path", str(place), str(CHECKOUT)])
@@ -114,27 +83,27 @@ def test_the_tarball_in_an_empty_environment_serves_an_archive(
     run([*galaxy, "install", "--offline", "-p", str(installed), str(tarball)])
     held = {path.name for path in (installed / INSIDE).iterdir()}
     assert held == {*PARTS, "CHANGELOG.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "changelogs"}
-    start_and_stop(plain_ansible, installed, repository)
+    start_and_stop(plain_ansible, installed, sample)
 
 
 def test_the_collection_works_with_all_but_its_own_directories_deleted(
-    plain_ansible: Path, repository: Repository, place: Path
+    plain_ansible: Path, sample: Sample, place: Path
 ) -> None:
     bare = place / "bare"
     for name in tracked(*PARTS):
         copy = bare / INSIDE / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CHECKOUT / name, copy)
-    start_and_stop(plain_ansible, bare, repository)
+    start_and_stop(plain_ansible, bare, sample)
 
 
-def start_and_stop(programs: Path, collections: Path, repository: Repository) -> None:
+def start_and_stop(programs: Path, collections: Path, sample: Sample) -> None:
     """A session by the playbooks of the collection found below `collections`, from its start to a clean host."""
     root = collections / "sessions"
-    variables = {"ANSIBLE_COLLECTIONS_PATH": str(collections), **repository.environment}
+    variables = {"ANSIBLE_COLLECTIONS_PATH": str(collections), **sample.repository.environment}
     playbook = [str(programs / "ansible-playbook"), "-e", f"session_root={root}"]
     named = "phpborg.instant_recovery.instant_recovery"
-    run([*playbook, f"{named}_start", "-e", f"archive={repository.location}::sample"], variables)
+    run([*playbook, f"{named}_start", "-e", f"archive={sample.name}"], variables)
     assert [path for path in root.iterdir() if path.name != "ended"]
     run([*playbook, f"{named}_stop", "-e", "session_id=all"], variables)
     assert remains(root) == []
