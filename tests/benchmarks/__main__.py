@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
 
 from tests.benchmarks.benchmark import Benchmark  # noqa: E402  (from wherever this is started)
+from tests.benchmarks.measure import dropped_by_others  # noqa: E402
 from tests.benchmarks.report import HEADINGS, table, targets  # noqa: E402
 from tests.benchmarks.sources import Sources  # noqa: E402
 from tests.benchmarks.ways import end_all  # noqa: E402
@@ -41,7 +42,7 @@ def main() -> None:
         else:
             sources = Sources.build(directory, megabytes=tuple(options.sizes), wal=options.wal, say=say)
         os.environ.update(sources.repository.environment)
-        load = os.getloadavg()
+        load = os.getloadavg()[0]
         bench = Benchmark(
             sources=sources,
             session_root=directory / "sessions",
@@ -53,11 +54,10 @@ def main() -> None:
             say=say,
         )
         bench.run()
-        load_now = os.getloadavg()
     print(table(sources, bench.figures), end="\n\n")
     print(targets(sources, bench.figures), end="\n\n")
-    print(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, {options.readers} readers,", end=" ")
-    print(f"load average {load[0]:.1f} before and {load_now[0]:.1f} after")
+    print(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, {options.readers} readers; load average when it began")
+    print(f"{load:.1f}; others dropped the kernel's caches {dropped_by_others()} times meanwhile.")
 
 
 def _options() -> argparse.Namespace:

@@ -134,12 +134,11 @@ class Benchmark:
     def _pgbench(self, both: dict[str, Recovery], figures: dict[str, float]) -> None:
         """By turns with the native directory, so that whatever else the machine does falls on both."""
         self.say("pgbench, beside the native directory")
-        for one in both.values():
-            one.server.prewarm()
         for kind, select_only in (("select", True), ("write", False)):
             rates: dict[str, list[float]] = {which: [] for which in both}
-            for _round in range(self.rounds):
+            for _ in range(self.rounds):
                 for which, one in both.items():
+                    one.server.prewarm()
                     rates[which].append(one.server.pgbench(select_only=select_only, seconds=self.seconds))
             for which, found in rates.items():
                 figures[f"{kind}{which}"] = statistics.median(found)

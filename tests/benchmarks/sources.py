@@ -24,8 +24,8 @@ __all__ = ["KEY", "TABLE", "Source", "Sources"]
 #: The largest table by far, its primary key, and what a page and a file of a table measure (bytes).
 TABLE, KEY = "pgbench_accounts", "aid"
 PAGE = 8192
-#: Megabytes of the sample database for each unit of pgbench's scale, its WAL not counted.
-MEGABYTES_PER_SCALE = 16
+#: Megabytes of the sample database for each unit of pgbench's scale, and the share of a cluster's size that is WAL.
+MEGABYTES_PER_SCALE, WAL_SHARE = 15, 0.2
 DESCRIPTION = "sources.json"
 
 
@@ -64,9 +64,9 @@ class Sources:
         made = {}
         for name, size in zip(("small", "large"), megabytes, strict=True):
             say(f"making a cluster of about {size} MB")
-            # Servers' own default, so that the archive holds as much WAL as those of a production server do.
-            with Cluster(directory=directory / name, settings={"max_wal_size": "1GB"}) as cluster:
-                cluster.populate(scale=max(1, size // MEGABYTES_PER_SCALE))
+            settings = {"max_wal_size": f"{max(32, int(size * WAL_SHARE))}MB", "min_wal_size": "32MB"}
+            with Cluster(directory=directory / name, settings=settings) as cluster:
+                _populate(cluster, scale=max(1, int(size * (1 - WAL_SHARE)) // MEGABYTES_PER_SCALE))
                 table = _table(cluster)
                 cluster.stop()
                 say("archiving it")
@@ -74,6 +74,8 @@ class Sources:
                 if name == "large":
                     say(f"crashing it with {wal} MB of WAL to replay, and archiving it again")
                     cluster.start()
+                    cluster.sql("alter system set max_wal_size = '8GB'")  # no checkpoint until then
+                    cluster.sql("select pg_reload_conf()")
                     cluster.crash(wal_megabytes=wal)
                     replay = {"wal": wal << 20, "replayed": _replayed(cluster)}
                     made["crashed"] = _archived(repository, "crashed", cluster, {**table, **replay})
@@ -91,6 +93,25 @@ class Sources:
 
 def _repository(directory: Path) -> Repository:
     return Repository(directory=directory / "repository", base=directory / "borg")
+
+
+def _populate(cluster: Cluster, *, scale: int) -> None:
+    """pgbench's tables, with text that does not repeat in them.
+
+    pgbench itself fills its rows with blanks: lz4 makes nothing of these, and Borg cuts them into chunks of a length
+    that real data do not have. On both depends how fast an archive is read.
+    """
+    cluster.populate()
+    cluster.sql(
+        "truncate pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history;"
+        f"alter table {TABLE} drop constraint {TABLE}_pkey;"
+        f"insert into pgbench_branches select i, 0, '' from generate_series(1, {scale}) i;"
+        f"insert into pgbench_tellers select i, (i - 1) / 10 + 1, 0, '' from generate_series(1, {10 * scale}) i"
+    )
+    rows = f"select i, (i - 1) / 100000 + 1, 0, md5(i::text) from generate_series(1, {100_000 * scale}) i"
+    cluster.sql(f"insert into {TABLE} {rows}")
+    cluster.sql(f"alter table {TABLE} add primary key ({KEY})")
+    cluster.sql("vacuum analyze")
 
 
 def _table(cluster: Cluster) -> dict[str, Any]:
