@@ -618,7 +618,7 @@ def _small_disk(mountpoint: Path) -> Iterator[Path]:
 def test_it_ends_in_order_while_in_use(layer: Layer, lower: Path) -> None:
     (lower / "f").write_bytes(DATA)
     context = multiprocessing.get_context("fork")
-    users = [context.Process(target=_use_until_it_ends, args=(layer.root,)) for _ in range(3)]
+    users = [context.Process(target=_use_until_it_ends, args=(layer.root,), daemon=True) for _ in range(3)]
     for user in users:
         user.start()
     wait_for_mounts(lambda: len(list(layer.root.iterdir())) >= 4)
@@ -739,17 +739,18 @@ def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, d
 
 
 def _read_at_random(path: Path, expected: bytes, seed: int) -> int:
-    """Read directly, that is from the layer, until that fails; its error number."""
-    choose = random.Random(seed)
+    """Read directly, that is from the layer, until that fails; its error number. 0: it did not fail for a minute."""
+    choose, end = random.Random(seed), time.monotonic() + 60
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     with mmap.mmap(-1, 2 * BLOCK) as buffer:
-        while True:
+        while time.monotonic() < end:
             start = choose.randrange(len(expected) // BLOCK - 2) * BLOCK
             try:
                 os.preadv(descriptor, [buffer], start)
             except OSError as error:
                 return error.errno or 0
             assert buffer[:] == expected[start : start + 2 * BLOCK], start
+    return 0
 
 
 # -- under PostgreSQL

@@ -53,7 +53,7 @@ def test_any_program_of_operations_does_what_it_does_to_an_ordinary_directory(la
     cases = itertools.count()
 
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-    @given(program=st.lists(operations(), min_size=5, max_size=60))
+    @given(program=st.lists(operations(), min_size=30, max_size=120))
     def some(program: list[Op]) -> None:
         run_on_twins(layer, f"case-{next(cases)}", program)
 

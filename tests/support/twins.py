@@ -38,7 +38,7 @@ ARCHIVED = (
     ("block+1", BLOCK + 1, True),
     ("window+777", WINDOW + 777, False),
     ("large", 3 * WINDOW + 5, False),
-    ("holes", WINDOW + 777 * BLOCK // 16, False),
+    ("holes", WINDOW // 4, False),
     ("linked", 5000, True),
     ("d/x", 6000, True),
     ("d/inner/y", 3 * BLOCK, True),
@@ -46,7 +46,7 @@ ARCHIVED = (
 DIRECTORIES = ("", "d/", "d/inner/", "new/", "new/inner/")
 LEAVES = ("x", "y", "inner", "z", "d", "new")
 NAMES = (
-    *(name for name, _size, _full in ARCHIVED),
+    *3 * tuple(name for name, _size, _full in ARCHIVED),  # so that they are chosen more often
     *("link", "symlink"),
     *(directory + leaf for directory in DIRECTORIES for leaf in LEAVES),
 )
@@ -62,7 +62,9 @@ FLAGS = (
     os.O_WRONLY | os.O_CREAT | os.O_APPEND,
 )
 MODES = (0o600, 0o644, 0o700, 0o4755, 0o2755, 0o1777, 0o444, 0)
-SLOTS = 4
+#: Slots for open files; what is open in them at first.
+OPEN = ("block+1", "window+777", "large", "d/inner/y")
+SLOTS = len(OPEN)
 OFFSETS = (
     0,
     512,
@@ -104,11 +106,15 @@ class Op:
                 said.append(f"{field.name}={value}")
         return f"Op({', '.join(said)})"
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # hypothesis asks for it
+        printer.text(repr(self))
 
-#: Kinds of operations and how often they are chosen.
+
+#: Kinds of operations and how often they are chosen. `nothing` is first: it is what shrinking ends with.
 KINDS = {
-    "open": 12, "close": 3, "pread": 10, "pwrite": 20, "append": 3, "read_file": 8, "direct_write": 5, "direct_read": 3,
-    "mmap_write": 6, "mmap_read": 3, "ftruncate": 6, "truncate": 4, "fsync": 3, "fdatasync": 1, "fstat": 3, "stat": 6,
+    "nothing": 1,
+    "open": 12, "close": 3, "pread": 10, "pwrite": 20, "append": 3, "read_file": 8, "direct_write": 8, "direct_read": 3,
+    "mmap_write": 6, "mmap_read": 3, "ftruncate": 8, "truncate": 4, "fsync": 3, "fdatasync": 1, "fstat": 3, "stat": 6,
     "readlink": 1, "listdir": 4, "mkdir": 4, "rmdir": 4, "unlink": 6, "rename": 10, "link": 4, "symlink": 2, "chmod": 3,
     "chown": 2, "utime": 3, "copy_range": 2, "drop": 5, "compare": 1,
 }  # fmt: skip
@@ -138,7 +144,7 @@ _WITH_NUMBERS = {"pread", "pwrite", "append", "direct_write", "direct_read", "mm
 _WITH_NUMBERS |= {"ftruncate", "truncate", "copy_range"}
 _ON_SLOTS = {"open", "close", "pread", "pwrite", "append", "ftruncate", "fsync", "fdatasync", "fstat"}
 _ON_SLOTS |= {"mmap_write", "mmap_read", "copy_range"}
-_ON_NAMES = KINDS.keys() - _ON_SLOTS - {"drop", "compare"} | {"open"}
+_ON_NAMES = KINDS.keys() - _ON_SLOTS - {"nothing", "drop", "compare"} | {"open"}
 _ON_TWO = {"rename", "link", "symlink", "copy_range"}
 
 
@@ -232,7 +238,10 @@ class _Side:
     def __init__(self, root: Path, *, layered: bool) -> None:
         self.root = root
         self.layered = layered
-        self.slots: dict[int, int] = {}
+        self.slots = {slot: os.open(root / name, os.O_RDWR) for slot, name in enumerate(OPEN)}
+
+    def nothing(self, op: Op) -> None:
+        pass
 
     # -- open files
 
@@ -268,7 +277,7 @@ class _Side:
             return view[start:stop]
 
     def ftruncate(self, op: Op) -> None:
-        os.ftruncate(self._slot(op), op.offset)
+        _resize(self._slot(op), op.offset)
 
     def fsync(self, op: Op) -> None:
         os.fsync(self._slot(op))
@@ -291,14 +300,14 @@ class _Side:
         return self._path(op.name).read_bytes()
 
     def direct_write(self, op: Op) -> int:
-        """Past the page cache, as O_DIRECT wants it: aligned. The twin does the same through the cache."""
+        """Past the page cache; the twin does the same through it. FUSE lets such requests begin and end anywhere."""
         return self._direct(op, os.pwritev)
 
     def direct_read(self, op: Op) -> Any:
         return self._direct(op, os.preadv)
 
     def truncate(self, op: Op) -> None:
-        os.truncate(self._path(op.name), op.offset)
+        _resize(self._path(op.name), op.offset)
 
     def stat(self, op: Op) -> _State:
         return _State.of(os.lstat(self._path(op.name)))
@@ -372,13 +381,14 @@ class _Side:
         return self.slots[op.slot]
 
     def _direct(self, op: Op, call: Callable[[int, list[Any], int], int]) -> Any:
-        length = max(1, op.length // BLOCK) * BLOCK
         flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_DIRECT if self.layered else 0)
+        unit = BLOCK if op.variant % 2 else 1
+        length = max(1, op.length // unit) * unit
         with contextlib.ExitStack() as opened, mmap.mmap(-1, length) as buffer:
             descriptor = os.open(self._path(op.name), flags)
             opened.callback(os.close, descriptor)
-            buffer[:] = _data(op.variant, length)
-            done = call(descriptor, [buffer], op.offset // BLOCK * BLOCK)
+            buffer[:] = _data(op.offset + op.variant, length)
+            done = call(descriptor, [buffer], op.offset // unit * unit)
             return done, buffer[:done]
 
     @contextlib.contextmanager
@@ -397,6 +407,13 @@ class _Side:
             for name in (*names, *files):
                 path = Path(directory, name)
                 yield path, path.lstat()
+
+
+def _resize(file: int | Path, size: int) -> None:
+    state = os.stat(file)
+    if stat.S_ISREG(state.st_mode) and state.st_size == size:
+        return  # What this does to the file's time differs between file systems.
+    os.truncate(file, size)
 
 
 def _content(path: Path, state: os.stat_result) -> Any:
