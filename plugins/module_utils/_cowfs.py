@@ -359,7 +359,7 @@ class CowFs(Base):  # type: ignore[misc]
     ) -> Node:
         parent = self.nodes[parent_inode]
         if self.space.is_low():
-            raise pyfuse3.FUSEError(self._complain(name, None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+            raise pyfuse3.FUSEError(errno.ENOSPC)
         # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
         node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
         node.rdev, node.target = rdev, target
@@ -696,30 +696,34 @@ class Space:
         self.upper = upper
         self.cache = cache
         self.refused: set[int] = set()
-        self.waiting = self.ending = False
+        self.low = self.waiting = self.ending = False
         self.reserve = max(16 << 20, 2 * _dirty_limit() // 100)
 
     def is_low(self) -> bool:
-        if self._free() < self.reserve:
+        """Whether only the reserve is left. Logged once when it comes to that, and once when it is over."""
+        low = self._free() < self.reserve
+        if low:
             self.cache.give_up("space is low")
-            return self._free() < self.reserve
-        return False
+            low = self._free() < self.reserve
+        if low and not self.low:
+            log.error("no space left in %s but a reserve of %d bytes: writers get ENOSPC", self.upper, self.reserve)
+        elif self.low and not low:
+            log.info("there is space again in %s", self.upper)
+            self.refused.clear()
+            self.waiting = False
+        self.low = low
+        return low
 
     def check(self, ino: int) -> None:
         """Called for each write that arrives: have the next ones to this file refused when space is low."""
         if self.is_low():
-            if not self.refused:
-                log.error("no space left in %s but a reserve of %d bytes: writers get ENOSPC", self.upper, self.reserve)
             self.refused.add(ino)
             pyfuse3.invalidate_inode(ino, attr_only=True)
 
     def admit(self, ino: int) -> None:
         """Called when the kernel asks for attributes."""
-        if ino in self.refused:
-            if self.is_low():
-                raise pyfuse3.FUSEError(errno.ENOSPC)
-            log.info("there is space again in %s", self.upper)
-            self.refused.clear()
+        if ino in self.refused and self.is_low():
+            raise pyfuse3.FUSEError(errno.ENOSPC)
 
     async def wait(self, error: OSError) -> None:
         """Wait for space after a failed write, or raise its error if it is another or the end has come."""

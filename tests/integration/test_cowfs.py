@@ -552,7 +552,9 @@ def test_a_full_disk_stops_writers_and_loses_nothing(place: Path, lower: Path) -
         for number in range(written):
             assert content[number * WINDOW :][:WINDOW] == _megabyte(number), number
         assert content[written * WINDOW :].strip(b"\0") == _megabyte(0)
-        assert len([line for line in layer.complaints() if "no space left" in line]) == 1, layer.said()
+        assert len(layer.complaints()) == 2, layer.said()
+        assert "cache given up" in layer.complaints()[0]
+        assert "no space left" in layer.complaints()[1]
 
 
 def _write_until_full(descriptor: int) -> int:
