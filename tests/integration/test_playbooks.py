@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,10 @@ def test_overhead(playbooks: Playbooks, sample: Sample) -> None:
         succeed(playbooks.stop("all"))
         if measured[-1] <= OVERHEAD:
             return
-    pytest.fail(f"overhead of three starts: {measured} s; steps of the last one: {timings}")
+    said = f"overhead of three starts: {measured} s; steps of the last one: {timings}"
+    if os.getloadavg()[0] > 2 * len(os.sched_getaffinity(0)):
+        pytest.skip(f"others keep this machine too busy to measure; {said}")
+    pytest.fail(said)
 
 
 @needs_root
