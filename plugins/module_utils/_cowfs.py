@@ -331,9 +331,9 @@ class CowFs(Base):  # type: ignore[misc]
 
     async def _adopt_all(self, parent: Node, names: list[bytes]) -> None:
         """Enter these names, as far as the lower has them and the tree has not."""
-        unknown = [name for name in names if name not in parent.children]
-        if parent.lower is not None and unknown:
-            for name, found in await self._ask(functools.partial(_stat_all, unknown), parent.lower):
+        if parent.lower is not None and any(name not in parent.children for name in names):
+            # Asked for all of them: what is known now may be forgotten while this waits.
+            for name, found in await self._ask(functools.partial(_stat_all, names), parent.lower):
                 self._adopt(parent, name, found)
 
     def _adopt(self, parent: Node, name: bytes, found: os.stat_result) -> None:

@@ -55,6 +55,13 @@ def layer(place: Path, lower: Path) -> Iterator[Layer]:
         yield mounted
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory of a memory file system, where it does not matter how much is written."""
+    with tempfile.TemporaryDirectory(prefix="ir-", dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
 def cold(path: Path) -> bytes:
     """Content of a file as the layer has it."""
     forget([path])
@@ -201,7 +208,7 @@ def test_renaming_over_an_open_file_leaves_its_readers_the_old_content(layer: La
 
 
 def test_listing_a_large_directory_that_changes(layer: Layer, lower: Path) -> None:
-    count = 12_000
+    count = 10_500
     (lower / "d").mkdir()
     for number in range(count):
         (lower / "d" / f"{number:05}").touch()
@@ -219,8 +226,10 @@ def test_listing_a_large_directory_that_changes(layer: Layer, lower: Path) -> No
         (directory / "00004").unlink()
         (layer.root / "replacing").rename(directory / "00005")
         assert len(os.listdir(directory)) == count - len(removed) - 2  # Another listing does not disturb this one.
-        drop_names()
-        seen += [entry.name for entry in entries]
+        for position, entry in enumerate(entries):
+            seen.append(entry.name)
+            if position % 200 == 0:
+                drop_names()
     assert len(seen) == len(set(seen))
     gone = removed | {"00001", "00002", "00004", "subdirectory"}
     stayed = {f"{number:05}" for number in range(count)} - gone
@@ -475,7 +484,9 @@ def test_everything_can_be_presented_as_one_owner(place: Path, lower: Path) -> N
 # -- resources
 
 
-def test_memory_stays_small_with_a_hundred_thousand_files(place: Path, lower: Path) -> None:
+def test_memory_stays_small_with_a_hundred_thousand_files(place: Path, memory: Path) -> None:
+    lower = memory / "lower"
+    lower.mkdir()
     for number in range(100):
         (lower / f"d{number}").mkdir()
         for name in range(1000):
@@ -488,15 +499,17 @@ def test_memory_stays_small_with_a_hundred_thousand_files(place: Path, lower: Pa
         assert layer.descriptors() < 600
 
 
-def test_memory_and_cache_stay_bounded_with_large_files(place: Path, lower: Path) -> None:
+def test_memory_and_cache_stay_bounded_with_large_files(memory: Path) -> None:
     size, cache = 3 << 30, 64 << 20
-    with (lower / "f").open("wb") as file:
+    (memory / "lower").mkdir()
+    with (memory / "lower" / "f").open("wb") as file:
         file.truncate(size)
         for start in range(0, size, 100 << 20):
             os.pwrite(file.fileno(), DATA[:WINDOW], start)
-    with Layer(lower=[lower], directory=place / "layer", options=["--cache-size", str(cache)]) as layer:
+    options = ["--cache-size", str(cache)]
+    with Layer(lower=[memory / "lower"], directory=memory / "layer", options=options) as layer:
         with (layer.root / "f").open("r+b") as file:
-            for start in range(0, size, WINDOW):
+            for start in range(0, size, 2 * WINDOW):
                 expected = DATA[:BLOCK] if start % (100 << 20) == 0 else bytes(BLOCK)
                 assert os.pread(file.fileno(), BLOCK, start) == expected
             for start in range(0, size, 4 * WINDOW):
@@ -511,16 +524,18 @@ def test_memory_and_cache_stay_bounded_with_large_files(place: Path, lower: Path
         assert sum(path.stat().st_blocks for path in layer.changes()) * 512 < 16 << 20
 
 
-def test_syncing_and_opening_many_files_leaves_no_descriptor_open(layer: Layer, lower: Path) -> None:
+def test_syncing_and_opening_many_files_leaves_no_descriptor_open(memory: Path) -> None:
+    (memory / "lower").mkdir()
     for number in range(700):
-        (lower / f"{number}").write_bytes(DATA[:BLOCK])
-    for number in range(700):
-        with (layer.root / f"{number}").open("r+b") as file:
-            file.read()
-            os.pwrite(file.fileno(), b"changed", 5)
-            os.fsync(file.fileno())
-    assert layer.descriptors() < 600
-    assert cold(layer.root / "3") == DATA[:5] + b"changed" + DATA[12:BLOCK]
+        (memory / "lower" / f"{number}").write_bytes(DATA[:BLOCK])
+    with Layer(lower=[memory / "lower"], directory=memory / "layer") as layer:
+        for number in range(700):
+            with (layer.root / f"{number}").open("r+b") as file:
+                file.read()
+                os.pwrite(file.fileno(), b"changed", 5)
+                os.fsync(file.fileno())
+        assert layer.descriptors() < 600
+        assert cold(layer.root / "3") == DATA[:5] + b"changed" + DATA[12:BLOCK]
 
 
 # -- a full disk
@@ -761,7 +776,7 @@ def _read_at_random(path: Path, expected: bytes, seed: int) -> int:
 @needs_root
 def test_a_database_server_on_it_stays_sound(place: Path) -> None:
     with Cluster(directory=place / "source", initdb_options=["--data-checksums"]) as source:
-        source.populate(scale=3)
+        source.populate(scale=2)
         before = source.fingerprint()
         source.stop()
         with Layer(lower=[source.data], directory=place / "layer", options=["--allow-other"]) as layer:
@@ -773,7 +788,6 @@ def test_a_database_server_on_it_stays_sound(place: Path) -> None:
                 server.sql("create index on pgbench_accounts (abalance, filler); checkpoint")
                 forget([path for path in layer.root.rglob("*") if path.is_file()])
                 _check(server)
-                _bench(server)
                 after = server.fingerprint()
                 server.stop(mode="immediate")
                 server.start()
