@@ -87,7 +87,7 @@ def test_names_below_a_renamed_directory_are_still_found(layer: Layer, lower: Pa
 def test_a_directory_made_again_is_empty(layer: Layer, lower: Path) -> None:
     (lower / "d").mkdir()
     (lower / "d" / "old").write_text("old")
-    for _ in range(2):
+    for _turn in range(2):
         with pytest.raises(OSError, match="not empty"):
             (layer.root / "d").rmdir()
         for name in os.listdir(layer.root / "d"):
@@ -215,7 +215,7 @@ def test_listing_a_large_directory_that_changes(layer: Layer, lower: Path) -> No
     directory = layer.root / "d"
     (directory / "subdirectory").mkdir()
     with os.scandir(directory) as entries:
-        seen = [next(entries).name for _ in range(10)]
+        seen = [next(entries).name for _turn in range(10)]
         removed = {f"{number:05}" for number in range(0, count, 3)}
         for name in removed:
             (directory / name).unlink()
@@ -327,7 +327,7 @@ def test_writers_and_readers_of_the_same_blocks_at_once(layer: Layer, lower: Pat
         dropping.result()
     assert min(counts) > 20, counts
     with (place / "ledger").open("rb") as ledger:
-        states = [int.from_bytes(ledger.read(8), "little") for _ in range(RECORDS)]
+        states = [int.from_bytes(ledger.read(8), "little") for _turn in range(RECORDS)]
     assert cold(layer.root / "f") == b"".join(_record(number, state) for number, state in enumerate(states))
     assert not layer.complaints()
 
@@ -524,6 +524,34 @@ def test_memory_and_cache_stay_bounded_with_large_files(memory: Path) -> None:
         assert sum(path.stat().st_blocks for path in layer.changes()) * 512 < 16 << 20
 
 
+def test_the_cache_gives_back_what_was_put_into_it(memory: Path) -> None:
+    """Random direct reads over more than is kept in memory, with a cache that is too small as well."""
+    count, cache, choose = 90, 30 << 20, random.Random(7)
+    (memory / "lower").mkdir()
+    for name in ("a", "b"):
+        with (memory / "lower" / name).open("wb") as file:
+            for window in range(count):
+                file.write(_numbered(name, window))
+    options = ["--cache-size", str(cache)]
+    with (
+        Layer(lower=[memory / "lower"], directory=memory / "layer", options=options) as layer,
+        mmap.mmap(-1, 2 * BLOCK) as buffer,
+    ):
+        files = {name: os.open(layer.root / name, os.O_RDONLY | os.O_DIRECT) for name in ("a", "b")}
+        for _turn in range(2500):
+            name, window, block = choose.choice("aab"), int(choose.triangular(0, count, 0)), choose.randrange(255)
+            os.preadv(files[name], [buffer], window * WINDOW + block * BLOCK)
+            assert buffer[:] == _numbered(name, window)[block * BLOCK :][: 2 * BLOCK], (name, window, block)
+        for descriptor in files.values():
+            os.close(descriptor)
+
+
+def _numbered(name: str, window: int) -> bytes:
+    """A window's worth of bytes, different for each."""
+    start = (window * 33_331 + ord(name) * 77) % (3 * WINDOW)
+    return DATA[start : start + WINDOW]
+
+
 def test_syncing_and_opening_many_files_leaves_no_descriptor_open(memory: Path) -> None:
     (memory / "lower").mkdir()
     for number in range(700):
@@ -635,7 +663,7 @@ def _small_disk(mountpoint: Path) -> Iterator[Path]:
 def test_it_ends_in_order_while_in_use(layer: Layer, lower: Path) -> None:
     (lower / "f").write_bytes(DATA)
     context = multiprocessing.get_context("fork")
-    users = [context.Process(target=_use_until_it_ends, args=(layer.root,), daemon=True) for _ in range(3)]
+    users = [context.Process(target=_use_until_it_ends, args=(layer.root,), daemon=True) for _turn in range(3)]
     for user in users:
         user.start()
     wait_for_mounts(lambda: len(list(layer.root.iterdir())) >= 4)
