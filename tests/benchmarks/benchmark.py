@@ -136,7 +136,7 @@ class Benchmark:
         self.say("pgbench, beside the native directory")
         for kind, select_only in (("select", True), ("write", False)):
             rates: dict[str, list[float]] = {which: [] for which in both}
-            for _ in range(self.rounds):
+            for _turn in range(self.rounds):
                 for which, one in both.items():
                     one.server.prewarm()
                     rates[which].append(one.server.pgbench(select_only=select_only, seconds=self.seconds))

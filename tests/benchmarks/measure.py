@@ -87,6 +87,9 @@ class Server:
         return float(found.group(1))
 
 
+dropped = 0  # how often this process has done it
+
+
 def drop_caches() -> None:
     """Make every file of the machine cold."""
     global dropped
@@ -105,7 +108,7 @@ def _drops() -> int:
     return int(found.group(1)) if found else 0
 
 
-dropped, _drops_before = 0, _drops()
+_drops_before = _drops()
 
 
 def write_back(directory: Path) -> None:

@@ -91,7 +91,7 @@ def test_sessions_do_not_see_each_other(playbooks: Playbooks, sample: Sample) ->
 def test_overhead(playbooks: Playbooks, sample: Sample) -> None:
     """All tasks of the play, by the controller's clock. The best of three: other work of the machine is no overhead."""
     measured = []
-    for _ in range(3):
+    for _turn in range(3):
         started = succeed(playbooks.start(archive=sample.name))
         timings = started.session["timings"]
         tools = sum(seconds for step, seconds in timings.items() if step not in ("total", "overhead"))
