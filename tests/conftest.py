@@ -3,11 +3,13 @@
 """Lets the tests, and the Ansible that they run, find this checkout as phpborg.instant_recovery.
 
 scripts/setup arranges the same for .venv; this is for a pytest from anywhere else.
+A pytest that was put into the background by a shell gets back the Ctrl-C that it came to ignore: tests press it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,3 +25,5 @@ for directory in (COLLECTIONS, CHECKOUT / "src"):
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
 os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
