@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
 
 # Seconds that everything which is not borg, mounting or the server may take.
-OVERHEAD = 5
 CONTRACT = [
     *("id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port"),
     *("socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir"),
@@ -88,23 +86,14 @@ def test_sessions_do_not_see_each_other(playbooks: Playbooks, sample: Sample) ->
     assert not succeed(playbooks.stop("all")).changed
 
 
-def test_overhead(playbooks: Playbooks, sample: Sample) -> None:
-    """All tasks of the play, by the controller's clock. The best of three: other work of the machine is no overhead."""
-    measured = []
-    for _turn in range(3):
-        started = succeed(playbooks.start(archive=sample.name))
-        timings = started.session["timings"]
-        tools = sum(seconds for step, seconds in timings.items() if step not in ("total", "overhead"))
-        assert timings["overhead"] == pytest.approx(timings["total"] - tools, abs=0.01)
-        assert timings["total"] <= started.seconds
-        measured.append(sum(task.seconds or 0 for task in started.tasks) - tools)
-        succeed(playbooks.stop("all"))
-        if measured[-1] <= OVERHEAD:
-            return
-    said = f"overhead of three starts: {measured} s; steps of the last one: {timings}"
-    if os.getloadavg()[0] > 2 * len(os.sched_getaffinity(0)):
-        pytest.skip(f"others keep this machine too busy to measure; {said}")
-    pytest.fail(said)
+def test_timings_account_for_the_whole_start(playbooks: Playbooks, sample: Sample) -> None:
+    """How long it may take is a matter for tests/benchmarks: a test must not fail because a machine is busy."""
+    started = succeed(playbooks.start(archive=sample.name))
+    timings = started.session["timings"]
+    steps = {step: seconds for step, seconds in timings.items() if step not in ("total", "overhead")}
+    assert set(steps) == {"host_preflight", "borg_archive_info", "borg_mount", "overlay_mount", "pg_ephemeral"}
+    assert timings["overhead"] == pytest.approx(timings["total"] - sum(steps.values()), abs=0.01)
+    assert timings["total"] <= started.seconds
 
 
 @needs_root
