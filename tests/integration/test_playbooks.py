@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Sample
 
-# Seconds that everything which is not borg, mounting or the server may take.
 CONTRACT = [
     *("id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port"),
     *("socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir"),
@@ -94,6 +93,7 @@ def test_timings_account_for_the_whole_start(playbooks: Playbooks, sample: Sampl
     assert set(steps) == {"host_preflight", "borg_archive_info", "borg_mount", "overlay_mount", "pg_ephemeral"}
     assert timings["overhead"] == pytest.approx(timings["total"] - sum(steps.values()), abs=0.01)
     assert timings["total"] <= started.seconds
+    succeed(playbooks.stop(started.session["id"]))
 
 
 @needs_root
