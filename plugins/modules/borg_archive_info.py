@@ -310,6 +310,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
     ARGUMENTS,
     SECRETS,
+    BorgError,
     Repository,
     resolve_archive,
     split_location,
@@ -363,6 +364,8 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         if options["require_database"]:
             raise
         chosen = None
+    if chosen is not None:
+        _refuse_masking(options["passphrase"], [repository.location, archive.name, *chosen.paths()])
     return {
         **listed,
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
@@ -370,6 +373,16 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         "database": chosen.as_dict() if chosen else None,
         "paths": chosen.paths() if chosen else [],
     }
+
+
+def _refuse_masking(passphrase: str | None, needed: list[str]) -> None:
+    """Ansible masks a secret wherever it occurs in a result, and a location with asterisks in it cannot be mounted."""
+    if passphrase and any(passphrase in text for text in needed):
+        raise BorgError(
+            "The passphrase is also a part of the repository's location, the archive's name or a path in it, where "
+            "Ansible masks it. Give the passphrase in a file instead (passphrase_file; borg_passphrase_file in the "
+            "start playbook)."
+        )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def test_missing_passphrase(playbooks: Playbooks, sample: Sample) -> None:
     refuse(bare.start(archive=sample.name), "passphrase", sample.repository.location)
 
 
+def test_passphrase_that_is_part_of_a_path(playbooks: Playbooks, odd: OddArchives, place: Path) -> None:
+    """Ansible would mask the path, and what the later steps are told would be asterisks."""
+    repository = Repository(directory=place / "masked" / "repository", base=place / "borg", passphrase="masked")
+    repository.directory.parent.mkdir()
+    repository.create()
+    repository.archive("one", f"/{odd.clusters[0]}")
+    own = dataclasses.replace(playbooks, environment=repository.environment)
+    refuse(own.start(archive=f"{repository.location}::one"), "The passphrase is also a part", "borg_passphrase_file")
+
+
 def test_two_secrets(playbooks: Playbooks, sample: Sample) -> None:
     run = playbooks.start(archive=sample.name, borg_passphrase="x", borg_passcommand="echo y")
     refuse(run, "More than one of borg_passphrase, borg_passcommand")
