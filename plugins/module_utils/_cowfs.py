@@ -29,6 +29,7 @@ import collections
 import contextlib
 import errno
 import functools
+import inspect
 import logging
 import os
 import resource
@@ -66,6 +67,8 @@ KEEP = 365 * 86400
 BATCH = 64
 #: The longest name, bytes: what the lower's system calls and all programs expect.
 NAME_MAX = 255
+#: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
+GRACE = 2
 #: What a lower mount answers when its server has died.
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -835,6 +838,13 @@ class Reader:
         return os.pread(self.files.get(path, opened), WINDOW, index * WINDOW)
 
 
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a worker thread, which is left to itself if it hangs when the end has come."""
+    parameters = inspect.signature(trio.to_thread.run_sync).parameters
+    abandon = "abandon_on_cancel" if "abandon_on_cancel" in parameters else "cancellable"  # its name before trio 0.23
+    return await trio.to_thread.run_sync(functools.partial(function, *arguments), **{abandon: True})
+
+
 class Lower:
     """The lower directory, seen through one or several identical mounts."""
 
@@ -849,7 +859,7 @@ class Lower:
         """A system call on a path of the lower, in a worker thread; the first mount that lives answers."""
         for reader in self.alive():
             try:
-                return await trio.to_thread.run_sync(function, os.path.join(os.fsencode(reader.mount), path))
+                return await _in_thread(function, os.path.join(os.fsencode(reader.mount), path))
             except OSError as error:
                 if not reader.died(error):
                     raise
@@ -908,7 +918,7 @@ class Lower:
             fetch = reader.demands.popleft() if reader.demands else reader.plans.popleft()
             reader.busy = True
             try:
-                fetch.window = Window(await trio.to_thread.run_sync(reader.fetch, fetch.content.lower, fetch.index))
+                fetch.window = Window(await _in_thread(reader.fetch, fetch.content.lower, fetch.index))
                 self._keep(fetch.key, fetch.window)
             except OSError as error:
                 if reader.died(error) and self.alive():
@@ -1033,17 +1043,18 @@ async def serve(filesystem: CowFs) -> None:
     async with trio.open_nursery() as nursery:
         for reader in filesystem.lower.readers:
             nursery.start_soon(filesystem.lower.serve, reader)
-        nursery.start_soon(end_on_signal, filesystem.space)
+        nursery.start_soon(end_on_signal, filesystem.space, nursery.cancel_scope)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
-async def end_on_signal(space: Space) -> None:
+async def end_on_signal(space: Space, scope: Any) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             space.ending = True
             pyfuse3.terminate()
+            scope.deadline = trio.current_time() + GRACE
 
 
 if __name__ == "__main__":

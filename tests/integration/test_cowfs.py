@@ -16,6 +16,7 @@ import mmap
 import multiprocessing
 import os
 import random
+import signal
 import stat
 import subprocess
 import tempfile
@@ -681,6 +682,28 @@ def _use_until_it_ends(root: Path) -> None:
             os.pwrite(file.fileno(), DATA[:BLOCK], random.randrange(len(DATA)))
             os.pread(file.fileno(), BLOCK, random.randrange(len(DATA)))
             os.pwrite(other.fileno(), DATA, 0)
+
+
+def test_it_ends_although_its_lower_hangs(place: Path, lower: Path) -> None:
+    (lower / "f").write_bytes(DATA)
+    (lower / "read before").write_bytes(DATA)
+    with (
+        Layer(lower=[lower], directory=place / "below") as below,
+        Layer(lower=[below.root], directory=place / "layer") as layer,
+    ):
+        known = os.open(layer.root / "read before", os.O_RDONLY | os.O_DIRECT)
+        assert os.pread(known, len(DATA), 0) == DATA
+        below.process.send_signal(signal.SIGSTOP)
+        try:
+            reader = subprocess.Popen(["cat", str(layer.root / "f")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            assert os.pread(known, len(DATA), 0) == DATA  # from its own memory
+            os.close(known)
+            layer.process.terminate()
+            wait_for_mounts(lambda: not is_mounted(layer.root))
+            assert reader.wait(30) != 0
+        finally:
+            below.process.send_signal(signal.SIGCONT)
+        assert layer.process.wait(30) == 0
 
 
 def test_it_ends_when_it_is_unmounted(layer: Layer) -> None:

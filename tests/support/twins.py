@@ -113,7 +113,7 @@ class Op:
 #: Kinds of operations and how often they are chosen. `nothing` is first: it is what shrinking ends with.
 KINDS = {
     "nothing": 1,
-    "open": 12, "close": 3, "pread": 10, "pwrite": 20, "append": 3, "read_file": 8, "direct_write": 8, "direct_read": 3,
+    "open": 12, "close": 3, "pread": 10, "pwrite": 20, "append": 3, "read_file": 8, "direct_write": 8, "direct_read": 6,
     "mmap_write": 6, "mmap_read": 3, "ftruncate": 8, "truncate": 4, "fsync": 3, "fdatasync": 1, "fstat": 3, "stat": 6,
     "readlink": 1, "listdir": 4, "mkdir": 4, "rmdir": 4, "unlink": 6, "rename": 10, "link": 4, "symlink": 2, "chmod": 3,
     "chown": 2, "utime": 3, "copy_range": 2, "drop": 5, "compare": 1,
