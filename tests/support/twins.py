@@ -299,7 +299,7 @@ class _Side:
     def read_file(self, op: Op) -> bytes:
         return self._path(op.name).read_bytes()
 
-    def direct_write(self, op: Op) -> int:
+    def direct_write(self, op: Op) -> Any:
         """Past the page cache; the twin does the same through it. FUSE lets such requests begin and end anywhere."""
         return self._direct(op, os.pwritev)
 
