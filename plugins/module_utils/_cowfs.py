@@ -840,9 +840,13 @@ class Reader:
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a worker thread, which is left to itself if it hangs when the end has come."""
+    return await trio.to_thread.run_sync(functools.partial(function, *arguments), **_abandon())
+
+
+@functools.lru_cache(maxsize=1)
+def _abandon() -> dict[str, bool]:
     parameters = inspect.signature(trio.to_thread.run_sync).parameters
-    abandon = "abandon_on_cancel" if "abandon_on_cancel" in parameters else "cancellable"  # its name before trio 0.23
-    return await trio.to_thread.run_sync(functools.partial(function, *arguments), **{abandon: True})
+    return {"abandon_on_cancel" if "abandon_on_cancel" in parameters else "cancellable": True}  # the older: trio < 0.23
 
 
 class Lower:
