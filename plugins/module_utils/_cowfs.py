@@ -67,6 +67,8 @@ KEEP = 365 * 86400
 BATCH = 64
 #: The longest name, bytes: what the lower's system calls and all programs expect.
 NAME_MAX = 255
+#: What asks the program to end.
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
 GRACE = 2
 #: What a lower mount answers when its server has died.
@@ -1020,6 +1022,8 @@ def main(arguments: list[str] | None = None) -> int:
     mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs"}
     if options.allow_other:
         mount_options.add("allow_other")
+    # Held back until somebody listens to them: between mounting and that they would leave a dead mount.
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     pyfuse3.init(filesystem, options.mountpoint, mount_options)
     log.info("%s on %s, changes in %s", ", ".join(options.lower), options.mountpoint, options.upper)
     try:
@@ -1053,7 +1057,8 @@ async def serve(filesystem: CowFs) -> None:
 
 
 async def end_on_signal(space: Space, scope: Any) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*END_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             space.ending = True

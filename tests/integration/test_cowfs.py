@@ -684,6 +684,12 @@ def _use_until_it_ends(root: Path) -> None:
             os.pwrite(other.fileno(), DATA, 0)
 
 
+def test_it_ends_in_order_as_soon_as_it_is_mounted(place: Path, lower: Path) -> None:
+    for _ in range(5):
+        with Layer(lower=[lower], directory=place / "layer") as layer:
+            layer.stop()
+
+
 def test_it_ends_although_its_lower_hangs(place: Path, lower: Path) -> None:
     (lower / "f").write_bytes(DATA)
     (lower / "read before").write_bytes(DATA)
