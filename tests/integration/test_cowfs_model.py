@@ -40,11 +40,14 @@ def operations(draw: Callable[[st.SearchStrategy[int]], int]) -> Op:
 
 @pytest.fixture(scope="module")
 def layer(shared_place: Path) -> Iterator[Layer]:
-    """One layer for all programs: each finds a fresh directory in the lower, made just before it is first looked up."""
+    """One layer for all programs, with two readers: each program has a fresh directory in the lower, made just before
+    it is first looked up.
+    """
     directory = shared_place / "model"
     (directory / "lower").mkdir(parents=True)
     (directory / "plain").mkdir()
-    with Layer(lower=[directory / "lower"], directory=directory, options=["--cache-size", str(8 << 20)]) as mounted:
+    lowers = [directory / "lower"] * 2
+    with Layer(lower=lowers, directory=directory, options=["--cache-size", str(8 << 20)]) as mounted:
         yield mounted
     shutil.rmtree(directory)
 
