@@ -67,6 +67,8 @@ KEEP = 365 * 86400
 BATCH = 64
 #: The longest name, bytes: what the lower's system calls and all programs expect.
 NAME_MAX = 255
+#: Files that can be made in the upper are kept in reserve too: each file that is changed for the first time needs one.
+FILES_RESERVE = 256
 #: What asks the program to end.
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
@@ -711,7 +713,8 @@ class Space:
             self.cache.give_up("space is low")
             low = self._free() < self.reserve
         if low and not self.low:
-            log.error("no space left in %s but a reserve of %d bytes: writers get ENOSPC", self.upper, self.reserve)
+            what = f"a reserve of {self.reserve} bytes and {FILES_RESERVE} files"
+            log.error("no space left in %s but %s: writers get ENOSPC", self.upper, what)
         elif self.low and not low:
             log.info("there is space again in %s", self.upper)
             self.refused.clear()
@@ -741,6 +744,8 @@ class Space:
 
     def _free(self) -> int:
         here = os.statvfs(self.upper)
+        if here.f_files and here.f_favail < FILES_RESERVE:  # 0 files: it has no limit of them
+            return 0
         return here.f_bavail * here.f_frsize
 
 

@@ -616,6 +616,34 @@ def _write_until_full(descriptor: int) -> int:
 
 
 @needs_root
+def test_a_disk_that_holds_no_more_files_is_full_too(place: Path, lower: Path) -> None:
+    for number in range(600):
+        (lower / f"{number}").write_bytes(DATA[:BLOCK])
+    with (
+        _small_disk(place / "disk", "nr_inodes=500") as disk,
+        Layer(lower=[lower], directory=place / "layer", upper=disk / "upper") as layer,
+    ):
+        changed = _change_until_full(layer.root)
+        assert 100 < changed < 500
+        for number in range(600):
+            expected = DATA[1 : BLOCK + 1] if number < changed else DATA[:BLOCK]
+            assert (layer.root / f"{number}").read_bytes() == expected
+
+
+def _change_until_full(root: Path) -> int:
+    """How many files could be changed before no more could be made."""
+    for number in range(600):
+        try:
+            (root / f"new {number}").touch()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return number
+            raise
+        (root / f"{number}").write_bytes(DATA[1 : BLOCK + 1])
+    raise AssertionError("the disk does not get full")
+
+
+@needs_root
 def test_mapped_pages_wait_for_space_rather_than_getting_lost(place: Path, lower: Path) -> None:
     """Nobody can be told that a page which was changed in a mapping cannot be kept."""
     (lower / "f").write_bytes(DATA)
@@ -649,9 +677,9 @@ def _shown_as_free(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _small_disk(mountpoint: Path) -> Iterator[Path]:
+def _small_disk(mountpoint: Path, options: str = "size=700m") -> Iterator[Path]:
     mountpoint.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(mountpoint)], check=True, timeout=30)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mountpoint)], check=True, timeout=30)
     try:
         yield mountpoint
     finally:
