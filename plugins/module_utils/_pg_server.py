@@ -379,6 +379,7 @@ def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, databas
         "read_only": plan.request.read_only,
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *catalogs.neutralised],
+        "session": None,
         **({"warnings": catalogs.warnings} if catalogs.warnings else {}),  # Ansible shows them
     }
 

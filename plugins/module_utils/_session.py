@@ -38,7 +38,6 @@ __all__ = [
     "claiming",
     "default_root",
     "parse_duration",
-    "parse_time",
     "public",
     "timestamp",
 ]
@@ -52,6 +51,7 @@ PUBLIC_KEYS = (
     "timings",
 )  # fmt: skip
 DIRECTORIES = ("archive", "upper", "merged", "run", "log")
+SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 ENDED_KEPT = 100
@@ -238,8 +238,7 @@ class Session:
         if kind not in ("process", "mount") or (kind == "mount" and not os.path.isabs(fields.get("mountpoint", ""))):
             raise ValueError(f"not a claim: {name} {kind} {fields}")
         with self.locked():
-            if self.record["status"] not in ("starting", "active"):
-                raise SessionError(f"Session {self.id} is {self.record['status']}: nothing can be added to it.")
+            self._check_open()
             others = [claim for claim in self.record["claims"] if claim["name"] != name]
             claim = {"name": name, "kind": kind, "process": None, **_plain(fields)}
             self.update(claims=[*others, claim])
@@ -261,6 +260,25 @@ class Session:
         """Record how long a step took."""
         with self.locked():
             self.update(timings={**self.record["timings"], step: round(seconds, 3)})
+
+    def activate(self, **fields: Any) -> None:
+        """Mark a session whose server answers as active, with fields; its time to live begins.
+
+        To be called by an engine's module, after timing(). Where it was active already only fields change. Raises
+        SessionError for a session that is being torn down.
+        """
+        with self.locked():
+            self._check_open()
+            if self.record["status"] == "starting":
+                now, ttl = time.time(), self.record["ttl"]
+                fields["started_at"] = timestamp(now)
+                fields["expires_at"] = timestamp(now + ttl) if ttl else None
+                fields["timings"] = _summed(self.record, now)
+            self.update(status="active", **fields)
+
+    def _check_open(self) -> None:
+        if self.record["status"] not in ("starting", "active"):
+            raise SessionError(f"Session {self.id} is {self.record['status']}: nothing can be added to it.")
 
     def finish(self, *, status: str, error_message: str | None) -> dict[str, Any]:
         """Keep the last record among the ended ones and remove what is left of the directory: record and lock.
@@ -299,16 +317,18 @@ def timestamp(epoch: float | None = None) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-def parse_time(text: str) -> float:
-    """The seconds since the epoch of what timestamp() wrote."""
-    return datetime.fromisoformat(text).timestamp()
-
-
 def parse_duration(text: str) -> float:
     """Seconds from C(90), C(30s), C(15m), C(2h), C(1d) or C(1h30m). Raises SessionError for anything else."""
     if not DURATION.fullmatch(text):
         raise SessionError(f"{text!r} is not a duration: write it as 90s, 15m, 2h, 1h30m or 1d; 0 is never.")
     return sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
+
+
+def _summed(record: Mapping[str, Any], now: float) -> dict[str, float]:
+    """The timings with their total, from the start's beginning till now, and what of it no step accounts for."""
+    steps = {step: float(seconds) for step, seconds in record["timings"].items() if step not in SUMS}
+    total = now - record["began"]
+    return {**steps, "total": round(total, 3), "overhead": round(total - sum(steps.values()), 3)}
 
 
 def _checked(session_id: str) -> str:
@@ -335,13 +355,15 @@ def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[st
         "overlay_upper_dir": os.path.join(directory, "upper"),
         "overlay_merged_dir": os.path.join(directory, "merged"),
     }
+    now = time.time()
     own: dict[str, Any] = {
         "id": os.path.basename(directory),
         "status": "starting",
-        "created_at": timestamp(),
+        "created_at": timestamp(now),
+        "began": fields.get("began") or now,  # when the start began, which looks at the host and the archive first
         "server_user": user,
     }
-    record = {**_blank(own["id"], None), "data_directory": None, **layout}
+    record = {**_blank(own["id"], None), "data_directory": None, "ttl": 0, **layout}
     record.update({**fields, **own, "timings": dict(fields.get("timings") or {}), "claims": []})
     return record
 

@@ -231,6 +231,17 @@ neutralised:
   sample:
     - what: standby.signal removed
       why: as a standby the server would connect to production and never accept a write
+session:
+  description:
+    - The session's record, which this start has made C(active). Null without O(session_directory), with O(state=stopped)
+      and in check mode.
+    - Its keys are those that M(phpborg.instant_recovery.session_info) explains.
+  type: dict
+  returned: success
+  sample:
+    id: 20261122-130501-9c1e
+    status: active
+    port: 15432
 elapsed:
   description: Seconds it took.
   type: float
@@ -258,7 +269,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
     PostgresError,
     read_data_directory,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    Session,
+    claiming,
+    public,
+)
 
 # Every result has these keys.
 NOTHING: dict[str, Any] = {
@@ -267,6 +282,7 @@ NOTHING: dict[str, Any] = {
     **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only")),
     "settings": {},
     "neutralised": [],
+    "session": None,
 }
 RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid")
 
@@ -306,14 +322,15 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         running = find_running(request.data_directory)
         unchanged = _unchanged(request, running)
         if unchanged is not None:
-            return unchanged
+            return {**unchanged, "session": public(session.record) if session is not None else None}
         if running is not None:  # an earlier start was cut off
             stop_server(request.data_directory, request.socket_directory)
         plan = make_plan(request)
         result = start_server(plan, session=session, avoid=_ports_of_others(session))
         if session is not None:
-            session.update(engine_version=result["version"], **{key: result[key] for key in RECORDED})
             session.timing("pg_ephemeral", time.monotonic() - begun)
+            session.activate(engine_version=result["version"], **{key: result[key] for key in RECORDED})
+            result["session"] = public(session.record)
     return {**result, "changed": True, "diff": _difference(plan, result)}
 
 

@@ -18,11 +18,11 @@ options:
   state:
     description:
       - V(present) makes a session that is about to be started.
-      - V(active) marks it as started, and sums up how long that took.
+        It becomes C(active) when the engine's module has started the server.
       - V(absent) stops its server, unmounts what it mounted, removes its directory and keeps its last record. It undoes
         what the session has recorded, in reverse order, and works after a crash or a reboot, too.
     type: str
-    choices: [present, active, absent]
+    choices: [present, absent]
     default: present
   session_id:
     description:
@@ -76,13 +76,13 @@ options:
     description: Seconds that steps have taken before there was a session, by the name of the step.
     type: dict
     default: {}
-  started_from:
+  began:
     description:
-      - When the start began, in seconds since the epoch, for O(state=active). The total time counts from then.
-      - The default is the time when the session was made.
+      - When the start began, in seconds since the epoch. The total time counts from then.
+      - The default is the time when the session is made.
     type: float
   ttl:
-    description: How long the session is to live after its start, for O(state=active), such as V(2h). V(0) is for ever.
+    description: How long the session is to live once its server runs, such as V(2h). V(0) is for ever.
     type: str
     default: "0"
   error_message:
@@ -114,13 +114,8 @@ EXAMPLES = r"""
   phpborg.instant_recovery.session:
     server_user: postgres
     engine: postgresql
-  register: begun
-
-- name: Mark it as started
-  phpborg.instant_recovery.session:
-    state: active
-    session_id: "{{ begun.session.id }}"
     ttl: 2h
+  register: begun
 
 - name: Stop it
   phpborg.instant_recovery.session:
@@ -184,7 +179,6 @@ elapsed:
 
 import os
 import pwd
-import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -196,20 +190,17 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     SessionGoneError,
     default_root,
     parse_duration,
-    parse_time,
     public,
-    timestamp,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 
-FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings")
-SUMS = ("total", "overhead")
+FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "active", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "session_id": {"type": "str"},
             "session_root": {"type": "path"},
             "server_user": {"type": "str"},
@@ -223,15 +214,15 @@ def main() -> None:
             },
             "data_directory": {"type": "str"},
             "timings": {"type": "dict", "default": {}},
-            "started_from": {"type": "float"},
+            "began": {"type": "float"},
             "ttl": {"type": "str", "default": "0"},
             "error_message": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
         },
-        required_if=[("state", "active", ["session_id"]), ("state", "absent", ["session_id"])],
+        required_if=[("state", "absent", ["session_id"])],
         supports_check_mode=True,
     )
-    actions = {"present": _present, "active": _activate, "absent": _absent}
+    actions = {"present": _present, "absent": _absent}
     root = module.params["session_root"] or default_root()
     run_module(module, lambda: actions[module.params["state"]](root, module.params, module.check_mode))
 
@@ -243,37 +234,13 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         return _result(session.directory, public(session.record), public(session.record))
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
-    fields = {name: params[name] for name in FIELDS}
+    fields = {**{name: params[name] for name in FIELDS}, "ttl": parse_duration(params["ttl"])}
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}
         return _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     user = params["server_user"] or pwd.getpwuid(os.geteuid()).pw_name
     session = Session.create(root, session_id=session_id, user=user, fields=fields)
     return _result(session.directory, {}, public(session.record))
-
-
-def _activate(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    session = Session.find(root, params["session_id"])
-    if session is None:
-        if check_mode:  # the task before would have made it
-            return _result(None, {}, public({"id": params["session_id"], "status": "active"}))
-        raise _unknown(root, params["session_id"])
-    with session.locked(timeout=params["lock_timeout"]):
-        before = public(session.record)
-        if before["status"] == "active":
-            return _result(session.directory, before, before)
-        if before["status"] != "starting":
-            raise SessionError(f"Session {session.id} is {before['status']} and cannot become active: stop it.")
-        now, ttl = time.time(), parse_duration(params["ttl"])
-        changes = {
-            "status": "active",
-            "started_at": timestamp(now),
-            "expires_at": timestamp(now + ttl) if ttl else None,
-            "timings": _summed(before, now - (params["started_from"] or parse_time(before["created_at"]))),
-        }
-        if not check_mode:
-            session.update(**changes)
-        return _result(session.directory, before, public({**before, **changes}))
 
 
 def _absent(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -329,12 +296,6 @@ def _unknown(root: str, session_id: str) -> SessionError:
     return SessionError(
         f"There is no session {session_id} in {root}. Sessions there: {known}. Name one of them, or its session_root."
     )
-
-
-def _summed(record: dict[str, Any], total: float) -> dict[str, float]:
-    """The timings with their total and what of it no step accounts for (seconds)."""
-    steps = {step: float(seconds) for step, seconds in record["timings"].items() if step not in SUMS}
-    return {**steps, "total": round(total, 3), "overhead": round(total - sum(steps.values()), 3)}
 
 
 def _result(

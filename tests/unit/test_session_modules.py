@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import PUBLIC_KEYS, Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    PUBLIC_KEYS,
+    Session,
+    SessionError,
+    public,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
@@ -83,7 +89,9 @@ def active(one: Session) -> Iterator[tuple[Process, Process, int]]:
 
 
 def test_a_life(root: str) -> None:
-    begun = session(root, engine="postgresql", host="db1", archive={"name": "a", "id": "1"}, timings={"look": 0.25})
+    before = time.time() - 3
+    fields = {"engine": "postgresql", "host": "db1", "archive": {"name": "a", "id": "1"}, "timings": {"look": 0.25}}
+    begun = session(root, ttl="2h", began=before, **fields)
     assert begun["changed"]
     assert begun["diff"]["before"] == {}
     assert begun["diff"]["after"]["status"] == "starting"
@@ -96,16 +104,16 @@ def test_a_life(root: str) -> None:
     one.timing("server", 0.5)
     name = begun["session"]["id"]
 
-    started = session(root, "active", session_id=name, ttl="2h", started_from=time.time() - 3)
-    assert started["changed"]
-    assert started["session"]["status"] == "active"
-    timings = started["session"]["timings"]
-    assert 3 <= timings["total"] < 5
-    assert timings["overhead"] == pytest.approx(timings["total"] - 0.75)
-    assert started["session"]["expires_at"] > started["session"]["started_at"] > started["session"]["created_at"]
-    again = session(root, "active", session_id=name, ttl="5h")
-    assert not again["changed"]
-    assert again["session"] == started["session"]
+    one.activate(port=15432)
+    started = public(one.record)
+    assert (started["status"], started["port"]) == ("active", 15432)
+    assert 3 <= started["timings"]["total"] < 5
+    assert started["timings"]["overhead"] == pytest.approx(started["timings"]["total"] - 0.75)
+    assert started["started_at"] > started["created_at"]
+    lives = datetime.fromisoformat(started["expires_at"]) - datetime.fromisoformat(started["started_at"])
+    assert lives.total_seconds() == 7200
+    one.activate(port=15433)
+    assert public(one.record) == {**started, "port": 15433}, "a server that is started again changes nothing else"
 
     stopped = session(root, "absent", session_id=name)
     assert stopped["changed"]
@@ -125,10 +133,8 @@ def test_check_mode_predicts_and_does_nothing(root: str) -> None:
     assert planned["session"]["id"] == "mine"
     assert planned["session_directory"] == root + "/new/mine"
     assert session(root, check=True)["session_directory"] is None
-    assert session(root, "active", session_id="mine", check=True)["changed"]
     assert os.listdir(root) == []
     session(root, session_id="mine")
-    assert session(root, "active", session_id="mine", check=True)["session"]["status"] == "active"
     assert session(root, "absent", session_id="mine", check=True)["changed"]
     assert session(root, "absent", session_id="all", check=True)["changed"]
     assert info(root, session_id="mine", check=True)[0]["status"] == "starting"
@@ -161,11 +167,9 @@ def test_all_are_stopped_even_when_one_cannot_be(root: str) -> None:
 
 def test_unknown_sessions(root: str) -> None:
     session(root, session_id="mine")
-    for state in ("absent", "active"):
-        result = session(root, state, session_id="yours")
-        assert result["msg"] == (
-            f"There is no session yours in {root}. Sessions there: mine. Name one of them, or its session_root."
-        )
+    assert session(root, "absent", session_id="yours")["msg"] == (
+        f"There is no session yours in {root}. Sessions there: mine. Name one of them, or its session_root."
+    )
     assert "is not a session id" in session(root, "absent", session_id="../mine")["msg"]
     assert "are missing: session_id" in session(root, "absent")["msg"]
     assert info(root, session_id="yours") == []
@@ -180,14 +184,16 @@ def test_a_session_that_is_worked_on_is_not_stopped(root: str) -> None:
 
 def test_a_session_that_ends_cannot_become_active(root: str) -> None:
     session(root, session_id="mine")
-    Session.open(os.path.join(root, "mine")).update(status="stopping", error_message="Still there: x")
-    assert "mine is stopping and cannot become active" in session(root, "active", session_id="mine")["msg"]
+    one = Session.open(os.path.join(root, "mine"))
+    one.update(status="stopping", error_message="Still there: x")
+    with pytest.raises(SessionError, match="mine is stopping: nothing can be added"):
+        one.activate()
     assert info(root)[0]["status"] == "stopping"
 
 
 def test_a_wrong_ttl(root: str) -> None:
-    session(root, session_id="mine")
-    assert "'soon' is not a duration" in session(root, "active", session_id="mine", ttl="soon")["msg"]
+    assert "'soon' is not a duration" in session(root, ttl="soon")["msg"]
+    assert os.listdir(root) == []
 
 
 def test_no_sessions(root: str) -> None:
