@@ -16,10 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, find_program, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts
 
-__all__ = ["DRIVERS", "FUSE_LIBRARIES", "Host", "Problem", "Report", "choose_driver", "examine", "mounting_problems"]
+__all__ = [
+    "DRIVERS",
+    "FUSE_LIBRARIES",
+    "Host",
+    "Problem",
+    "Report",
+    "choose_driver",
+    "examine",
+    "mounting_problems",
+    "parse_size",
+]
 
 DRIVERS = ("auto", "block", "overlayfs")
 FUSE_LIBRARIES = ("pyfuse3", "llfuse")
@@ -121,6 +133,14 @@ def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) ->
         python=host.python,
         warnings=warnings,
     )
+
+
+def parse_size(size: str, *, option: str) -> int:
+    """Bytes from 1000, 500M or 2G (powers of 1024). Raises RecoveryError that names the option for anything else."""
+    try:
+        return int(human_to_bytes(size))
+    except ValueError:
+        raise RecoveryError(f"{option} {size} is not a size; write for example 500M or 2G") from None
 
 
 def _recommended(host: Host) -> set[str]:

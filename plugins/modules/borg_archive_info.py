@@ -296,6 +296,11 @@ paths:
   elements: str
   returned: success
   sample: [var/lib/postgresql/15/main, srv/fast]
+began:
+  description: When the module began, in seconds since the epoch by this host's clock.
+  type: float
+  returned: success
+  sample: 1795352701.12
 elapsed:
   description: Seconds it took.
   type: float
@@ -303,6 +308,7 @@ elapsed:
   sample: 1.8
 """
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -342,9 +348,10 @@ def main() -> None:
 
 
 def _result(options: dict[str, Any]) -> dict[str, Any]:
+    began = time.time()
     repository = Repository.from_options(options)
     archives = repository.list_archives(details=options["details"])
-    listed = {"changed": False, "archives": [archive.as_dict() for archive in archives]}
+    listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
         return {**listed, "archive": None, "databases": [], "database": None, "paths": []}
     archive = resolve_archive(archives, split_location(options["archive"])[1], repository=repository.location)

@@ -112,22 +112,6 @@ user:
   type: str
   returned: success
   sample: root
-accounts:
-  description: Names of the host's own users, so that it is known whom a server can run as.
-  type: list
-  elements: str
-  returned: success
-  sample: [root, daemon, postgres]
-began:
-  description: When the module began, in seconds since the epoch by the host's own clock.
-  type: float
-  returned: success
-  sample: 1795352701.12
-cpus:
-  description: How many CPUs may be used.
-  type: int
-  returned: success
-  sample: 2
 session_root:
   description: The directory that will hold the sessions.
   type: str
@@ -140,14 +124,14 @@ elapsed:
   sample: 0.05
 """
 
-import os
-import pwd
-import time
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import DRIVERS, Host, examine
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
+    DRIVERS,
+    Host,
+    examine,
+    parse_size,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import default_root
 
 
@@ -164,23 +148,13 @@ def main() -> None:
 
 
 def _result(module: AnsibleModule, *, session_root: str | None, driver: str, minimum_free: str) -> dict[str, object]:
-    began = time.time()
     root = session_root or default_root()
     host = Host.look()
-    report = examine(host, driver=driver, session_root=root, minimum_free=_bytes(minimum_free))
+    free = parse_size(minimum_free, option="minimum_free")
+    report = examine(host, driver=driver, session_root=root, minimum_free=free)
     for warning in report.warnings:
         module.warn(warning)
-    accounts = [entry.pw_name for entry in pwd.getpwall()]
-    cpus = len(os.sched_getaffinity(0))
-    found = {"user": host.user, "accounts": accounts, "cpus": cpus, "session_root": root, "began": began}
-    return {"changed": False, **report.as_result(), **found}
-
-
-def _bytes(size: str) -> int:
-    try:
-        return int(human_to_bytes(size))
-    except ValueError:
-        raise RecoveryError(f"minimum_free {size} is not a size; write for example 500M or 2G") from None
+    return {"changed": False, **report.as_result(), "user": host.user, "session_root": root}
 
 
 if __name__ == "__main__":

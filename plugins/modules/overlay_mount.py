@@ -148,7 +148,6 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import (
@@ -156,7 +155,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay 
     OverlayError,
     remove_overlay,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import DRIVERS, Host, choose_driver
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
+    DRIVERS,
+    Host,
+    choose_driver,
+    parse_size,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import claiming
 
 
@@ -229,21 +233,12 @@ def _overlay(options: dict[str, Any]) -> tuple[Overlay, tuple[str, ...]]:
         upper=options["upper"],
         mountpoint=options["mountpoint"],
         owner=options["owner"],
-        cache_size=_bytes(options["cache_size"]),
+        cache_size=None if options["cache_size"] is None else parse_size(options["cache_size"], option="cache_size"),
         python=options["python"] or host.python,
         log=os.path.join(logs, "overlay.log"),
         timeout=options["timeout"],
     )
     return overlay, warnings
-
-
-def _bytes(size: str | None) -> int | None:
-    if size is None:
-        return None
-    try:
-        return int(human_to_bytes(size))
-    except ValueError:
-        raise OverlayError(f"cache_size is {size}: write it as 512M, 2G, or 0 for none.") from None
 
 
 def _result(

@@ -17,7 +17,8 @@ description:
 options:
   state:
     description:
-      - V(present) makes a session that is about to be started.
+      - V(present) makes a session that is about to be started, on a host that has what it takes: what
+        M(phpborg.instant_recovery.host_preflight) finds missing is an error here.
         It becomes C(active) when the engine's module has started the server.
       - V(absent) stops its server, unmounts what it mounted, removes its directory and keeps its last record. It undoes
         what the session has recorded, in reverse order, and works after a crash or a reboot, too.
@@ -35,11 +36,27 @@ options:
       - The default is C(/var/lib/instant_recovery) for root and C(instant_recovery) in the user's state directory
         otherwise.
     type: path
+  driver:
+    description: The copy-on-write driver that the session is to use, for O(state=present).
+    type: str
+    choices: [auto, block, overlayfs]
+    default: auto
+  minimum_free:
+    description: Room that must be free for the session's changes, in bytes or with a unit such as V(500M).
+    type: str
+    default: 1G
   server_user:
     description:
       - User who will run the database server, for O(state=present). Only root can name another than itself.
-      - The default is the user whom the module runs as.
+      - The default is the user whom the module runs as, and for root the first of O(server_user_choices).
     type: str
+  server_user_choices:
+    description:
+      - Users of whom the first that this host has is to run the server, if the module runs as root. Root itself is
+        passed over. Where the host has none of them, it is the last one, and an error.
+    type: list
+    elements: str
+    default: []
   host:
     description: Name of this host for the record, as the inventory has it.
     type: str
@@ -164,6 +181,26 @@ directories:
     merged: /var/lib/instant_recovery/20261122-130501-9c1e/merged
     run: /var/lib/instant_recovery/20261122-130501-9c1e/run
     log: /var/lib/instant_recovery/20261122-130501-9c1e/log
+driver:
+  description: The driver that the session can use, V(block) or V(overlayfs). Null unless a session was made.
+  type: str
+  returned: success
+  sample: block
+python:
+  description: A Python that has pyfuse3, for the driver V(block). Null when there is none, and unless a session was made.
+  type: str
+  returned: success
+  sample: /usr/bin/python3
+cpus:
+  description: How many CPUs the session may use.
+  type: int
+  returned: success
+  sample: 2
+server_user:
+  description: User who will run the server. Null unless a session was made.
+  type: str
+  returned: success
+  sample: postgres
 remains:
   description: What could not be removed. The session stays until it is stopped again.
   type: list
@@ -183,6 +220,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
+    DRIVERS,
+    Host,
+    Report,
+    examine,
+    parse_size,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     DIRECTORIES,
     Session,
@@ -203,7 +247,10 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "session_id": {"type": "str"},
             "session_root": {"type": "path"},
+            "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
+            "minimum_free": {"type": "str", "default": "1G"},
             "server_user": {"type": "str"},
+            "server_user_choices": {"type": "list", "elements": "str", "default": []},
             "host": {"type": "str"},
             "deployment_location": {"type": "str", "choices": ["local", "remote"]},
             "engine": {"type": "str"},
@@ -235,12 +282,35 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in FIELDS}, "ttl": parse_duration(params["ttl"])}
+    report = _ready_host(root, params)
+    user = params["server_user"] or _server_user(params["server_user_choices"])
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}
-        return _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
-    user = params["server_user"] or pwd.getpwuid(os.geteuid()).pw_name
-    session = Session.create(root, session_id=session_id, user=user, fields=fields)
-    return _result(session.directory, {}, public(session.record))
+        made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
+    else:
+        session = Session.create(root, session_id=session_id, user=user, fields=fields)
+        made = _result(session.directory, {}, public(session.record))
+    warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
+    return {**made, **warnings, "driver": report.driver, "python": report.python, "server_user": user}
+
+
+def _ready_host(root: str, params: dict[str, Any]) -> Report:
+    """What the host has for a session. Raises SessionError where something is missing."""
+    free = parse_size(params["minimum_free"], option="minimum_free")
+    report = examine(Host.look(), driver=params["driver"], session_root=root, minimum_free=free)
+    if report.problems:
+        sentences = " ".join(f"{problem.what}: {problem.remedy}." for problem in report.problems)
+        raise SessionError(f"This host cannot run sessions. {sentences}")
+    return report
+
+
+def _server_user(choices: list[str]) -> str:
+    """Who runs the server: whoever we are, unless root, who leaves it to the first of choices that exists."""
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    if os.geteuid() != 0:
+        return me
+    accounts = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 0}
+    return next((name for name in choices if name in accounts), (*choices, me)[-1])
 
 
 def _absent(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -307,6 +377,8 @@ def _result(
         "diff": {"before": before or {}, "after": {} if ended else after or {}},
         "session": after,
         "sessions": [after] if after else [],
+        **dict.fromkeys(("driver", "python", "server_user")),
+        "cpus": len(os.sched_getaffinity(0)),
         "session_directory": directory,
         "directories": {name: os.path.join(directory, name) for name in DIRECTORIES} if directory else {},
     }
