@@ -30,6 +30,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import itertools
 import logging
 import os
 import resource
@@ -52,13 +53,20 @@ __all__ = ["BLOCK", "WINDOW", "Content", "CowFs", "Lower", "Node", "main"]
 #: Unit of copying, bytes: a page of the kernel's cache, which sends whole pages; a PostgreSQL page is two of it.
 BLOCK = 4096
 #: Unit of fetching from the lower, bytes. Borg decodes whole chunks of about 2 MiB for any read in them: half a chunk
-#: wastes little, and is fetched about as fast as 8 KiB of it.
-WINDOW = 1 << 20
+#: wastes little, and is fetched about as fast as 8 KiB of it. One page less than 1 MiB, the most that the kernel asks
+#: of a FUSE file system at once: 256 pages, of which the buffer, which does not begin with a page, touches one more.
+WINDOW = (1 << 20) - BLOCK
 #: Windows fetched ahead of a sequential reader, at most. They are dealt out to the readers in runs, one run to each, so
-#: that few chunks are decoded by two of them: with two readers 16 MiB, about 8 chunks.
-READ_AHEAD = 32
-#: Fetched windows kept in memory. Beyond these, what has not been read wholly goes to the cache file.
-HOT_WINDOWS = 40
+#: that few chunks are decoded by two of them: with two readers 32 MiB, about 12 chunks of an average file.
+READ_AHEAD = 64
+#: How far from the last window, in windows, a read still belongs to the same sequence: the processes of a parallel scan
+#: take pieces of a table by turns.
+NEAR = 64
+#: Planned windows that a reader fetches before one that is waited for. Taken out of their order, windows have Borg
+#: decode a chunk again: it forgets one that has been read to its end.
+PATIENCE = 16
+#: Fetched windows kept in memory until they have been read. Beyond these, the oldest go to the cache file.
+HOT_WINDOWS = 72
 #: Open lower files of each reader, and open upper files: least recently used are closed.
 OPEN_FILES = 256
 #: Seconds for which the kernel may keep names and attributes: all changes go through it, so for ever.
@@ -548,15 +556,16 @@ class Content:
     come back when the file grows again: beyond it there are zeros, which is what a hole in the upper file reads as.
     """
 
-    __slots__ = ("fs", "ino", "lower", "limit", "size", "copied", "differs", "last_window", "streak")
+    __slots__ = ("fs", "ino", "lower", "limit", "size", "copied", "differs", "last_window", "streak", "served")
 
     def __init__(self, fs: CowFs, ino: int, lower: bytes | None, size: int) -> None:
         self.fs, self.ino, self.lower = fs, ino, lower
         self.limit = self.size = size
         self.copied: bytearray | None = None  # one bit per block of the lower file; None: no block yet
         self.differs = False
-        self.last_window = -2
+        self.last_window = -2 * NEAR
         self.streak = 0
+        self.served = bytearray()  # one bit per window that the kernel has had wholly, as far as they go
 
     async def read(self, offset: int, size: int) -> Any:
         end = min(offset + size, self.size)
@@ -648,16 +657,21 @@ class Content:
 
     def _notice(self, window: int) -> None:
         """Have the windows to come fetched while a file is read in sequence."""
-        if window == self.last_window:
+        step = window - self.last_window
+        if -NEAR < step <= 0:
             return
-        if 0 < window - self.last_window <= 2:
-            self.streak += 1
-        elif not -2 <= window - self.last_window < 0:  # Parallel scans step back a little: still a sequence.
-            self.streak = 0
+        self.streak = self.streak + 1 if 0 < step <= NEAR else 0
         self.last_window = window
-        if self.streak:
-            ahead = min(2 << self.streak, READ_AHEAD)
+        if self.streak > 1:  # Two reads near to each other may be chance.
+            ahead = min(1 << self.streak, READ_AHEAD)
             self.fs.lower.prefetch(self, window + 1, min(window + ahead, (self.limit - 1) // WINDOW))
+
+    def was_served(self, window: int) -> bool:
+        return window >> 3 < len(self.served) and bool(self.served[window >> 3] & 1 << (window & 7))
+
+    def note_served(self, window: int) -> None:
+        self.served.extend(bytes(max(0, (window >> 3) + 1 - len(self.served))))
+        self.served[window >> 3] |= 1 << (window & 7)
 
     async def _copy_block(self, block: int) -> None:
         start = block * BLOCK
@@ -886,19 +900,23 @@ class Lower:
             cached = self.cache.read(key, start, stop)
             if cached is not None:
                 return cached
+            if content.was_served(index):  # The kernel has dropped what it had: read-ahead begins anew.
+                content.served.clear()
             fetch = self.awaited.get(key) or self._queue(content, index)
             window = await fetch.result()
-        else:
-            self.hot.move_to_end(key)
         piece = window.cut(start, stop)
         if len(piece) != stop - start:
             raise OSError(errno.EIO, "the archive's file is shorter than its recorded size")
+        if window.used_up:  # The kernel has all of it in its page cache.
+            self.hot.pop(key, None)
+            content.note_served(index)
         return piece
 
     def prefetch(self, content: Content, first: int, last: int) -> None:
         for index in range(first, last + 1):
             key = (content.ino, index)
-            if key not in self.hot and key not in self.awaited and key not in self.cache:
+            known = key in self.hot or key in self.awaited or key in self.cache
+            if not known and not content.was_served(index):
                 self._queue(content, index, demand=False)
 
     def forget(self, ino: int) -> None:
@@ -914,7 +932,7 @@ class Lower:
 
     def _assign(self, fetch: Fetch, demand: bool) -> None:
         alive = self.alive() or self.readers  # When none lives, the dead one's error is the answer.
-        fetch.reader = alive[fetch.index // self.run % len(alive)]
+        fetch.reader = alive[(fetch.content.ino + fetch.index // self.run) % len(alive)]
         if demand:
             fetch.reader = min(alive, key=lambda one: (one.load, one is not fetch.reader))
         (fetch.reader.demands if demand else fetch.reader.plans).append(fetch)
@@ -945,9 +963,7 @@ class Lower:
         self.hot[key] = window
         while len(self.hot) > HOT_WINDOWS:
             old_key, old = self.hot.popitem(last=False)
-            # What the kernel has had wholly is in its page cache: a scan does not push everything else out of ours.
-            if not old.used_up:
-                self.cache.write(old_key, old.data)
+            self.cache.write(old_key, old.data)
 
 
 class Fetch:
@@ -964,7 +980,7 @@ class Fetch:
         self.reader: Any = None
 
     async def result(self) -> Window:
-        if self in self.reader.plans:  # Only planned so far: now somebody waits.
+        if self in itertools.islice(self.reader.plans, PATIENCE, None):
             self.reader.plans.remove(self)
             self.reader.demands.append(self)
         await self.done.wait()

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import re
 import struct
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then t
 TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
 XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
 LONGEST = 2048  # bytes; a path has at most 1024
+AT_ONCE = 4  # segments read ahead: as many as an archive has mounts at most
 
 # From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
 # (255, or 254 with a longer length), before which the origin (253) and the transaction (252) may be named.
@@ -93,7 +96,8 @@ def tablespace_records(directory: str, start: Start, *, waldump: str | None, tim
     """
     if waldump is not None and os.path.exists(os.path.join(directory, start.segment)):
         argv = [waldump, "--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
-        done = run([*argv, "--rmgr", "Tablespace"], timeout=timeout, check=False)
+        with _read_ahead([os.path.join(directory, name) for name in wal_segments(directory) if name >= start.segment]):
+            done = run([*argv, "--rmgr", "Tablespace"], timeout=timeout, check=False)
         # It goes on until there is no more valid record, as recovery does, and calls this an error.
         if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
             return []
@@ -118,6 +122,32 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
                 break
         if before is not None:
             yield from _records(before, None, start.position)
+
+
+@contextmanager
+def _read_ahead(paths: list[str]) -> Iterator[None]:
+    """Have the kernel read the files while the with block lasts, some at once, in their order.
+
+    Whoever reads WAL reads one segment after the other, and a layer over several Borg mounts could serve more than one
+    at a time. Recovery will find them in the kernel's page cache.
+    """
+    waiting = iter(paths)
+    over = threading.Event()
+
+    def read() -> None:
+        buffer = bytearray(1 << 20)
+        for path in waiting:
+            with suppress(OSError), open(path, "rb", buffering=0) as file:
+                while not over.is_set() and file.readinto(buffer):
+                    pass
+
+    for _thread in range(AT_ONCE):
+        # Not waited for: where the lower hangs, the time-out of whoever reads counts.
+        threading.Thread(target=read, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _number(name: str, segment_size: int) -> int:

@@ -221,10 +221,7 @@ def _unmount(module: AnsibleModule) -> dict[str, Any]:
 
 def _overlay(options: dict[str, Any]) -> tuple[Overlay, tuple[str, ...]]:
     """The layer that is asked for, and what the user should know about the driver."""
-    host = Host.look()
-    driver, problem, warnings = choose_driver(host, options["driver"])
-    if driver is None:
-        raise OverlayError(f"{problem.what}: {problem.remedy}." if problem else "No driver is to be had.")
+    driver, python, warnings = _driver(options)
     session = options["session_directory"]
     logs = options["log_directory"] or (os.path.join(session, "log") if session else os.path.dirname(options["upper"]))
     overlay = Overlay(
@@ -234,11 +231,22 @@ def _overlay(options: dict[str, Any]) -> tuple[Overlay, tuple[str, ...]]:
         mountpoint=options["mountpoint"],
         owner=options["owner"],
         cache_size=None if options["cache_size"] is None else parse_size(options["cache_size"], option="cache_size"),
-        python=options["python"] or host.python,
+        python=python,
         log=os.path.join(logs, "overlay.log"),
         timeout=options["timeout"],
     )
     return overlay, warnings
+
+
+def _driver(options: dict[str, Any]) -> tuple[str, str | None, tuple[str, ...]]:
+    """The driver, a Python for it, and warnings. The host is looked at only for what is not given."""
+    if options["driver"] == "block" and options["python"]:
+        return "block", options["python"], ()
+    host = Host.look()
+    driver, problem, warnings = choose_driver(host, options["driver"])
+    if driver is None:
+        raise OverlayError(f"{problem.what}: {problem.remedy}." if problem else "No driver is to be had.")
+    return driver, options["python"] or host.python, warnings
 
 
 def _result(

@@ -233,8 +233,8 @@ neutralised:
       why: as a standby the server would connect to production and never accept a write
 session:
   description:
-    - The session's record, which this start has made C(active). Null without O(session_directory), with O(state=stopped)
-      and in check mode.
+    - The session's record, which this start has made C(active).
+    - Null without O(session_directory), with O(state=stopped) and in check mode.
     - Its keys are those that M(phpborg.instant_recovery.session_info) explains.
   type: dict
   returned: success

@@ -187,7 +187,7 @@ driver:
   returned: success
   sample: block
 python:
-  description: A Python that has pyfuse3, for the driver V(block). Null when there is none, and unless a session was made.
+  description: A Python that has pyfuse3, for the driver V(block). Null unless one was found and a session made.
   type: str
   returned: success
   sample: /usr/bin/python3

@@ -182,6 +182,7 @@ class Mounted(Way):
             upper=begun["directories"]["upper"],
             mountpoint=begun["directories"]["merged"],
             driver=self.driver,
+            **({"python": begun["python"]} if self.driver == "block" else {}),
             **common,
         )
         return mount, layer

@@ -720,18 +720,17 @@ def test_it_ends_in_order_as_soon_as_it_is_mounted(place: Path, lower: Path) -> 
 
 def test_it_ends_although_its_lower_hangs(place: Path, lower: Path) -> None:
     (lower / "f").write_bytes(DATA)
-    (lower / "read before").write_bytes(DATA)
     with (
         Layer(lower=[lower], directory=place / "below") as below,
         Layer(lower=[below.root], directory=place / "layer") as layer,
     ):
-        known = os.open(layer.root / "read before", os.O_RDONLY | os.O_DIRECT)
-        assert os.pread(known, len(DATA), 0) == DATA
+        (layer.root / "own").write_bytes(DATA)
+        own = os.open(layer.root / "own", os.O_RDONLY | os.O_DIRECT)
         below.process.send_signal(signal.SIGSTOP)
         try:
             reader = subprocess.Popen(["cat", str(layer.root / "f")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            assert os.pread(known, len(DATA), 0) == DATA  # from its own memory
-            os.close(known)
+            assert os.pread(own, len(DATA), 0) == DATA  # needs no lower
+            os.close(own)
             layer.process.terminate()
             wait_for_mounts(lambda: not is_mounted(layer.root))
             assert reader.wait(30) != 0

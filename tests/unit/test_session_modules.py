@@ -44,6 +44,7 @@ KILL = [("SIGKILL", 5.0)]
 @pytest.fixture(name="root")
 def _root() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="spine-") as root:
+        os.chmod(root, 0o711)  # a server's user has to pass
         yield root
         for name in os.listdir(root):
             stop_all(marked(os.path.join(root, name)), KILL)
