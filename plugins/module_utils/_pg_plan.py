@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Step, plan_clone
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import is_within, resolve_within
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
+    Recovery,
+    plan_recovery,
+    read_recovered,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
     archived_settings,
     carried,
@@ -21,6 +27,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     report_guards,
     tuning,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     DataDirectory,
@@ -38,7 +46,10 @@ __all__ = ["Plan", "Request", "make_plan"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone."""
+    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
+
+    target is where recovery is to stop, wal_source a directory of archived WAL.
+    """
 
     data_directory: str
     tree: str
@@ -52,6 +63,8 @@ class Request:
     user: str | None = None
     relocated: Mapping[str, str] = field(default_factory=dict)
     session_directory: str | None = None
+    target: Target | None = None
+    wal_source: str | None = None
 
     @property
     def log(self) -> str:
@@ -64,16 +77,19 @@ class Plan:
     """What will be done. sections: the session's configuration file; guards: settings for the command line.
 
     neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
     """
 
     request: Request
     data: DataDirectory
     binaries: Binaries
     account: pwd.struct_passwd
-    steps: tuple[Step, ...]
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
     neutralised: tuple[dict[str, str], ...]
+    clone: Clone
+    recovery: Recovery | None
+    recovered: dict[str, Any] | None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -90,14 +106,20 @@ def make_plan(request: Request) -> Plan:
     binaries = require(data.major, bindir=request.bindir)
     account = server_account(data, request.user)
     _check_socket_directory(request.socket_directory, account)
-    steps = plan_clone(
+    recovered = read_recovered(data.path)
+    _check_recovered(request, recovered)
+    archive = None if recovered else _wal_archive(request, data)
+    waldump = find_program("pg_waldump", directories=(binaries.bindir,))
+    clone = plan_clone(
         data,
         request.tree,
         relocated=request.relocated,
-        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
+        archive=archive,
+        waldump=waldump,
         timeout=request.timeout,
     )
     archived = archived_settings(data, request.tree)
+    recovery = None if recovered else _recovery(request, data, clone, archive, archived, waldump)
     libraries, left_out = preload(archived, binaries.bindir)
     sections = {
         "What keeps the session quick and its changes small": tuning(data),
@@ -110,14 +132,58 @@ def make_plan(request: Request) -> Plan:
         data=data,
         binaries=binaries,
         account=account,
-        steps=tuple(steps),
         sections=sections,
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
-            *(step.as_dict() for step in steps),
+            *(step.as_dict() for step in clone.steps),
             *report_guards(data.major),
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
+        clone=clone,
+        recovery=recovery,
+        recovered=recovered,
+    )
+
+
+def _check_recovered(request: Request, recovered: Mapping[str, Any] | None) -> None:
+    wanted = str(request.target) if request.target else None
+    if recovered is not None and wanted is not None and wanted != recovered["target"]:
+        raise PostgresError(
+            f"The copy in {request.data_directory} was recovered already, to "
+            f"{recovered['target'] or 'the end of its WAL'}: start from the archive again to see it at {wanted}."
+        )
+
+
+def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
+    """The WAL of wal_source. Within the tree, links mean what they meant on the host the archive is from."""
+    source = request.wal_source
+    if source is None:
+        return None
+    tree = os.path.realpath(request.tree)
+    if is_within(os.path.normpath(source), tree):
+        source = resolve_within(tree, os.path.relpath(source, tree)) or source
+    return open_archive(
+        source, segment_size=data.control.wal_segment_size, system_identifier=data.control.system_identifier
+    )
+
+
+def _recovery(
+    request: Request,
+    data: DataDirectory,
+    clone: Clone,
+    archive: WalArchive | None,
+    archived: Mapping[str, str],
+    waldump: str | None,
+) -> Recovery | None:
+    return plan_recovery(
+        data,
+        clone.backup,
+        target=request.target,
+        archive=archive,
+        wal=clone.wal,
+        time_zone=carried(archived).get("TimeZone", "UTC"),
+        waldump=waldump,
+        timeout=request.timeout,
     )
 
 

@@ -10,13 +10,13 @@ import os
 import secrets
 import select
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
     SESSION_ROLE,
     Catalogs,
@@ -25,6 +25,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
     reason,
     scram_verifier,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
+    RECOVERED,
+    allows_in_place_tablespaces,
+    explain,
+    next_segment,
+    recovered_to,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import PIPES, WalServer
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import render_configuration
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import ADDRESS, reserve_port
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
@@ -45,7 +53,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_m
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
@@ -61,7 +69,7 @@ PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
 
 # What a start writes into the socket directory.
-FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "pgpass", "pg_service.conf", "server.json")
+FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "pgpass", "pg_service.conf", "server.json", *PIPES)
 HBA = f"""\
 # Through the socket: everybody whom the directory's mode lets in, which is the server's own user.
 local all all trust
@@ -95,16 +103,17 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
     made = _make_directories(plan)
     try:
         with reserve_port(plan.request.port, avoid=avoid) as port:
-            apply_steps(plan.steps, plan.account)
+            apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)
             argv = _configure(plan, port)
-            catalogs = _prepare(plan, argv, password, session, deadline)
+            prepared = _prepare(plan, argv, password, session, deadline)
             process = _start(plan, argv, session, deadline)
-        database = "postgres" if "postgres" in catalogs.databases else next(iter(catalogs.databases), "template1")
+        databases = prepared.catalogs.databases
+        database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
         _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan, "pg_service.conf", _service(plan, port, database))
         _log_in(plan)
-        result = _result(plan, process, port, catalogs, database)
+        result = _result(plan, process, port, prepared, database)
         _write(plan, "server.json", json.dumps(result, indent=1))
         return result
     except BaseException:
@@ -219,13 +228,12 @@ def _configure(plan: Plan, port: int) -> list[str]:
         "cluster_name": f"{SERVICE} {session}".strip()[:63],
         **plan.guards,
     }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    return [plan.binaries.program("postgres"), "-D", plan.data.path, *options]
+    return [plan.binaries.program("postgres"), "-D", plan.data.path, *_options(settings)]
 
 
-def _write(plan: Plan, name: str, text: str) -> None:
+def _write(plan: Plan, name: str, text: str, *, directory: str | None = None) -> None:
     """A file in the socket directory, for the server's user alone. That user may have planted links there."""
-    path = os.path.join(plan.request.socket_directory, name)
+    path = os.path.join(directory or plan.request.socket_directory, name)
     temporary = f"{path}.new"
     _unlink(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -241,19 +249,59 @@ def _environment(plan: Plan) -> dict[str, str]:
     return {} if directory is None else {MARKER: directory}
 
 
-def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float) -> Catalogs:
+@dataclass(frozen=True)
+class _Prepared:
+    """A recovered cluster: see Catalogs and recovered_to. silenced: what was taken out of WAL from elsewhere."""
+
+    catalogs: Catalogs
+    recovered_to: dict[str, Any]
+    silenced: list[dict[str, str]]
+
+
+def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float) -> _Prepared:
+    """Recover the cluster and change its catalogs, before anybody can connect."""
     if session is not None:
         session.claim(name="server", kind="process", signals=PREPARE_SIGNALS)
-    return prepare(
-        argv,
-        user=plan.account.pw_name,
-        log=plan.request.log,
-        env=_environment(plan),
-        timeout=deadline - time.monotonic(),
-        major=plan.data.major,
-        verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
-        read_only=plan.request.read_only,
-    )
+    recovery, start = plan.recovery, plan.clone.backup.start
+    server = WalServer(recovery.archive if recovery else None, plan.request.socket_directory, plan.account)
+    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    with ExitStack() as serving:
+        if recovery is not None:
+            serving.enter_context(server)
+            settings.update(recovery.settings(server.command))
+            _write(plan, "recovery.signal", "", directory=plan.data.path)
+        try:
+            catalogs = prepare(
+                [*argv, *_options(settings)],
+                user=plan.account.pw_name,
+                log=plan.request.log,
+                env=_environment(plan),
+                timeout=deadline - time.monotonic(),
+                major=plan.data.major,
+                verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
+                read_only=plan.request.read_only,
+                explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
+            )
+        finally:
+            # To the server a file that cannot be used is the end of the WAL, which may look like success.
+            if server.problem is not None:
+                raise server.problem
+    return _Prepared(catalogs, _reached(plan, catalogs), [silenced(record) for record in server.records.values()])
+
+
+def _reached(plan: Plan, catalogs: Catalogs) -> dict[str, Any]:
+    """The point that the copy shows, kept beside its data for later starts."""
+    if plan.recovered is not None:
+        return dict(plan.recovered["recovered_to"])
+    reached = recovered_to(catalogs.reached, catalogs.log, plan.recovery)
+    target = plan.request.target
+    kept = {"target": None if target is None else str(target), "recovered_to": reached}
+    _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
+    return reached
+
+
+def _options(settings: Mapping[str, str]) -> list[str]:
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
 def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float) -> Process:
@@ -359,7 +407,8 @@ def _log_in(plan: Plan) -> None:
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
 
 
-def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, database: str) -> dict[str, Any]:
+def _result(plan: Plan, process: Process, port: int, prepared: _Prepared, database: str) -> dict[str, Any]:
+    catalogs = prepared.catalogs
     directory = plan.request.socket_directory
     passfile = os.path.join(directory, "pgpass")
     return {
@@ -378,7 +427,8 @@ def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, databas
         "bindir": plan.binaries.bindir,
         "read_only": plan.request.read_only,
         "settings": plan.settings,
-        "neutralised": [*plan.neutralised, *catalogs.neutralised],
+        "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
+        "recovered_to": prepared.recovered_to,
         "session": None,
         **({"warnings": catalogs.warnings} if catalogs.warnings else {}),  # Ansible shows them
     }

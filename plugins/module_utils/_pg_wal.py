@@ -23,7 +23,18 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Patch", "Start", "TablespaceRecord", "scan", "tablespace_records", "wal_segments"]
+__all__ = [
+    "Patch",
+    "Start",
+    "TablespaceRecord",
+    "format_position",
+    "parse_position",
+    "scan",
+    "scan_segment",
+    "segment_number",
+    "tablespace_records",
+    "wal_segments",
+]
 
 SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 PAGE = struct.Struct("<HHIQI4x")  # XLogPageHeaderData: magic, info, timeline, address, rest of a record
@@ -68,13 +79,23 @@ class Start:
     @property
     def segment(self) -> str:
         """Name of the segment that the position is in: XLogFileName in xlog_internal.h."""
-        high, low = self.position >> 32, self.position & 0xFFFFFFFF
-        return f"{self.timeline:08X}{high:08X}{low // self.segment_size:08X}"
+        return f"{self.timeline:08X}{self.position >> 32:08X}{(self.position & 0xFFFFFFFF) // self.segment_size:08X}"
 
     @property
     def lsn(self) -> str:
         """The position as PostgreSQL writes it."""
-        return f"{self.position >> 32:X}/{self.position & 0xFFFFFFFF:X}"
+        return format_position(self.position)
+
+
+def format_position(position: int) -> str:
+    """A position in bytes as PostgreSQL writes it, such as C(1A/2B3C4D5E)."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def parse_position(lsn: str) -> int:
+    """The opposite."""
+    high, _slash, low = lsn.partition("/")
+    return int(high, 16) << 32 | int(low, 16)
 
 
 def wal_segments(directory: str) -> list[str]:
@@ -105,12 +126,12 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
     size = start.segment_size
     by_timeline: dict[str, list[str]] = {}
     for name in wal_segments(directory):
-        if _number(name, size) >= start.position // size:
+        if segment_number(name, size) >= start.position // size:
             by_timeline.setdefault(name[:8], []).append(os.path.join(directory, name))
     for paths in by_timeline.values():
         before: _Segment | None = None
         for path in paths:
-            segment = _read(path, _number(os.path.basename(path), size) * size)
+            segment = _read(path, segment_number(os.path.basename(path), size) * size)
             if before is not None:
                 yield from _records(before, segment, start.position)
             before = segment
@@ -120,9 +141,23 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
             yield from _records(before, None, start.position)
 
 
-def _number(name: str, segment_size: int) -> int:
+def scan_segment(name: str, content: bytes, *, before: bytes | None, after: bytes | None) -> list[TablespaceRecord]:
+    """Every CREATE TABLESPACE of which something is in a segment whose content is given, with its neighbours' contents.
+
+    Only patches with name as their path are for this segment.
+    """
+    start = segment_number(name, len(content)) * len(content)
+    segment = _parse(name, start, memoryview(content))
+    following = None if after is None else _parse("", start + len(content), memoryview(after))
+    found = list(_records(segment, following, 0))
+    if before is not None:
+        found += _records(_parse("", start - len(content), memoryview(before)), segment, 0)
+    return [record for record in found if any(patch.path == name for patch in record.patches)]
+
+
+def segment_number(name: str, segment_size: int) -> int:
     """A segment's number: its first byte is at this times segment_size."""
-    return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:], 16)
+    return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:24], 16)
 
 
 @dataclass(frozen=True)
@@ -145,18 +180,28 @@ class _Segment:
 
 
 def _read(path: str, start: int) -> _Segment:
-    """A segment as far as it is valid: each page says where in the WAL it belongs."""
+    """A segment as far as it is valid; where its first page is not, the rest is not read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
         head = file.read(PAGE.size + LONG_PAGE.size)
-        if len(head) < PAGE.size + LONG_PAGE.size or PAGE.unpack_from(head)[3] != start:
+        if not _begins(head, start):
             return _Segment(path, start, 8192, b"", complete=False)
-        page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
-        file.seek(0)
-        data = memoryview(file.readall())
+        return _parse(path, start, memoryview(head + file.readall()))
+
+
+def _begins(head: bytes | memoryview, start: int) -> bool:
+    """Whether a segment's first bytes say that it begins at that position."""
+    return len(head) >= PAGE.size + LONG_PAGE.size and bool(PAGE.unpack_from(head)[3] == start)
+
+
+def _parse(path: str, start: int, data: memoryview) -> _Segment:
+    """A segment as far as it is valid: each page says where in the WAL it belongs."""
+    if not _begins(data, start):
+        return _Segment(path, start, 8192, b"", complete=False)
+    page_size = LONG_PAGE.unpack_from(data, PAGE.size)[2]
     pages = [data[PAGE.size + LONG_PAGE.size : page_size]]
     for offset in range(page_size, len(data), page_size):
-        if PAGE.unpack_from(data, offset)[3] != start + offset:
+        if offset + PAGE.size > len(data) or PAGE.unpack_from(data, offset)[3] != start + offset:
             break
         pages.append(data[offset + PAGE.size : offset + page_size])
     return _Segment(path, start, page_size, b"".join(pages), complete=len(pages) * page_size == len(data))
