@@ -109,17 +109,16 @@ def make_plan(request: Request) -> Plan:
     recovered = read_recovered(data.path)
     _check_recovered(request, recovered)
     archive = None if recovered else _wal_archive(request, data)
-    waldump = find_program("pg_waldump", directories=(binaries.bindir,))
     clone = plan_clone(
         data,
         request.tree,
         relocated=request.relocated,
         archive=archive,
-        waldump=waldump,
+        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
         timeout=request.timeout,
     )
     archived = archived_settings(data, request.tree)
-    recovery = None if recovered else _recovery(request, data, clone, archive, archived, waldump)
+    recovery = None if recovered else _recovery(request, data, clone, archive, archived)
     libraries, left_out = preload(archived, binaries.bindir)
     sections = {
         "What keeps the session quick and its changes small": tuning(data),
@@ -168,12 +167,7 @@ def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
 
 
 def _recovery(
-    request: Request,
-    data: DataDirectory,
-    clone: Clone,
-    archive: WalArchive | None,
-    archived: Mapping[str, str],
-    waldump: str | None,
+    request: Request, data: DataDirectory, clone: Clone, archive: WalArchive | None, archived: Mapping[str, str]
 ) -> Recovery | None:
     return plan_recovery(
         data,
@@ -182,8 +176,6 @@ def _recovery(
         archive=archive,
         wal=clone.wal,
         time_zone=carried(archived).get("TimeZone", "UTC"),
-        waldump=waldump,
-        timeout=request.timeout,
     )
 
 

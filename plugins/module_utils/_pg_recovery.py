@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
     Start,
@@ -61,15 +60,11 @@ CURE = "name the directory of the archived WAL that has it (wal_source), or use 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Archive recovery with WAL from archive (None: only what the copy has) up to target.
-
-    at_least is the position below which the copy is not consistent. 0: the server knows it itself.
-    """
+    """Archive recovery with WAL from archive (None: only what the copy has) up to target."""
 
     target: Target
     archive: WalArchive | None
     time_zone: str
-    at_least: int = 0
 
     def settings(self, restore_command: str) -> dict[str, str]:
         """For the command line of the run that recovers."""
@@ -89,8 +84,6 @@ def plan_recovery(
     archive: WalArchive | None,
     wal: str,
     time_zone: str,
-    waldump: str | None,
-    timeout: float,
 ) -> Recovery | None:
     """What is to be done to reach target, or None where nothing but the copy's own WAL is wanted.
 
@@ -107,19 +100,16 @@ def plan_recovery(
     _check_timeline(target, data, archive, wal)
     _check_time(target, data, time_zone)
     if target.setting == "recovery_target_lsn" and parse_position(target.value) < (backup.end or backup.start.position):
-        raise _too_early(target, f"which is at {format_position(backup.end or backup.start.position)}")
-    at_least = 0
-    # A copy taken at one moment: its pages may be as new as the newest of its WAL. The server takes this for a crash,
-    # after which it expects to come to the WAL's end in any case.
-    is_snapshot = not backup.is_labelled and backup.end is None and data.control.state != "shut down"
-    if is_snapshot and target.setting not in (None, "recovery_target"):
-        if archive is None:
-            raise PostgresError(
-                f"{target} cannot be reached: the copy was taken at one moment, which is the earliest it can show, and "
-                "there is no WAL that leads further. Use an older archive together with a wal_source."
-            )
-        at_least = _end_of_wal(wal, backup.start, waldump, timeout)
-    return Recovery(target, archive, time_zone, at_least)
+        raise _too_early(target, f", which is at {format_position(backup.end or backup.start.position)}")
+    # A copy taken at one moment shows that moment or a later one: the server goes to the end of the copy's own WAL in
+    # any case, as after a crash, and takes a target that it meets before as an error.
+    is_of_one_moment = not backup.is_labelled and backup.end is None
+    if is_of_one_moment and archive is None and target.setting not in (None, "recovery_target"):
+        raise PostgresError(
+            f"{target} cannot be reached: the copy was taken at one moment, which is the earliest it can show, and "
+            "there is no WAL that leads further. Give a wal_source, or use an older archive together with one."
+        )
+    return Recovery(target, archive, time_zone)
 
 
 def missing_wal(backup: Backup, wal: str, archive: WalArchive | None) -> str | None:
@@ -150,14 +140,9 @@ def allows_in_place_tablespaces(version: str) -> bool:
     return major >= 15 or minor >= IN_PLACE_TABLESPACES.get(major, 99)
 
 
-def recovered_to(reached: dict[str, Any], log: Sequence[str], recovery: Recovery | None) -> dict[str, Any]:
-    """The point that was reached, from what the server's functions and its log say.
-
-    Raises PostgresError where it is before the copy is consistent.
-    """
+def recovered_to(reached: dict[str, Any], log: Sequence[str]) -> dict[str, Any]:
+    """The point that was reached, from what the server's functions and its log say."""
     stop = next((match[1] for line in log if (match := re.search(r"LOG:  recovery (stopping .*)", line))), None)
-    if recovery is not None and reached["lsn"] and parse_position(reached["lsn"]) < recovery.at_least:
-        raise _too_early(recovery.target, f"whose WAL goes to {format_position(recovery.at_least)}", log)
     reason = stop or ("end of the WAL" if reached["lsn"] else "shut down in order")
     return {**reached, "reason": reason}
 
@@ -175,7 +160,7 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
         known = f"ends at {end[1]}" if end else "ends before"
         return f"{target} was not reached: the WAL {known}, its last commit {_at(last)}. To go on, {GO_FURTHER}."
     if "requested recovery stop point is before consistent recovery point" in said:
-        return str(_too_early(target, "where the copy becomes consistent"))
+        return str(_too_early(target))
     if match := re.search(
         r"FATAL:  (?:recovery target timeline (\d+) does not exist|requested timeline (\d+) is)", said
     ):
@@ -209,11 +194,8 @@ def _at(match: re.Match[str] | None) -> str:
     return f"was at {match[1].strip()}" if match else "is not known"
 
 
-def _too_early(target: Target, where: str, log: Sequence[str] = ()) -> PostgresError:
-    return PostgresError(
-        f"{target} is before the end of the copy, {where}: name a later point, or use an older archive.",
-        **({"log_tail": list(log)} if log else {}),
-    )
+def _too_early(target: Target, known: str = "") -> PostgresError:
+    return PostgresError(f"{target} is before the end of the copy{known}: name a later point, or use an older archive.")
 
 
 def _check_timeline(target: Target, data: DataDirectory, archive: WalArchive | None, wal: str) -> None:
@@ -233,18 +215,4 @@ def _check_time(target: Target, data: DataDirectory, time_zone: str) -> None:
     time = target.time(time_zone)
     written = datetime.fromtimestamp(data.control.time, timezone.utc)
     if time is not None and time < written:
-        raise _too_early(target, f"which was made after {written:%Y-%m-%d %H:%M:%S} UTC")
-
-
-def _end_of_wal(wal: str, start: Start, waldump: str | None, timeout: float) -> int:
-    """The position of the last valid record's end."""
-    if waldump is None:
-        raise PostgresError("pg_waldump is not installed with the server, and this recovery needs it: install it.")
-    argv = [waldump, "--path", wal, "--timeline", str(start.timeline), "--start", start.lsn, "--rmgr", "Tablespace"]
-    done = run(argv, timeout=timeout, check=False)
-    found = re.search(r"error in WAL record at [^:]+: .*? at ([0-9A-F]+/[0-9A-F]+)", done.stderr)
-    if found is not None:
-        return parse_position(found[1])
-    # No error but the lack of a next segment: everything up to its beginning is valid.
-    wanted = re.search(r'could not find file "[0-9A-F]{8}([0-9A-F]{16})"', done.stderr)
-    return segment_number(f"{0:08}{wanted[1]}", start.segment_size) * start.segment_size if wanted else 0
+        raise _too_early(target, f", which was made after {written:%Y-%m-%d %H:%M:%S} UTC")

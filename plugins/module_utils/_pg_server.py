@@ -293,7 +293,7 @@ def _reached(plan: Plan, catalogs: Catalogs) -> dict[str, Any]:
     """The point that the copy shows, kept beside its data for later starts."""
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
-    reached = recovered_to(catalogs.reached, catalogs.log, plan.recovery)
+    reached = recovered_to(catalogs.reached, catalogs.log)
     target = plan.request.target
     kept = {"target": None if target is None else str(target), "recovered_to": reached}
     _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
