@@ -191,9 +191,20 @@ CONTENT_LIMIT = 1024 * 1024
 
 TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
 WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
+# As _pg_wal_archive reads them: a checksum (pgBackRest), a kind of compression.
+ARCHIVED_SEGMENT = re.compile(r"([0-9A-F]{24})(?:-[0-9a-f]{40})?(?:\.(?:gz|bz2|xz|zst|lz4))?(?:\.partial)?")
+LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
 DUMP_NAME = re.compile(
     r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
 )
+
+
+class _Segments(NamedTuple):
+    """WAL segments of one directory: the first and the last by name, and their number."""
+
+    first: str
+    last: str
+    number: int
 
 
 @dataclass
@@ -213,6 +224,7 @@ class Catalogue:
     readable: list[Item] = field(default_factory=list)
     _sizes: dict[str, int] = field(default_factory=dict)
     _segments: dict[str, int] = field(default_factory=dict)
+    _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
     _dumps: list[Item] = field(default_factory=list)
 
@@ -229,8 +241,8 @@ class Catalogue:
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
-        elif WAL_SEGMENT.fullmatch(name):
-            self._segments[directory] = self._segments.get(directory, 0) + 1
+        elif segment := ARCHIVED_SEGMENT.fullmatch(name):
+            self._add_segment(directory, name, segment.group(1))
         elif DUMP_NAME.search(name) and item.size:
             self._add_dump(item)
         if not item.healthy:
@@ -247,6 +259,15 @@ class Catalogue:
         self.markers[item.path] = item
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
+
+    def _add_segment(self, directory: str, name: str, segment: str) -> None:
+        if WAL_SEGMENT.fullmatch(name):
+            self._segments[directory] = self._segments.get(directory, 0) + 1
+        parent, last = posixpath.split(directory)
+        if LOG_DIRECTORY.fullmatch(last):
+            directory = parent
+        known = self._archived.get(directory, _Segments(segment, segment, 0))
+        self._archived[directory] = _Segments(min(known.first, segment), max(known.last, segment), known.number + 1)
 
     def _add_dump(self, item: Item) -> None:
         self._dumps.append(item)
@@ -282,6 +303,15 @@ class Catalogue:
     def segments(self, directory: str) -> int | None:
         """How many WAL segments are in the directory; None when there is no such directory."""
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
+
+    def wal_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
+        """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name."""
+        own = [(database.wal_directory or {}).get("archived_path") for database in databases]
+        return [
+            {"path": path, "segments": segments.number, "first": segments.first, "last": segments.last}
+            for path, segments in sorted(self._archived.items())
+            if not any(directory is not None and _is_below(path, directory) for directory in own)
+        ]
 
     def tablespace_at(self, path: str) -> bool:
         """Whether the directory is the root of a tablespace."""

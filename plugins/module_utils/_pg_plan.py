@@ -101,13 +101,10 @@ def make_plan(request: Request) -> Plan:
     """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
     data = read_data_directory(os.path.realpath(request.data_directory))
     own = check_settings(request.settings, data.major)
-    if request.port is not None:
-        check_port(request.port)
     binaries = require(data.major, bindir=request.bindir)
     account = server_account(data, request.user)
-    _check_socket_directory(request.socket_directory, account)
-    recovered = read_recovered(data.path)
-    _check_recovered(request, recovered)
+    _check_listening(request, account)
+    recovered = _recovered(request)
     archive = None if recovered else _wal_archive(request, data)
     clone = plan_clone(
         data,
@@ -118,20 +115,18 @@ def make_plan(request: Request) -> Plan:
         timeout=request.timeout,
     )
     archived = archived_settings(data, request.tree)
-    recovery = None if recovered else _recovery(request, data, clone, archive, archived)
     libraries, left_out = preload(archived, binaries.bindir)
-    sections = {
-        "What keeps the session quick and its changes small": tuning(data),
-        "Kept from the archived configuration, because results of queries depend on it": carried(archived),
-        "Libraries of the archived configuration that only look on": libraries,
-        "Given for this session": own,
-    }
     return Plan(
         request=request,
         data=data,
         binaries=binaries,
         account=account,
-        sections=sections,
+        sections={
+            "What keeps the session quick and its changes small": tuning(data),
+            "Kept from the archived configuration, because results of queries depend on it": carried(archived),
+            "Libraries of the archived configuration that only look on": libraries,
+            "Given for this session": own,
+        },
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
             *(step.as_dict() for step in clone.steps),
@@ -139,18 +134,21 @@ def make_plan(request: Request) -> Plan:
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
         clone=clone,
-        recovery=recovery,
+        recovery=None if recovered else _recovery(request, data, clone, archive, archived),
         recovered=recovered,
     )
 
 
-def _check_recovered(request: Request, recovered: Mapping[str, Any] | None) -> None:
+def _recovered(request: Request) -> dict[str, Any] | None:
+    """What an earlier start recovered the copy to. Raises PostgresError where that is not what is asked for now."""
+    recovered = read_recovered(request.data_directory)
     wanted = str(request.target) if request.target else None
     if recovered is not None and wanted is not None and wanted != recovered["target"]:
         raise PostgresError(
             f"The copy in {request.data_directory} was recovered already, to "
             f"{recovered['target'] or 'the end of its WAL'}: start from the archive again to see it at {wanted}."
         )
+    return recovered
 
 
 def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
@@ -187,7 +185,10 @@ def _left_out(library: str) -> dict[str, str]:
     return {"what": f"library {library} not preloaded", "why": why}
 
 
-def _check_socket_directory(directory: str, account: pwd.struct_passwd) -> None:
+def _check_listening(request: Request, account: pwd.struct_passwd) -> None:
+    directory = request.socket_directory
+    if request.port is not None:
+        check_port(request.port)
     check_socket_path(directory, ".s.PGSQL.65535")
     try:
         state = os.lstat(directory)

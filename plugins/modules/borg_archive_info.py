@@ -296,6 +296,32 @@ paths:
   elements: str
   returned: success
   sample: [var/lib/postgresql/15/main, srv/fast]
+wal_archives:
+  description:
+    - Directories of the archive with PostgreSQL's write-ahead log, other than those of the databases themselves. For
+      C(wal_source) of M(phpborg.instant_recovery.pg_ephemeral).
+    - Where segments lie in a directory for each log, as with Barman and pgBackRest, this is the directory above.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: The directory.
+      type: str
+    segments:
+      description: Number of segments, compressed ones among them.
+      type: int
+    first:
+      description: Name of the first.
+      type: str
+    last:
+      description: Name of the last.
+      type: str
+  sample:
+    - path: srv/wal
+      segments: 2
+      first: "00000001000000000000000A"
+      last: "00000001000000000000000B"
 elapsed:
   description: Seconds it took.
   type: float
@@ -346,7 +372,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     archives = repository.list_archives(details=options["details"])
     listed = {"changed": False, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
-        return {**listed, "archive": None, "databases": [], "database": None, "paths": []}
+        return {**listed, "archive": None, "databases": [], "database": None, "paths": [], "wal_archives": []}
     archive = resolve_archive(archives, split_location(options["archive"])[1], repository=repository.location)
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
@@ -372,6 +398,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         "databases": [database.as_dict() for database in databases],
         "database": chosen.as_dict() if chosen else None,
         "paths": chosen.paths() if chosen else [],
+        "wal_archives": catalogue.wal_archives(databases),
     }
 
 

@@ -356,7 +356,7 @@ NOTHING: dict[str, Any] = {
     "recovered_to": None,
     "session": None,
 }
-RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid")
+RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
 
 
 def main() -> None:
