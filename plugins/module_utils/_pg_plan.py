@@ -65,6 +65,7 @@ class Request:
     session_directory: str | None = None
     target: Target | None = None
     wal_source: str | None = None
+    examine: bool = True
 
     @property
     def log(self) -> str:

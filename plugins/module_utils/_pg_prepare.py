@@ -64,7 +64,8 @@ class Catalogs:
 
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
-    log: what the server said meanwhile, its last lines.
+    oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said meanwhile,
+    its last lines.
     """
 
     superuser: str
@@ -72,6 +73,8 @@ class Catalogs:
     neutralised: list[dict[str, str]]
     warnings: list[str]
     reached: dict[str, Any]
+    oids: dict[str, str]
+    prepared: list[str]
     log: list[str]
 
 
@@ -139,6 +142,8 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
                                    where subenabled or subslotname is not null),
             'databases', (select json_agg(datname order by datname) from pg_database
                           where datallowconn and not datistemplate and datconnlimit <> -2),
+            'oids', (select json_object_agg(oid, datname) from pg_database),
+            'prepared', (select json_agg(gid order by gid) from pg_prepared_xacts),
             'reached', json_build_object(
                 'time', to_char(pg_last_xact_replay_timestamp() at time zone 'UTC', {quote_literal(ISO_8601)}),
                 'lsn', pg_last_wal_replay_lsn(),
@@ -162,6 +167,8 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
         neutralised=list(_neutralised(before)),
         warnings=[warning for row in after["locales"] or [] for warning in _locale_warnings(*row)],
         reached=after["reached"],
+        oids=after["oids"],
+        prepared=after["prepared"] or [],
         log=list(log),
     )
 

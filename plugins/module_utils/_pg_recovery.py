@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECOVERED",
+    "SHUT_DOWN",
     "Recovery",
     "allows_in_place_tablespaces",
     "explain",
@@ -50,6 +51,7 @@ __all__ = [
 
 # What was reached is kept beside the data: a later start of the same copy has nothing to recover any more.
 RECOVERED = "instant_recovery.json"
+SHUT_DOWN = "shut down in order"  # the reason where there was nothing to recover
 OLDEST_MAJOR = 12  # before, all this stood in a file recovery.conf
 # From these on a tablespace may be a plain directory, which it becomes where its creation is taken out of the WAL.
 IN_PLACE_TABLESPACES = {12: 12, 13: 8, 14: 5}  # minor by major version; all of 15 and newer
@@ -143,7 +145,7 @@ def allows_in_place_tablespaces(version: str) -> bool:
 def recovered_to(reached: dict[str, Any], log: Sequence[str]) -> dict[str, Any]:
     """The point that was reached, from what the server's functions and its log say."""
     stop = next((match[1] for line in log if (match := re.search(r"LOG:  recovery (stopping .*)", line))), None)
-    reason = stop or ("end of the WAL" if reached["lsn"] else "shut down in order")
+    reason = stop or ("end of the WAL" if reached["lsn"] else SHUT_DOWN)
     return {**reached, "reason": reason}
 
 

@@ -12,11 +12,18 @@ import select
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import (
+    Facts,
+    Found,
+    look_into,
+    unlogged_relations,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
     SESSION_ROLE,
     Catalogs,
@@ -27,6 +34,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
     RECOVERED,
+    SHUT_DOWN,
     allows_in_place_tablespaces,
     explain,
     next_segment,
@@ -34,6 +42,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recov
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import PIPES, WalServer
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import render_configuration
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import last_commit
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import ADDRESS, reserve_port
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
@@ -61,6 +70,8 @@ if TYPE_CHECKING:
 __all__ = ["STOP_SIGNALS", "Running", "find_running", "recorded_result", "start_server", "stop_server"]
 
 SERVICE = "instant_recovery"  # in the connection service file
+# What the environment of the one who starts may say is meant for other servers. Names come with their schemas.
+PSQL_ENVIRONMENT = {"PGOPTIONS": "-c search_path=", "PGPASSWORD": "", "PGCLIENTENCODING": "UTF8"}
 
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
@@ -113,7 +124,7 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
         _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan, "pg_service.conf", _service(plan, port, database))
         _log_in(plan)
-        result = _result(plan, process, port, prepared, database)
+        result = _result(plan, process, port, prepared, database, _facts(plan, prepared))
         _write(plan, "server.json", json.dumps(result, indent=1))
         return result
     except BaseException:
@@ -263,6 +274,8 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None
     if session is not None:
         session.claim(name="server", kind="process", signals=PREPARE_SIGNALS)
     recovery, start = plan.recovery, plan.clone.backup.start
+    # Recovery removes this WAL, and unless it is archive recovery does not tell.
+    commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
     server = WalServer(recovery.archive if recovery else None, plan.request.socket_directory, plan.account)
     settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
     with ExitStack() as serving:
@@ -286,14 +299,18 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None
             # To the server a file that cannot be used is the end of the WAL, which may look like success.
             if server.problem is not None:
                 raise server.problem
-    return _Prepared(catalogs, _reached(plan, catalogs), [silenced(record) for record in server.records.values()])
+    return _Prepared(
+        catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
+    )
 
 
-def _reached(plan: Plan, catalogs: Catalogs) -> dict[str, Any]:
+def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
     """The point that the copy shows, kept beside its data for later starts."""
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
     reached = recovered_to(catalogs.reached, catalogs.log)
+    if commit is not None:
+        reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
     kept = {"target": None if target is None else str(target), "recovered_to": reached}
     _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
@@ -399,7 +416,7 @@ def _log_in(plan: Plan) -> None:
     """Log in once as a user of the session would. Raises PostgresError when that fails."""
     service_file = os.path.join(plan.request.socket_directory, "pg_service.conf")
     argv = [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", "select 1", f"service={SERVICE}"]
-    environment = {"PGSERVICEFILE": service_file, "PGOPTIONS": "", "PGPASSWORD": "", **_environment(plan)}
+    environment = {"PGSERVICEFILE": service_file, **PSQL_ENVIRONMENT, **_environment(plan)}
     try:
         run(argv, timeout=30, env=environment, user=plan.account.pw_name)
     except CommandError as error:
@@ -407,8 +424,34 @@ def _log_in(plan: Plan) -> None:
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
 
 
-def _result(plan: Plan, process: Process, port: int, prepared: _Prepared, database: str) -> dict[str, Any]:
+def _facts(plan: Plan, prepared: _Prepared) -> Facts:
+    """What can be said about the data; the databases are asked unless that is not wanted."""
+    databases, control = prepared.catalogs.databases, plan.data.control
+    environment = {"PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"), **PSQL_ENVIRONMENT}
+    found = Found(not_looked_into=list(databases))
+    if plan.request.examine:
+        found = look_into(
+            databases,
+            psql=plan.binaries.program("psql"),
+            bindir=plan.binaries.bindir,
+            env={**environment, **_environment(plan)},
+            user=plan.account.pw_name,
+        )
+    return Facts(
+        checksums=control.data_checksum_version != 0,
+        last_commit=prepared.recovered_to["time"],
+        prepared_transactions=prepared.catalogs.prepared,
+        unlogged_relations=unlogged_relations(plan.data.path, prepared.catalogs.oids),
+        found=found,
+        was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
+    )
+
+
+def _result(
+    plan: Plan, process: Process, port: int, prepared: _Prepared, database: str, facts: Facts
+) -> dict[str, Any]:
     catalogs = prepared.catalogs
+    warnings = [*catalogs.warnings, *facts.warnings()]
     directory = plan.request.socket_directory
     passfile = os.path.join(directory, "pgpass")
     return {
@@ -429,8 +472,9 @@ def _result(plan: Plan, process: Process, port: int, prepared: _Prepared, databa
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
         "recovered_to": prepared.recovered_to,
+        "data": facts.as_dict(),
         "session": None,
-        **({"warnings": catalogs.warnings} if catalogs.warnings else {}),  # Ansible shows them
+        **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Start",
     "TablespaceRecord",
     "format_position",
+    "last_commit",
     "parse_position",
     "scan",
     "scan_segment",
@@ -42,12 +43,17 @@ LONG_PAGE = struct.Struct("<QII")  # follows it on a segment's first page: syste
 RECORD = struct.Struct("<IIQBB2xI")  # XLogRecord: total length, xid, previous, info, resource manager, checksum
 CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then the header before it
 TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
+TRANSACTION_MANAGER, COMMITS = 1, (0x00, 0x30)  # RM_XACT_ID, XLOG_XACT_COMMIT and …_COMMIT_PREPARED
+TRANSACTION_KIND = 0x70  # XLOG_XACT_OPMASK
+EPOCH = 946684800  # PostgreSQL's, 2000-01-01, in seconds of Unix time
 XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
 LONGEST = 2048  # bytes; a path has at most 1024
 
 # From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
 # (255, or 254 with a longer length), before which the origin (253) and the transaction (252) may be named.
 CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc-\xff]")
+COMMIT_CANDIDATE = re.compile(rb"\x01\0\0[\s\S]{4}[\xfc-\xff]")
+SEARCHED = (2**16, 2**20, 2**30)  # bytes from the end in which a commit is looked for; most often it is in the last few
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,33 @@ def scan_segment(name: str, content: bytes, *, before: bytes | None, after: byte
     return [record for record in found if any(patch.path == name for patch in record.patches)]
 
 
+def last_commit(directory: str, start: Start) -> float | None:
+    """When the last transaction committed of those in the last segment of the valid WAL from start on.
+
+    In seconds of Unix time; None where that segment has no commit. Of the others only the first bytes are read.
+    """
+    size = start.segment_size
+    paths = {segment_number(name, size): os.path.join(directory, name) for name in wal_segments(directory)}
+    number = start.position // size
+    # Segments behind the end are used ones, waiting for their turn: they say that they begin elsewhere.
+    while number + 1 in paths and _begins(_head(paths[number + 1]), (number + 1) * size):
+        number += 1
+    return _last_commit(_read(paths[number], number * size).content) if number in paths else None
+
+
+def _last_commit(content: bytes) -> float | None:
+    for size in SEARCHED:
+        offset = max(0, len(content) - size) // 8 * 8
+        for match in reversed(list(COMMIT_CANDIDATE.finditer(content, offset))):
+            begin = match.start() - 17
+            record = _record(content[begin : begin + LONGEST]) if begin >= 0 else None
+            if record is not None and record[1] == TRANSACTION_MANAGER and record[0] & TRANSACTION_KIND in COMMITS:
+                return EPOCH + int.from_bytes(_content(record[2])[:8], "little", signed=True) / 1e6
+        if offset == 0:
+            break
+    return None
+
+
 def segment_number(name: str, segment_size: int) -> int:
     """A segment's number: its first byte is at this times segment_size."""
     return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:24], 16)
@@ -181,12 +214,16 @@ class _Segment:
 
 def _read(path: str, start: int) -> _Segment:
     """A segment as far as it is valid; where its first page is not, the rest is not read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:
-        head = file.read(PAGE.size + LONG_PAGE.size)
-        if not _begins(head, start):
-            return _Segment(path, start, 8192, b"", complete=False)
-        return _parse(path, start, memoryview(head + file.readall()))
+    if not _begins(_head(path), start):
+        return _Segment(path, start, 8192, b"", complete=False)
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+        return _parse(path, start, memoryview(file.readall()))
+
+
+def _head(path: str) -> bytes:
+    """A segment's first page header."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+        return file.read(PAGE.size + LONG_PAGE.size)
 
 
 def _begins(head: bytes | memoryview, start: int) -> bool:
@@ -222,19 +259,27 @@ def _records(segment: _Segment, following: _Segment | None, redo: int) -> Iterat
 
 def _decode(data: bytes) -> tuple[int, str, bytes] | None:
     """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
-    if len(data) < RECORD.size:
+    record = _record(data)
+    if record is None or record[1] != TABLESPACE_MANAGER or record[0] & 0xF0 != CREATE:
         return None
-    length, xid, previous, info, manager, checksum = RECORD.unpack_from(data)
-    body = data[RECORD.size : length]
-    if manager != TABLESPACE_MANAGER or info & 0xF0 != CREATE or not RECORD.size < length <= len(data):
-        return None
-    if crc32c(body + data[:CHECKSUM]) != checksum:
-        return None
+    length, xid, previous = RECORD.unpack_from(data)[:3]
+    body = record[2]
     content = _content(body)
     oid = int.from_bytes(content[:4], "little")
     header = RECORD.pack(length, xid, previous, NOOP, XLOG_MANAGER, 0)
     header = header[:CHECKSUM] + crc32c(body + header[:CHECKSUM]).to_bytes(4, "little")
     return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
+
+
+def _record(data: bytes) -> tuple[int, int, bytes] | None:
+    """Info, resource manager and what follows the header, if data begins with a whole and valid record."""
+    if len(data) < RECORD.size:
+        return None
+    length, _xid, _previous, info, manager, checksum = RECORD.unpack_from(data)
+    body = data[RECORD.size : length]
+    if not RECORD.size < length <= len(data) or crc32c(body + data[:CHECKSUM]) != checksum:
+        return None
+    return info, manager, body
 
 
 def _content(body: bytes) -> bytes:

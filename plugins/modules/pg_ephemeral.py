@@ -105,6 +105,12 @@ options:
       - The segments may lie in directories as Barman and pgBackRest have them, and be compressed by gzip, bzip2, xz,
         or, where these programs are installed, zstd or lz4.
     type: path
+  examine:
+    description:
+      - Whether to look into the databases for RV(data), up to 8 of them, for 5 seconds each at most. From an archive
+        this costs a tenth of a second or two for each, in which its catalogs are read.
+    type: bool
+    default: true
   read_only:
     description:
       - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
@@ -300,6 +306,61 @@ recovered_to:
     lsn: 1A/2B3C4D5E
     timeline: 2
     reason: stopping before commit of transaction 4711, time 2026-11-22 13:05:02.1+00
+data:
+  description:
+    - What to know about the data before trusting them; Ansible also shows it as warnings. Null with O(state=stopped)
+      and in check mode.
+    - Tables and indexes are named as C(DATABASE: SCHEMA.NAME), at most 20 for each database.
+  type: dict
+  returned: success
+  contains:
+    checksums:
+      description: Whether pages have checksums, so that damage would be noticed.
+      type: bool
+    last_commit:
+      description: When the last transaction committed, in UTC, which is the age of the data. Null if it is not known.
+      type: str
+    prepared_transactions:
+      description: Names of prepared transactions. They hold their locks until they are committed or rolled back.
+      type: list
+      elements: str
+    emptied_tables:
+      description: Unlogged tables, which recovery has emptied. Where a database was not looked into, their number.
+      type: list
+      elements: str
+    invalid_indexes:
+      description: Indexes that are not used, in production neither.
+      type: list
+      elements: str
+    missing_libraries:
+      description: Libraries of functions that are not installed on this host.
+      type: list
+      elements: dict
+      contains:
+        database:
+          description: The database.
+          type: str
+        extension:
+          description: The extension, if the functions belong to one.
+          type: str
+        library:
+          description: The library.
+          type: str
+    not_looked_into:
+      description: Databases of which the last three are not known. All of them without O(examine).
+      type: list
+      elements: str
+  sample:
+    checksums: true
+    last_commit: "2026-11-22T13:04:59.918273+00:00"
+    prepared_transactions: []
+    emptied_tables: ["shop: public.sessions"]
+    invalid_indexes: []
+    missing_libraries:
+      - database: shop
+        extension: postgis
+        library: $libdir/postgis-3
+    not_looked_into: []
 session:
   description:
     - The session's record, which this start has made C(active).
@@ -354,6 +415,7 @@ NOTHING: dict[str, Any] = {
     "settings": {},
     "neutralised": [],
     "recovered_to": None,
+    "data": None,
     "session": None,
 }
 RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
@@ -377,6 +439,7 @@ def main() -> None:
             "recovery_target_timeline": {"type": "str"},
             "recovery_target_action": {"type": "str"},
             "wal_source": {"type": "path"},
+            "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
             "user": {"type": "str"},
             "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
@@ -429,7 +492,7 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory")
+    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory", "examine")
     wal_source = options["wal_source"]
     data_directory = os.path.realpath(options["data_directory"])
     socket_directory = str(_in_session(options, "socket_directory", "run"))

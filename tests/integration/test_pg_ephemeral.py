@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import shared_memory_of
@@ -629,6 +629,20 @@ def test_tablespace_records_are_found_and_silenced_wherever_they_lie(place: Path
         parted = {8192 - lsn % 8192 for lsn, _oid, _path in records}
         assert {8, 16, 600} <= parted, parted
         assert {8, 16} <= {2**20 - lsn % 2**20 for lsn, _oid, _path in records}
+
+        # Segment by segment, as a restore_command gets them, the same is found.
+        wal = source.data / "pg_wal"
+        paths = sorted(path for path in wal.iterdir() if len(path.name) == 24)
+        contents = [path.read_bytes() for path in paths]
+        around = zip(paths, contents, [None, *contents], [*contents[1:], None], strict=False)
+        apart = {
+            (f"{wal}/{patch.path}", patch.offset, patch.data)
+            for path, content, before_it, after_it in around
+            for record in scan_segment(path.name, content, before=before_it, after=after_it)
+            for patch in record.patches
+            if patch.path == path.name
+        }
+        assert apart == {(patch.path, patch.offset, patch.data) for record in found for patch in record.patches}
 
         everything = waldump(source, begin)
         for patch in (patch for record in found for patch in record.patches):
