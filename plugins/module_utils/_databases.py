@@ -87,7 +87,8 @@ class Database:
     the files spell it. `state` is pg_control's. `original_directory` is where the server that wrote it had it.
     `size` is bytes. `markers` are the files found that change how it has to be started (backup_label, standby.signal…).
     `tablespaces` have `oid` (int), `target` (None: a plain directory) and `archived_path`; `wal_directory` has
-    `target`, `archived_path` and the number of `segments`. `problems` are sentences for people.
+    `target`, `archived_path` and the number of `segments`. `configuration_directory` is where postgresql.conf is in the
+    archive, if it is outside of the data directory. `problems` are sentences for people.
     """
 
     engine: str
@@ -101,6 +102,7 @@ class Database:
     markers: tuple[str, ...] = ()
     tablespaces: tuple[dict[str, Any], ...] = ()
     wal_directory: dict[str, Any] | None = None
+    configuration_directory: str | None = None
     symlinks: tuple[Link, ...] = ()
     control: PgControl | None = None
     problems: tuple[str, ...] = ()
@@ -112,7 +114,8 @@ class Database:
 
     def paths(self) -> list[str]:
         """What to mount to start it: the data directory, and whatever of it is elsewhere in the archive."""
-        return [self.data_directory, *_outside(self.data_directory, self.tablespaces, self.wal_directory or {})]
+        outside = _outside(self.data_directory, self.tablespaces, self.wal_directory or {})
+        return [self.data_directory, *outside, *filter(None, [self.configuration_directory])]
 
 
 def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> tuple[list[Database], Catalogue]:
@@ -181,7 +184,7 @@ CONTENTS = frozenset(
 )
 PRESENCES = frozenset(
     (
-        *("standby.signal", "recovery.signal", "backup_manifest"),
+        *("standby.signal", "recovery.signal", "backup_manifest", "postgresql.conf"),
         *("ibdata1", "aria_log_control", "mysql.ibd", "mongod.lock"),
     )
 )
@@ -381,6 +384,7 @@ def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Data
         markers=markers,
         tablespaces=tablespaces,
         wal_directory=wal,
+        configuration_directory=locate.configuration(content.text(directory, "PG_VERSION").strip()),
         symlinks=locate.other_links(parts),
         control=control,
         problems=tuple(problems),
@@ -475,6 +479,15 @@ class _Locator:
             archived = self._find(path, target, self._catalogue.has_directory, similar)
         segments = self._catalogue.segments(archived) if archived is not None else None
         return {"target": target, "archived_path": archived, "segments": segments or 0}
+
+    def configuration(self, major: str) -> str | None:
+        """Where Debian keeps the configuration of a cluster, which is outside of the data directory."""
+        path = posixpath.join("etc/postgresql", major, posixpath.basename(self._directory))
+        candidates = [self._prefix + path, path]
+        # A snapshot's mount point may be any of the leading parts of the data directory's path.
+        parts = self._directory.split("/")
+        candidates += [posixpath.join(*parts[:length], path) for length in range(len(parts) - 1, 0, -1)]
+        return next((found for found in candidates if self._catalogue.has(found, "postgresql.conf")), None)
 
     def _find(self, link: str, target: str, exists: Callable[[str], bool], similar: Sequence[str]) -> str | None:
         """Where a link leads to inside the archive; as a last resort, the one place whose path ends like the target."""

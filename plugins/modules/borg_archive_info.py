@@ -219,6 +219,9 @@ databases:
         segments:
           description: How many WAL segments are there.
           type: int
+    configuration_directory:
+      description: Where the archive has PostgreSQL's configuration of Debian's layout, outside of the data directory.
+      type: str
     symlinks:
       description: Further symbolic links in the data directory and its tablespaces.
       type: list
@@ -259,6 +262,7 @@ databases:
         target: null
         archived_path: var/lib/postgresql/15/main/pg_wal
         segments: 68
+      configuration_directory: etc/postgresql/15/main
       symlinks: []
       control:
         system_identifier: 7442017912345678901
@@ -291,7 +295,9 @@ database:
   contains: *database
   sample: *sample
 paths:
-  description: What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive.
+  description:
+    - What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive, its
+      configuration included.
   type: list
   elements: str
   returned: success
