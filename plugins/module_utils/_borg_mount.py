@@ -106,8 +106,10 @@ class ArchiveMount:
         return missing
 
     def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
-        number = self.mountpoints.index(mountpoint) + 1
-        log = os.path.join(logs, f"borg-{number}.log")
+        # A session may mount a second archive, for its WAL: claims and logs must not be taken for one another's.
+        name = f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
+        is_archive = session is None or self.mountpoint == session.path("archive")
+        log = os.path.join(logs, f"borg-{name.rpartition('-')[2] if is_archive else name}.log")
         argv = self.repository.mount_command(
             self.archive,
             mountpoint,
@@ -117,7 +119,6 @@ class ArchiveMount:
             allow_other=self.allow_other,
         )
         env = {"BORG_MOUNT_DATA_CACHE_ENTRIES": os.environ.get("BORG_MOUNT_DATA_CACHE_ENTRIES", DATA_CACHE_ENTRIES)}
-        name = f"archive-{number}"
         if session is not None:
             env[MARKER] = session.directory
             session.claim(name=name, kind="mount", mountpoint=mountpoint)

@@ -87,7 +87,8 @@ class Database:
     the files spell it. `state` is pg_control's. `original_directory` is where the server that wrote it had it.
     `size` is bytes. `markers` are the files found that change how it has to be started (backup_label, standby.signal…).
     `tablespaces` have `oid` (int), `target` (None: a plain directory) and `archived_path`; `wal_directory` has
-    `target`, `archived_path` and the number of `segments`. `problems` are sentences for people.
+    `target`, `archived_path` and the number of `segments`. `configuration_directory` is where postgresql.conf is in the
+    archive, if it is outside of the data directory. `problems` are sentences for people.
     """
 
     engine: str
@@ -101,6 +102,7 @@ class Database:
     markers: tuple[str, ...] = ()
     tablespaces: tuple[dict[str, Any], ...] = ()
     wal_directory: dict[str, Any] | None = None
+    configuration_directory: str | None = None
     symlinks: tuple[Link, ...] = ()
     control: PgControl | None = None
     problems: tuple[str, ...] = ()
@@ -112,7 +114,8 @@ class Database:
 
     def paths(self) -> list[str]:
         """What to mount to start it: the data directory, and whatever of it is elsewhere in the archive."""
-        return [self.data_directory, *_outside(self.data_directory, self.tablespaces, self.wal_directory or {})]
+        outside = _outside(self.data_directory, self.tablespaces, self.wal_directory or {})
+        return [self.data_directory, *outside, *filter(None, [self.configuration_directory])]
 
 
 def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> tuple[list[Database], Catalogue]:
@@ -181,7 +184,7 @@ CONTENTS = frozenset(
 )
 PRESENCES = frozenset(
     (
-        *("standby.signal", "recovery.signal", "backup_manifest"),
+        *("standby.signal", "recovery.signal", "backup_manifest", "postgresql.conf"),
         *("ibdata1", "aria_log_control", "mysql.ibd", "mongod.lock"),
     )
 )
@@ -191,9 +194,20 @@ CONTENT_LIMIT = 1024 * 1024
 
 TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
 WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
+# As _pg_wal_archive reads them: a checksum (pgBackRest), a kind of compression.
+ARCHIVED_SEGMENT = re.compile(r"([0-9A-F]{24})(?:-[0-9a-f]{40})?(?:\.(?:gz|bz2|xz|zst|lz4))?(?:\.partial)?")
+LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
 DUMP_NAME = re.compile(
     r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
 )
+
+
+class _Segments(NamedTuple):
+    """WAL segments of one directory: the first and the last by name, and their number."""
+
+    first: str
+    last: str
+    number: int
 
 
 @dataclass
@@ -213,6 +227,7 @@ class Catalogue:
     readable: list[Item] = field(default_factory=list)
     _sizes: dict[str, int] = field(default_factory=dict)
     _segments: dict[str, int] = field(default_factory=dict)
+    _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
     _dumps: list[Item] = field(default_factory=list)
 
@@ -229,8 +244,8 @@ class Catalogue:
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
-        elif WAL_SEGMENT.fullmatch(name):
-            self._segments[directory] = self._segments.get(directory, 0) + 1
+        elif segment := ARCHIVED_SEGMENT.fullmatch(name):
+            self._add_segment(directory, name, segment.group(1))
         elif DUMP_NAME.search(name) and item.size:
             self._add_dump(item)
         if not item.healthy:
@@ -247,6 +262,15 @@ class Catalogue:
         self.markers[item.path] = item
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
+
+    def _add_segment(self, directory: str, name: str, segment: str) -> None:
+        if WAL_SEGMENT.fullmatch(name):
+            self._segments[directory] = self._segments.get(directory, 0) + 1
+        parent, last = posixpath.split(directory)
+        if LOG_DIRECTORY.fullmatch(last):
+            directory = parent
+        known = self._archived.get(directory, _Segments(segment, segment, 0))
+        self._archived[directory] = _Segments(min(known.first, segment), max(known.last, segment), known.number + 1)
 
     def _add_dump(self, item: Item) -> None:
         self._dumps.append(item)
@@ -282,6 +306,15 @@ class Catalogue:
     def segments(self, directory: str) -> int | None:
         """How many WAL segments are in the directory; None when there is no such directory."""
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
+
+    def wal_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
+        """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name."""
+        own = [(database.wal_directory or {}).get("archived_path") for database in databases]
+        return [
+            {"path": path, "segments": segments.number, "first": segments.first, "last": segments.last}
+            for path, segments in sorted(self._archived.items())
+            if not any(directory is not None and _is_below(path, directory) for directory in own)
+        ]
 
     def tablespace_at(self, path: str) -> bool:
         """Whether the directory is the root of a tablespace."""
@@ -351,6 +384,7 @@ def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Data
         markers=markers,
         tablespaces=tablespaces,
         wal_directory=wal,
+        configuration_directory=locate.configuration(content.text(directory, "PG_VERSION").strip()),
         symlinks=locate.other_links(parts),
         control=control,
         problems=tuple(problems),
@@ -445,6 +479,15 @@ class _Locator:
             archived = self._find(path, target, self._catalogue.has_directory, similar)
         segments = self._catalogue.segments(archived) if archived is not None else None
         return {"target": target, "archived_path": archived, "segments": segments or 0}
+
+    def configuration(self, major: str) -> str | None:
+        """Where Debian keeps the configuration of a cluster, which is outside of the data directory."""
+        path = posixpath.join("etc/postgresql", major, posixpath.basename(self._directory))
+        candidates = [self._prefix + path, path]
+        # A snapshot's mount point may be any of the leading parts of the data directory's path.
+        parts = self._directory.split("/")
+        candidates += [posixpath.join(*parts[:length], path) for length in range(len(parts) - 1, 0, -1)]
+        return next((found for found in candidates if self._catalogue.has(found, "postgresql.conf")), None)
 
     def _find(self, link: str, target: str, exists: Callable[[str], bool], similar: Sequence[str]) -> str | None:
         """Where a link leads to inside the archive; as a last resort, the one place whose path ends like the target."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_backup import Backup, read_backup
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
     Link,
     archived_places,
@@ -24,10 +25,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links
     is_within,
     leads_within,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import CURE, missing_wal
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
     Patch,
-    Start,
     TablespaceRecord,
+    format_position,
     tablespace_records,
     wal_segments,
 )
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["AUTO_CONF", "SET_ASIDE", "Step", "apply_steps", "parse_tablespace_map", "plan_clone"]
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive
+
+__all__ = ["AUTO_CONF", "SET_ASIDE", "Clone", "Step", "apply_steps", "parse_tablespace_map", "plan_clone", "silenced"]
 
 AUTO_CONF = "postgresql.auto.conf"
 SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
@@ -91,17 +95,28 @@ class Step:
         return {"what": self.what, "why": self.why}
 
 
+@dataclass(frozen=True)
+class Clone:
+    """What has to be changed in the tree, where the WAL is, and what the copy says about its recovery."""
+
+    steps: list[Step]
+    wal: str
+    backup: Backup
+
+
 def plan_clone(
     data: DataDirectory,
     tree: str,
     *,
     relocated: Mapping[str, str] | None = None,
+    archive: WalArchive | None = None,
     waldump: str | None = None,
     timeout: float = 600,
-) -> list[Step]:
+) -> Clone:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
     relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
+    archive: WAL that recovery has beside the copy's own.
     waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
@@ -110,15 +125,17 @@ def plan_clone(
         raise PostgresError(
             f"data_directory {data.path} leads to {real}, outside of {tree}: name a directory inside the tree."
         )
-    planner = _Planner(replace(data, path=real), tree, relocated or {})
+    planner = _Planner(replace(data, path=real), tree, relocated or {}, archive)
     steps = list(planner.steps())
     if planner.problems or planner.wal is None:
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
-    if data.control.state != "shut down" or planner.label is not None:
-        records = tablespace_records(planner.wal, planner.start, waldump=waldump, timeout=timeout)
-        steps += [_silence(record, planner.wal) for record in records]
-    return steps
+    backup = planner.backup
+    # With an archive the end of the copy's own WAL is not the end of recovery.
+    if data.control.state != "shut down" or backup.is_labelled or archive is not None:
+        records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
+        steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
+    return Clone(steps, planner.wal, backup)
 
 
 def apply_steps(steps: Sequence[Step], account: pwd.struct_passwd) -> None:
@@ -143,7 +160,9 @@ def parse_tablespace_map(content: bytes) -> dict[str, str]:
 class _Planner:
     """Looks at one data directory. problems collects what stands in the way; the methods yield the steps."""
 
-    def __init__(self, data: DataDirectory, tree: str, relocated: Mapping[str, str]) -> None:
+    def __init__(
+        self, data: DataDirectory, tree: str, relocated: Mapping[str, str], archive: WalArchive | None
+    ) -> None:
         self.data = data
         self.tree = tree
         self.relocated = relocated
@@ -151,8 +170,8 @@ class _Planner:
         self.links = {os.path.relpath(link.path, data.path): link for link in find_links(data.path)}
         self.tablespaces: dict[str, str] = {}
         self.wal: str | None = self._path("pg_wal")
-        self.label = read_regular_file(self._path("backup_label"))
-        self.start = _recovery_start(data, self.label)
+        self.archive = archive
+        self.backup = read_backup(data, archive.read if archive is not None else self._history)
 
     def steps(self) -> Iterator[Step]:
         """Everything, in an order that can be done as it stands: directories before what is in them."""
@@ -168,6 +187,10 @@ class _Planner:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.data.path, name)
+
+    def _history(self, name: str) -> bytes | None:
+        """A backup's history file; through a link it is not looked for."""
+        return None if os.path.islink(self._path("pg_wal")) else read_regular_file(self._path(f"pg_wal/{name}"))
 
     def _mode(self) -> Iterator[Step]:
         if self.data.mode & 0o027:
@@ -283,13 +306,19 @@ class _Planner:
     def _check_wal(self) -> None:
         if self.wal is None:
             return
-        needed = self.start.segment
+        first = self.backup.start.segment
+        source = "backup_label" if self.backup.is_labelled else "pg_control"
         # The timeline is the first third of the name: after a promotion the segment may carry the next one's.
-        if not any(name[8:] == needed[8:] for name in wal_segments(self.wal)):
-            source = "pg_control" if self.label is None else "backup_label"
+        missing = missing_wal(self.backup, self.wal, self.archive)
+        where = "neither the archived pg_wal nor wal_source has"
+        if self.archive is None:
+            where = "the archived pg_wal does not have"
+        if missing == first:
+            self.problems.append(f"recovery has to begin in WAL segment {first} ({source}), which {where}: {CURE}")
+        elif missing is not None:
             self.problems.append(
-                f"recovery has to begin in WAL segment {needed} ({source}), which the archived pg_wal does not have: "
-                "use an archive that includes the WAL of the backup (pg_basebackup does so with --wal-method=stream)"
+                f"recovery needs the WAL from segment {first} ({source}) on, up to "
+                f"{format_position(self.backup.end or 0)}, and segment {missing} is missing, which {where}: {CURE}"
             )
 
 
@@ -297,24 +326,12 @@ def _leads_out(name: str, link: Link) -> str:
     return f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host"
 
 
-def _recovery_start(data: DataDirectory, label: bytes | None) -> Start:
-    """backup_label counts where there is one, else pg_control."""
-    size = data.control.wal_segment_size
-    named = re.search(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", label or b"", re.MULTILINE)
-    if named is None:
-        return Start(_position(data.control.redo_lsn), data.control.timeline, size)
-    return Start(_position(named.group(1).decode()), int(named.group(2), 16), size)
-
-
-def _position(lsn: str) -> int:
-    high, _slash, low = lsn.partition("/")
-    return int(high, 16) << 32 | int(low, 16)
-
-
-def _silence(record: TablespaceRecord, wal: str) -> Step:
-    what = f"creation of tablespace {record.oid} in {record.location} taken out of the WAL"
-    why = "replayed, it would link the copy to that directory, and production's files in it would be written"
-    return Step("patch", wal, what, why, patches=record.patches)
+def silenced(record: TablespaceRecord) -> dict[str, str]:
+    """What was done to a record, and why."""
+    return {
+        "what": f"creation of tablespace {record.oid} in {record.location} taken out of the WAL",
+        "why": "replayed, it would link the copy to that directory, and production's files in it would be written",
+    }
 
 
 def _remove(step: Step) -> None:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Step, plan_clone
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import is_within, resolve_within
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
+    Recovery,
+    plan_recovery,
+    read_recovered,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
     archived_settings,
     carried,
@@ -21,6 +27,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     report_guards,
     tuning,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     DataDirectory,
@@ -38,7 +46,10 @@ __all__ = ["Plan", "Request", "make_plan"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone."""
+    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
+
+    target is where recovery is to stop, wal_source a directory of archived WAL.
+    """
 
     data_directory: str
     tree: str
@@ -52,6 +63,9 @@ class Request:
     user: str | None = None
     relocated: Mapping[str, str] = field(default_factory=dict)
     session_directory: str | None = None
+    target: Target | None = None
+    wal_source: str | None = None
+    examine: bool = True
 
     @property
     def log(self) -> str:
@@ -64,16 +78,19 @@ class Plan:
     """What will be done. sections: the session's configuration file; guards: settings for the command line.
 
     neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
     """
 
     request: Request
     data: DataDirectory
     binaries: Binaries
     account: pwd.struct_passwd
-    steps: tuple[Step, ...]
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
     neutralised: tuple[dict[str, str], ...]
+    clone: Clone
+    recovery: Recovery | None
+    recovered: dict[str, Any] | None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -85,39 +102,79 @@ def make_plan(request: Request) -> Plan:
     """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
     data = read_data_directory(os.path.realpath(request.data_directory))
     own = check_settings(request.settings, data.major)
-    if request.port is not None:
-        check_port(request.port)
     binaries = require(data.major, bindir=request.bindir)
     account = server_account(data, request.user)
-    _check_socket_directory(request.socket_directory, account)
-    steps = plan_clone(
+    _check_listening(request, account)
+    recovered = _recovered(request)
+    archive = None if recovered else _wal_archive(request, data)
+    clone = plan_clone(
         data,
         request.tree,
         relocated=request.relocated,
+        archive=archive,
         waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
         timeout=request.timeout,
     )
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
-    sections = {
-        "What keeps the session quick and its changes small": tuning(data),
-        "Kept from the archived configuration, because results of queries depend on it": carried(archived),
-        "Libraries of the archived configuration that only look on": libraries,
-        "Given for this session": own,
-    }
     return Plan(
         request=request,
         data=data,
         binaries=binaries,
         account=account,
-        steps=tuple(steps),
-        sections=sections,
+        sections={
+            "What keeps the session quick and its changes small": tuning(data),
+            "Kept from the archived configuration, because results of queries depend on it": carried(archived),
+            "Libraries of the archived configuration that only look on": libraries,
+            "Given for this session": own,
+        },
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
-            *(step.as_dict() for step in steps),
+            *(step.as_dict() for step in clone.steps),
             *report_guards(data.major),
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
+        clone=clone,
+        recovery=None if recovered else _recovery(request, data, clone, archive, archived),
+        recovered=recovered,
+    )
+
+
+def _recovered(request: Request) -> dict[str, Any] | None:
+    """What an earlier start recovered the copy to. Raises PostgresError where that is not what is asked for now."""
+    recovered = read_recovered(request.data_directory)
+    wanted = str(request.target) if request.target else None
+    if recovered is not None and wanted is not None and wanted != recovered["target"]:
+        raise PostgresError(
+            f"The copy in {request.data_directory} was recovered already, to "
+            f"{recovered['target'] or 'the end of its WAL'}: start from the archive again to see it at {wanted}."
+        )
+    return recovered
+
+
+def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
+    """The WAL of wal_source. Within the tree, links mean what they meant on the host the archive is from."""
+    source = request.wal_source
+    if source is None:
+        return None
+    tree = os.path.realpath(request.tree)
+    if is_within(os.path.normpath(source), tree):
+        source = resolve_within(tree, os.path.relpath(source, tree)) or source
+    return open_archive(
+        source, segment_size=data.control.wal_segment_size, system_identifier=data.control.system_identifier
+    )
+
+
+def _recovery(
+    request: Request, data: DataDirectory, clone: Clone, archive: WalArchive | None, archived: Mapping[str, str]
+) -> Recovery | None:
+    return plan_recovery(
+        data,
+        clone.backup,
+        target=request.target,
+        archive=archive,
+        wal=clone.wal,
+        time_zone=carried(archived).get("TimeZone", "UTC"),
     )
 
 
@@ -129,7 +186,10 @@ def _left_out(library: str) -> dict[str, str]:
     return {"what": f"library {library} not preloaded", "why": why}
 
 
-def _check_socket_directory(directory: str, account: pwd.struct_passwd) -> None:
+def _check_listening(request: Request, account: pwd.struct_passwd) -> None:
+    directory = request.socket_directory
+    if request.port is not None:
+        check_port(request.port)
     check_socket_path(directory, ".s.PGSQL.65535")
     try:
         state = os.lstat(directory)

@@ -33,7 +33,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_m
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "SESSION_ROLE",
@@ -51,6 +51,7 @@ SCRAM_ITERATIONS = 4096  # PostgreSQL's own number; the password is random, so m
 DATABASES = ("postgres", "template1", "template0")  # to run in: the first that exists
 INVALID_CATALOG_NAME = "3D000"  # SQLSTATE: the database does not exist
 TAIL = 30  # lines of the server's log in an error
+ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 
 # Settings of roles and databases beat the command line, so these are taken out of the catalog.
 LIBRARY_SETTINGS = ("session_preload_libraries", "local_preload_libraries", "dynamic_library_path")
@@ -62,12 +63,19 @@ class Catalogs:
     """What the catalogs say. databases: names of those that can be connected to, templates left out.
 
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
+    reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
+    oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said meanwhile,
+    its last lines.
     """
 
     superuser: str
     databases: list[str]
     neutralised: list[dict[str, str]]
     warnings: list[str]
+    reached: dict[str, Any]
+    oids: dict[str, str]
+    prepared: list[str]
+    log: list[str]
 
 
 def prepare(
@@ -80,11 +88,13 @@ def prepare(
     major: int,
     verifier: str,
     read_only: bool,
+    explain: Callable[[list[str]], str | None] = lambda _log: None,
 ) -> Catalogs:
     """Recover the cluster and change its catalogs: see catalog_script. The session role gets this SCRAM verifier.
 
     argv is the server's, without --single and the database's name. The log gets what the server says. Raises
-    PostgresError with the server's reason, also when it takes more than timeout seconds.
+    PostgresError with the server's reason, or what explain makes of its last lines; also when it takes more than
+    timeout seconds.
     """
     script = catalog_script(major=major, verifier=verifier, read_only=read_only)
     for database in DATABASES:
@@ -95,7 +105,8 @@ def prepare(
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
             continue
         if code != 0:
-            raise PostgresError(f"PostgreSQL {major} cannot be started on the copy: {reason(said)}", log_tail=said)
+            problem = explain(said) or f"PostgreSQL {major} cannot be started on the copy: {reason(said)}"
+            raise PostgresError(problem, log_tail=said)
         return parse_catalogs(output, said)
     raise PostgresError(f"The cluster has none of the databases {', '.join(DATABASES)}: it cannot be entered.")
 
@@ -131,6 +142,12 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
                                    where subenabled or subslotname is not null),
             'databases', (select json_agg(datname order by datname) from pg_database
                           where datallowconn and not datistemplate and datconnlimit <> -2),
+            'oids', (select json_object_agg(oid, datname) from pg_database),
+            'prepared', (select json_agg(gid order by gid) from pg_prepared_xacts),
+            'reached', json_build_object(
+                'time', to_char(pg_last_xact_replay_timestamp() at time zone 'UTC', {quote_literal(ISO_8601)}),
+                'lsn', pg_last_wal_replay_lsn(),
+                'timeline', (select timeline_id from pg_control_checkpoint())),
             'locales', (select json_agg(json_build_array(datname, datcollate, datctype, {versions}) order by datname)
                         from pg_database where datallowconn))"""),
     )
@@ -149,6 +166,10 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
         databases=after["databases"] or [],
         neutralised=list(_neutralised(before)),
         warnings=[warning for row in after["locales"] or [] for warning in _locale_warnings(*row)],
+        reached=after["reached"],
+        oids=after["oids"],
+        prepared=after["prepared"] or [],
+        log=list(log),
     )
 
 
@@ -191,6 +212,7 @@ _OPTIONS = (
     *("-c", "search_path=pg_catalog"),
     *("-c", "default_transaction_read_only=off"),
     *("-c", "log_line_prefix=%m [%p] %e "),
+    *("-c", "TimeZone=UTC"),
     *("-c", "log_min_error_statement=panic"),
 )
 

@@ -10,13 +10,20 @@ import os
 import secrets
 import select
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import (
+    Facts,
+    Found,
+    look_into,
+    unlogged_relations,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
     SESSION_ROLE,
     Catalogs,
@@ -25,7 +32,17 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
     reason,
     scram_verifier,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
+    RECOVERED,
+    SHUT_DOWN,
+    allows_in_place_tablespaces,
+    explain,
+    next_segment,
+    recovered_to,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import PIPES, WalServer
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import render_configuration
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import last_commit
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import ADDRESS, reserve_port
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
@@ -45,7 +62,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_m
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
@@ -53,6 +70,8 @@ if TYPE_CHECKING:
 __all__ = ["STOP_SIGNALS", "Running", "find_running", "recorded_result", "start_server", "stop_server"]
 
 SERVICE = "instant_recovery"  # in the connection service file
+# What the environment of the one who starts may say is meant for other servers. Names come with their schemas.
+PSQL_ENVIRONMENT = {"PGOPTIONS": "-c search_path=", "PGPASSWORD": "", "PGCLIENTENCODING": "UTF8"}
 
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
@@ -61,7 +80,7 @@ PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
 
 # What a start writes into the socket directory.
-FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "pgpass", "pg_service.conf", "server.json")
+FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "pgpass", "pg_service.conf", "server.json", *PIPES)
 HBA = f"""\
 # Through the socket: everybody whom the directory's mode lets in, which is the server's own user.
 local all all trust
@@ -95,16 +114,17 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
     made = _make_directories(plan)
     try:
         with reserve_port(plan.request.port, avoid=avoid) as port:
-            apply_steps(plan.steps, plan.account)
+            apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)
             argv = _configure(plan, port)
-            catalogs = _prepare(plan, argv, password, session, deadline)
+            prepared = _prepare(plan, argv, password, session, deadline)
             process = _start(plan, argv, session, deadline)
-        database = "postgres" if "postgres" in catalogs.databases else next(iter(catalogs.databases), "template1")
+        databases = prepared.catalogs.databases
+        database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
         _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan, "pg_service.conf", _service(plan, port, database))
         _log_in(plan)
-        result = _result(plan, process, port, catalogs, database)
+        result = _result(plan, process, port, prepared, database, _facts(plan, prepared))
         _write(plan, "server.json", json.dumps(result, indent=1))
         return result
     except BaseException:
@@ -219,13 +239,12 @@ def _configure(plan: Plan, port: int) -> list[str]:
         "cluster_name": f"{SERVICE} {session}".strip()[:63],
         **plan.guards,
     }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    return [plan.binaries.program("postgres"), "-D", plan.data.path, *options]
+    return [plan.binaries.program("postgres"), "-D", plan.data.path, *_options(settings)]
 
 
-def _write(plan: Plan, name: str, text: str) -> None:
+def _write(plan: Plan, name: str, text: str, *, directory: str | None = None) -> None:
     """A file in the socket directory, for the server's user alone. That user may have planted links there."""
-    path = os.path.join(plan.request.socket_directory, name)
+    path = os.path.join(directory or plan.request.socket_directory, name)
     temporary = f"{path}.new"
     _unlink(temporary)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -241,19 +260,65 @@ def _environment(plan: Plan) -> dict[str, str]:
     return {} if directory is None else {MARKER: directory}
 
 
-def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float) -> Catalogs:
+@dataclass(frozen=True)
+class _Prepared:
+    """A recovered cluster: see Catalogs and recovered_to. silenced: what was taken out of WAL from elsewhere."""
+
+    catalogs: Catalogs
+    recovered_to: dict[str, Any]
+    silenced: list[dict[str, str]]
+
+
+def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float) -> _Prepared:
+    """Recover the cluster and change its catalogs, before anybody can connect."""
     if session is not None:
         session.claim(name="server", kind="process", signals=PREPARE_SIGNALS)
-    return prepare(
-        argv,
-        user=plan.account.pw_name,
-        log=plan.request.log,
-        env=_environment(plan),
-        timeout=deadline - time.monotonic(),
-        major=plan.data.major,
-        verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
-        read_only=plan.request.read_only,
+    recovery, start = plan.recovery, plan.clone.backup.start
+    # Recovery removes this WAL, and unless it is archive recovery does not tell.
+    commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
+    server = WalServer(recovery.archive if recovery else None, plan.request.socket_directory, plan.account)
+    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    with ExitStack() as serving:
+        if recovery is not None:
+            serving.enter_context(server)
+            settings.update(recovery.settings(server.command))
+            _write(plan, "recovery.signal", "", directory=plan.data.path)
+        try:
+            catalogs = prepare(
+                [*argv, *_options(settings)],
+                user=plan.account.pw_name,
+                log=plan.request.log,
+                env=_environment(plan),
+                timeout=deadline - time.monotonic(),
+                major=plan.data.major,
+                verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
+                read_only=plan.request.read_only,
+                explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
+            )
+        finally:
+            # To the server a file that cannot be used is the end of the WAL, which may look like success.
+            if server.problem is not None:
+                raise server.problem
+    return _Prepared(
+        catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
     )
+
+
+def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
+    """The point that the copy shows, kept beside its data for later starts."""
+    if plan.recovered is not None:
+        return dict(plan.recovered["recovered_to"])
+    reached = recovered_to(catalogs.reached, catalogs.log)
+    if commit is not None:
+        reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
+    target = plan.request.target
+    kept = {"target": None if target is None else str(target), "recovered_to": reached}
+    _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
+    return reached
+
+
+def _options(settings: Mapping[str, str]) -> list[str]:
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
 def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float) -> Process:
@@ -351,7 +416,7 @@ def _log_in(plan: Plan) -> None:
     """Log in once as a user of the session would. Raises PostgresError when that fails."""
     service_file = os.path.join(plan.request.socket_directory, "pg_service.conf")
     argv = [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", "select 1", f"service={SERVICE}"]
-    environment = {"PGSERVICEFILE": service_file, "PGOPTIONS": "", "PGPASSWORD": "", **_environment(plan)}
+    environment = {"PGSERVICEFILE": service_file, **PSQL_ENVIRONMENT, **_environment(plan)}
     try:
         run(argv, timeout=30, env=environment, user=plan.account.pw_name)
     except CommandError as error:
@@ -359,7 +424,34 @@ def _log_in(plan: Plan) -> None:
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
 
 
-def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, database: str) -> dict[str, Any]:
+def _facts(plan: Plan, prepared: _Prepared) -> Facts:
+    """What can be said about the data; the databases are asked unless that is not wanted."""
+    databases, control = prepared.catalogs.databases, plan.data.control
+    environment = {"PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"), **PSQL_ENVIRONMENT}
+    found = Found(not_looked_into=list(databases))
+    if plan.request.examine:
+        found = look_into(
+            databases,
+            psql=plan.binaries.program("psql"),
+            bindir=plan.binaries.bindir,
+            env={**environment, **_environment(plan)},
+            user=plan.account.pw_name,
+        )
+    return Facts(
+        checksums=control.data_checksum_version != 0,
+        last_commit=prepared.recovered_to["time"],
+        prepared_transactions=prepared.catalogs.prepared,
+        unlogged_relations=unlogged_relations(plan.data.path, prepared.catalogs.oids),
+        found=found,
+        was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
+    )
+
+
+def _result(
+    plan: Plan, process: Process, port: int, prepared: _Prepared, database: str, facts: Facts
+) -> dict[str, Any]:
+    catalogs = prepared.catalogs
+    warnings = [*catalogs.warnings, *facts.warnings()]
     directory = plan.request.socket_directory
     passfile = os.path.join(directory, "pgpass")
     return {
@@ -378,9 +470,11 @@ def _result(plan: Plan, process: Process, port: int, catalogs: Catalogs, databas
         "bindir": plan.binaries.bindir,
         "read_only": plan.request.read_only,
         "settings": plan.settings,
-        "neutralised": [*plan.neutralised, *catalogs.neutralised],
+        "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
+        "recovered_to": prepared.recovered_to,
+        "data": facts.as_dict(),
         "session": None,
-        **({"warnings": catalogs.warnings} if catalogs.warnings else {}),  # Ansible shows them
+        **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }
 
 

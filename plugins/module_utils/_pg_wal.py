@@ -25,7 +25,19 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Patch", "Start", "TablespaceRecord", "scan", "tablespace_records", "wal_segments"]
+__all__ = [
+    "Patch",
+    "Start",
+    "TablespaceRecord",
+    "format_position",
+    "last_commit",
+    "parse_position",
+    "scan",
+    "scan_segment",
+    "segment_number",
+    "tablespace_records",
+    "wal_segments",
+]
 
 SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 PAGE = struct.Struct("<HHIQI4x")  # XLogPageHeaderData: magic, info, timeline, address, rest of a record
@@ -33,6 +45,9 @@ LONG_PAGE = struct.Struct("<QII")  # follows it on a segment's first page: syste
 RECORD = struct.Struct("<IIQBB2xI")  # XLogRecord: total length, xid, previous, info, resource manager, checksum
 CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then the header before it
 TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
+TRANSACTION_MANAGER, COMMITS = 1, (0x00, 0x30)  # RM_XACT_ID, XLOG_XACT_COMMIT and …_COMMIT_PREPARED
+TRANSACTION_KIND = 0x70  # XLOG_XACT_OPMASK
+EPOCH = 946684800  # PostgreSQL's, 2000-01-01, in seconds of Unix time
 XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
 LONGEST = 2048  # bytes; a path has at most 1024
 AT_ONCE = 4  # segments read ahead: as many as an archive has mounts at most
@@ -40,6 +55,8 @@ AT_ONCE = 4  # segments read ahead: as many as an archive has mounts at most
 # From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
 # (255, or 254 with a longer length), before which the origin (253) and the transaction (252) may be named.
 CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc-\xff]")
+COMMIT_CANDIDATE = re.compile(rb"\x01\0\0[\s\S]{4}[\xfc-\xff]")
+SEARCHED = (2**16, 2**20, 2**30)  # bytes from the end in which a commit is looked for; most often it is in the last few
 
 
 @dataclass(frozen=True)
@@ -71,13 +88,23 @@ class Start:
     @property
     def segment(self) -> str:
         """Name of the segment that the position is in: XLogFileName in xlog_internal.h."""
-        high, low = self.position >> 32, self.position & 0xFFFFFFFF
-        return f"{self.timeline:08X}{high:08X}{low // self.segment_size:08X}"
+        return f"{self.timeline:08X}{self.position >> 32:08X}{(self.position & 0xFFFFFFFF) // self.segment_size:08X}"
 
     @property
     def lsn(self) -> str:
         """The position as PostgreSQL writes it."""
-        return f"{self.position >> 32:X}/{self.position & 0xFFFFFFFF:X}"
+        return format_position(self.position)
+
+
+def format_position(position: int) -> str:
+    """A position in bytes as PostgreSQL writes it, such as C(1A/2B3C4D5E)."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def parse_position(lsn: str) -> int:
+    """The opposite."""
+    high, _slash, low = lsn.partition("/")
+    return int(high, 16) << 32 | int(low, 16)
 
 
 def wal_segments(directory: str) -> list[str]:
@@ -109,12 +136,12 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
     size = start.segment_size
     by_timeline: dict[str, list[str]] = {}
     for name in wal_segments(directory):
-        if _number(name, size) >= start.position // size:
+        if segment_number(name, size) >= start.position // size:
             by_timeline.setdefault(name[:8], []).append(os.path.join(directory, name))
     for paths in by_timeline.values():
         before: _Segment | None = None
         for path in paths:
-            segment = _read(path, _number(os.path.basename(path), size) * size)
+            segment = _read(path, segment_number(os.path.basename(path), size) * size)
             if before is not None:
                 yield from _records(before, segment, start.position)
             before = segment
@@ -150,9 +177,50 @@ def _read_ahead(paths: list[str]) -> Iterator[None]:
         over.set()
 
 
-def _number(name: str, segment_size: int) -> int:
+def scan_segment(name: str, content: bytes, *, before: bytes | None, after: bytes | None) -> list[TablespaceRecord]:
+    """Every CREATE TABLESPACE of which something is in a segment whose content is given, with its neighbours' contents.
+
+    Only patches with name as their path are for this segment.
+    """
+    start = segment_number(name, len(content)) * len(content)
+    segment = _parse(name, start, memoryview(content))
+    following = None if after is None else _parse("", start + len(content), memoryview(after))
+    found = list(_records(segment, following, 0))
+    if before is not None:
+        found += _records(_parse("", start - len(content), memoryview(before)), segment, 0)
+    return [record for record in found if any(patch.path == name for patch in record.patches)]
+
+
+def last_commit(directory: str, start: Start) -> float | None:
+    """When the last transaction committed of those in the last segment of the valid WAL from start on.
+
+    In seconds of Unix time; None where that segment has no commit. Of the others only the first bytes are read.
+    """
+    size = start.segment_size
+    paths = {segment_number(name, size): os.path.join(directory, name) for name in wal_segments(directory)}
+    number = start.position // size
+    # Segments behind the end are used ones, waiting for their turn: they say that they begin elsewhere.
+    while number + 1 in paths and _begins(_head(paths[number + 1]), (number + 1) * size):
+        number += 1
+    return _last_commit(_read(paths[number], number * size).content) if number in paths else None
+
+
+def _last_commit(content: bytes) -> float | None:
+    for size in SEARCHED:
+        offset = max(0, len(content) - size) // 8 * 8
+        for match in reversed(list(COMMIT_CANDIDATE.finditer(content, offset))):
+            begin = match.start() - 17
+            record = _record(content[begin : begin + LONGEST]) if begin >= 0 else None
+            if record is not None and record[1] == TRANSACTION_MANAGER and record[0] & TRANSACTION_KIND in COMMITS:
+                return EPOCH + int.from_bytes(_content(record[2])[:8], "little", signed=True) / 1e6
+        if offset == 0:
+            break
+    return None
+
+
+def segment_number(name: str, segment_size: int) -> int:
     """A segment's number: its first byte is at this times segment_size."""
-    return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:], 16)
+    return int(name[8:16], 16) * (2**32 // segment_size) + int(name[16:24], 16)
 
 
 @dataclass(frozen=True)
@@ -175,18 +243,32 @@ class _Segment:
 
 
 def _read(path: str, start: int) -> _Segment:
+    """A segment as far as it is valid; where its first page is not, the rest is not read."""
+    if not _begins(_head(path), start):
+        return _Segment(path, start, 8192, b"", complete=False)
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+        return _parse(path, start, memoryview(file.readall()))
+
+
+def _head(path: str) -> bytes:
+    """A segment's first page header."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
+        return file.read(PAGE.size + LONG_PAGE.size)
+
+
+def _begins(head: bytes | memoryview, start: int) -> bool:
+    """Whether a segment's first bytes say that it begins at that position."""
+    return len(head) >= PAGE.size + LONG_PAGE.size and bool(PAGE.unpack_from(head)[3] == start)
+
+
+def _parse(path: str, start: int, data: memoryview) -> _Segment:
     """A segment as far as it is valid: each page says where in the WAL it belongs."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:
-        head = file.read(PAGE.size + LONG_PAGE.size)
-        if len(head) < PAGE.size + LONG_PAGE.size or PAGE.unpack_from(head)[3] != start:
-            return _Segment(path, start, 8192, b"", complete=False)
-        page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
-        file.seek(0)
-        data = memoryview(file.readall())
+    if not _begins(data, start):
+        return _Segment(path, start, 8192, b"", complete=False)
+    page_size = LONG_PAGE.unpack_from(data, PAGE.size)[2]
     pages = [data[PAGE.size + LONG_PAGE.size : page_size]]
     for offset in range(page_size, len(data), page_size):
-        if PAGE.unpack_from(data, offset)[3] != start + offset:
+        if offset + PAGE.size > len(data) or PAGE.unpack_from(data, offset)[3] != start + offset:
             break
         pages.append(data[offset + PAGE.size : offset + page_size])
     return _Segment(path, start, page_size, b"".join(pages), complete=len(pages) * page_size == len(data))
@@ -207,19 +289,27 @@ def _records(segment: _Segment, following: _Segment | None, redo: int) -> Iterat
 
 def _decode(data: bytes) -> tuple[int, str, bytes] | None:
     """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
-    if len(data) < RECORD.size:
+    record = _record(data)
+    if record is None or record[1] != TABLESPACE_MANAGER or record[0] & 0xF0 != CREATE:
         return None
-    length, xid, previous, info, manager, checksum = RECORD.unpack_from(data)
-    body = data[RECORD.size : length]
-    if manager != TABLESPACE_MANAGER or info & 0xF0 != CREATE or not RECORD.size < length <= len(data):
-        return None
-    if crc32c(body + data[:CHECKSUM]) != checksum:
-        return None
+    length, xid, previous = RECORD.unpack_from(data)[:3]
+    body = record[2]
     content = _content(body)
     oid = int.from_bytes(content[:4], "little")
     header = RECORD.pack(length, xid, previous, NOOP, XLOG_MANAGER, 0)
     header = header[:CHECKSUM] + crc32c(body + header[:CHECKSUM]).to_bytes(4, "little")
     return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
+
+
+def _record(data: bytes) -> tuple[int, int, bytes] | None:
+    """Info, resource manager and what follows the header, if data begins with a whole and valid record."""
+    if len(data) < RECORD.size:
+        return None
+    length, _xid, _previous, info, manager, checksum = RECORD.unpack_from(data)
+    body = data[RECORD.size : length]
+    if not RECORD.size < length <= len(data) or crc32c(body + data[:CHECKSUM]) != checksum:
+        return None
+    return info, manager, body
 
 
 def _content(body: bytes) -> bytes:

@@ -48,7 +48,7 @@ PUBLIC_KEYS = (
     "id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port",
     "socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir",
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
-    "timings",
+    "timings", "recovered_to",
 )  # fmt: skip
 DIRECTORIES = ("archive", "upper", "merged", "run", "log")
 SUMS = ("total", "overhead")  # in timings, beside those of the steps

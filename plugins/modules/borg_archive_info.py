@@ -219,6 +219,9 @@ databases:
         segments:
           description: How many WAL segments are there.
           type: int
+    configuration_directory:
+      description: Where the archive has PostgreSQL's configuration of Debian's layout, outside of the data directory.
+      type: str
     symlinks:
       description: Further symbolic links in the data directory and its tablespaces.
       type: list
@@ -259,6 +262,7 @@ databases:
         target: null
         archived_path: var/lib/postgresql/15/main/pg_wal
         segments: 68
+      configuration_directory: etc/postgresql/15/main
       symlinks: []
       control:
         system_identifier: 7442017912345678901
@@ -291,7 +295,9 @@ database:
   contains: *database
   sample: *sample
 paths:
-  description: What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive.
+  description:
+    - What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive, its
+      configuration included.
   type: list
   elements: str
   returned: success
@@ -301,6 +307,32 @@ began:
   type: float
   returned: success
   sample: 1795352701.12
+wal_archives:
+  description:
+    - Directories of the archive with PostgreSQL's write-ahead log, other than those of the databases themselves. For
+      C(wal_source) of M(phpborg.instant_recovery.pg_ephemeral).
+    - Where segments lie in a directory for each log, as with Barman and pgBackRest, this is the directory above.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: The directory.
+      type: str
+    segments:
+      description: Number of segments, compressed ones among them.
+      type: int
+    first:
+      description: Name of the first.
+      type: str
+    last:
+      description: Name of the last.
+      type: str
+  sample:
+    - path: srv/wal
+      segments: 2
+      first: "00000001000000000000000A"
+      last: "00000001000000000000000B"
 elapsed:
   description: Seconds it took.
   type: float
@@ -353,7 +385,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     archives = repository.list_archives(details=options["details"])
     listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
-        return {**listed, "archive": None, "databases": [], "database": None, "paths": []}
+        return {**listed, "archive": None, "databases": [], "database": None, "paths": [], "wal_archives": []}
     archive = resolve_archive(archives, split_location(options["archive"])[1], repository=repository.location)
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
@@ -379,6 +411,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         "databases": [database.as_dict() for database in databases],
         "database": chosen.as_dict() if chosen else None,
         "paths": chosen.paths() if chosen else [],
+        "wal_archives": catalogue.wal_archives(databases),
     }
 
 

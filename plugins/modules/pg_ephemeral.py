@@ -68,6 +68,49 @@ options:
       - Those that keep the server away from production cannot be given.
     type: dict
     default: {}
+  recovery_target_time:
+    description:
+      - Recover to this time, such as V(2026-11-22 14:05:00+01). Without an offset from UTC it is in the time zone of
+        the archived configuration, or UTC where there is none.
+      - Of O(recovery_target_time), O(recovery_target_xid), O(recovery_target_name), O(recovery_target_lsn) and
+        O(recovery_target) one can be given. Without any of them recovery goes to the end of the WAL.
+      - These options are PostgreSQL's settings of the same names.
+    type: str
+  recovery_target_xid:
+    description: Recover up to this transaction.
+    type: str
+  recovery_target_name:
+    description: Recover to the restore point that C(pg_create_restore_point()) gave this name.
+    type: str
+  recovery_target_lsn:
+    description: Recover up to this position in the write-ahead log, such as V(1A/2B3C4D5E).
+    type: str
+  recovery_target:
+    description: V(immediate) is as soon as the copy is consistent, that is, the end of the backup.
+    type: str
+  recovery_target_inclusive:
+    description: Whether the transaction or record at the target still counts. The default is that it does.
+    type: bool
+  recovery_target_timeline:
+    description: V(latest) (the default), V(current), or the number of a timeline.
+    type: str
+  recovery_target_action:
+    description:
+      - V(promote), the default. PostgreSQL's other actions leave no server that can be connected to, and are refused.
+    type: str
+  wal_source:
+    description:
+      - Directory of archived WAL, for recovery to go beyond what the copy has in C(pg_wal). It is only read, by whoever
+        runs the module.
+      - The segments may lie in directories as Barman and pgBackRest have them, and be compressed by gzip, bzip2, xz,
+        or, where these programs are installed, zstd or lz4.
+    type: path
+  examine:
+    description:
+      - Whether to look into the databases for RV(data), up to 8 of them, for 5 seconds each at most. From an archive
+        this costs a tenth of a second or two for each, in which its catalogs are read.
+    type: bool
+    default: true
   read_only:
     description:
       - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
@@ -131,6 +174,14 @@ EXAMPLES = r"""
     data_directory: /srv/copy/merged/var/lib/postgresql/15/main
     socket_directory: /srv/copy/run
     state: stopped
+
+- name: Start a server that shows the data as it was before a mistake
+  phpborg.instant_recovery.pg_ephemeral:
+    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
+    tree: /srv/copy/merged
+    socket_directory: /srv/copy/run
+    wal_source: /srv/wal_archive
+    recovery_target_time: "2026-11-22 14:05:00+01"
 
 - name: Show what a start would change, without changing it
   phpborg.instant_recovery.pg_ephemeral:
@@ -231,6 +282,85 @@ neutralised:
   sample:
     - what: standby.signal removed
       why: as a standby the server would connect to production and never accept a write
+recovered_to:
+  description:
+    - The point in time that the copy shows. Null with O(state=stopped) and in check mode.
+    - A later start of the same copy has nothing to recover, and returns it again.
+  type: dict
+  returned: success
+  contains:
+    time:
+      description: When the last transaction that was replayed ended, in UTC. Null where none was, or it is not known.
+      type: str
+    lsn:
+      description: The position in the WAL up to which it was replayed. Null after an orderly shutdown.
+      type: str
+    timeline:
+      description: The timeline that the session writes on.
+      type: int
+    reason:
+      description: Why recovery ended there, in the server's words if it stopped at a target.
+      type: str
+  sample:
+    time: "2026-11-22T13:04:59.918273+00:00"
+    lsn: 1A/2B3C4D5E
+    timeline: 2
+    reason: stopping before commit of transaction 4711, time 2026-11-22 13:05:02.1+00
+data:
+  description:
+    - What to know about the data before trusting them; Ansible also shows it as warnings. Null with O(state=stopped)
+      and in check mode.
+    - Tables and indexes are named as C(DATABASE: SCHEMA.NAME), at most 20 for each database.
+  type: dict
+  returned: success
+  contains:
+    checksums:
+      description: Whether pages have checksums, so that damage would be noticed.
+      type: bool
+    last_commit:
+      description: When the last transaction committed, in UTC, which is the age of the data. Null if it is not known.
+      type: str
+    prepared_transactions:
+      description: Names of prepared transactions. They hold their locks until they are committed or rolled back.
+      type: list
+      elements: str
+    emptied_tables:
+      description: Unlogged tables, which recovery has emptied. Where a database was not looked into, their number.
+      type: list
+      elements: str
+    invalid_indexes:
+      description: Indexes that are not used, in production neither.
+      type: list
+      elements: str
+    missing_libraries:
+      description: Libraries of functions that are not installed on this host.
+      type: list
+      elements: dict
+      contains:
+        database:
+          description: The database.
+          type: str
+        extension:
+          description: The extension, if the functions belong to one.
+          type: str
+        library:
+          description: The library.
+          type: str
+    not_looked_into:
+      description: Databases of which the last three are not known. All of them without O(examine).
+      type: list
+      elements: str
+  sample:
+    checksums: true
+    last_commit: "2026-11-22T13:04:59.918273+00:00"
+    prepared_transactions: []
+    emptied_tables: ["shop: public.sessions"]
+    invalid_indexes: []
+    missing_libraries:
+      - database: shop
+        extension: postgis
+        library: $libdir/postgis-3
+    not_looked_into: []
 session:
   description:
     - The session's record, which this start has made C(active).
@@ -257,6 +387,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan, Request, make_plan
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import read_recovered
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
     Running,
     find_running,
@@ -265,6 +396,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_serve
     stop_server,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, read_target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     read_data_directory,
@@ -282,9 +414,11 @@ NOTHING: dict[str, Any] = {
     **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only")),
     "settings": {},
     "neutralised": [],
+    "recovered_to": None,
+    "data": None,
     "session": None,
 }
-RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid")
+RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
 
 
 def main() -> None:
@@ -300,6 +434,12 @@ def main() -> None:
             "bindir": {"type": "path"},
             "settings": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": False},
+            **{name: {"type": "str"} for name in POINTS},
+            "recovery_target_inclusive": {"type": "bool"},
+            "recovery_target_timeline": {"type": "str"},
+            "recovery_target_action": {"type": "str"},
+            "wal_source": {"type": "path"},
+            "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
             "user": {"type": "str"},
             "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
@@ -352,7 +492,8 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory")
+    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory", "examine")
+    wal_source = options["wal_source"]
     data_directory = os.path.realpath(options["data_directory"])
     socket_directory = str(_in_session(options, "socket_directory", "run"))
     return Request(
@@ -360,6 +501,8 @@ def _request(options: dict[str, Any]) -> Request:
         tree=_in_session(options, "tree", "merged") or data_directory,
         socket_directory=socket_directory,
         log_directory=_in_session(options, "log_directory", "log") or socket_directory,
+        target=read_target(options),
+        wal_source=None if wal_source is None else os.path.abspath(wal_source),
         **{name: options[name] for name in names},
     )
 
@@ -381,6 +524,9 @@ def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | No
     wanted = {**own, "read_only": request.read_only, "port": request.port or result["port"]}
     is_now = {**result["settings"], "read_only": result["read_only"], "port": result["port"]}
     different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
+    recovered = read_recovered(request.data_directory)
+    if request.target is not None and recovered is not None and recovered["target"] != str(request.target):
+        different.append(f"its data recovered to {recovered['target'] or 'the end of the WAL'}")
     if different:
         raise PostgresError(
             f"The server on {request.data_directory} runs already, with {', '.join(different)}: "
@@ -410,6 +556,7 @@ def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
         "state": "started",
         "data_directory": plan.data.path,
         **{key: result[key] for key in ("version", "port", "settings", "neutralised")},
+        **({"recovery": str(plan.recovery.target)} if plan.recovery else {}),
     }
     return {"before": {"state": "stopped"}, "after": after}
 

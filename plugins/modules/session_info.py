@@ -141,6 +141,11 @@ sessions:
     timings:
       description: Seconds per step of the start, their C(total), and the C(overhead) that no step accounts for.
       type: dict
+    recovered_to:
+      description:
+        - The point in time that the data are of. The engine's module says what is in it, for PostgreSQL
+          M(phpborg.instant_recovery.pg_ephemeral).
+      type: dict
     checks:
       description: What was found. All empty or null for a session that has ended.
       type: dict
@@ -208,6 +213,11 @@ sessions:
       expires_at: "2026-11-22T15:05:04.581+00:00"
       error_message: null
       timings: {borg_mount: 0.81, overlay_mount: 0.21, pg_ephemeral: 0.62, total: 4.1, overhead: 2.46}
+      recovered_to:
+        time: "2026-11-22T01:59:58.918273+00:00"
+        lsn: 1A/2B3C4D5E
+        timeline: 2
+        reason: end of the WAL
       checks:
         mounts:
           - name: archive

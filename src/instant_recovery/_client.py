@@ -37,6 +37,16 @@ class StartOptions(TypedDict, total=False):
     port: int | None
     driver: Literal["auto", "block", "overlayfs"] | None
     read_only: bool | None
+    recovery_target_time: str | None
+    recovery_target_xid: str | int | None
+    recovery_target_name: str | None
+    recovery_target_lsn: str | None
+    recovery_target: Literal["immediate"] | None
+    recovery_target_inclusive: bool | None
+    recovery_target_timeline: str | int | None
+    recovery_target_action: Literal["promote"] | None
+    wal_source: str | None
+    examine: bool | None
     settings: Mapping[str, object] | None
     readers: int | None
     cache_size: str | None

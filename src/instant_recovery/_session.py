@@ -58,6 +58,7 @@ class Session:
     connection_string: str | None = None
     service_file: str | None = None
     pid: int | None = None
+    recovered_to: Mapping[str, Any] | None = None
     borg_mount_point: str | None = None
     overlay_upper_dir: str | None = None
     overlay_merged_dir: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cluster import Cluster, TableState, server_directory
-from tests.support.host import remains
+from tests.support.copies import Copy
+from tests.support.host import processes_below, remains
 from tests.support.playbook import Playbooks
 from tests.support.repository import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and runs servers as them: needs root")
 
@@ -104,6 +106,25 @@ def playbooks(place: Path, sample: Sample) -> Iterator[Playbooks]:
     if left:
         runner.stop("all")
         pytest.fail("left behind: " + "; ".join(left))
+
+
+@pytest.fixture
+def copy_of(place: Path) -> Iterator[Callable[[Cluster], Copy]]:
+    """Makes copies as an archive's tree shows them; the server of each is stopped at the end, with nothing left."""
+    made: list[Copy] = []
+
+    def make(cluster: Cluster) -> Copy:
+        tree = place / f"tree{len(made)}"
+        copy = Copy(tree, tree / str(cluster.data).lstrip("/"), place / f"run{len(made)}")
+        copy.data.parent.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
+        made.append(copy)
+        return copy
+
+    yield make
+    for copy in made:
+        copy.stop()
+        assert processes_below(copy.tree) == []
 
 
 def _place() -> Iterator[Path]:

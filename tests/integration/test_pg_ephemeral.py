@@ -15,13 +15,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import shared_memory_of
@@ -29,6 +28,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import DATABASE, Cluster, Connection
+from tests.support.copies import Copy
 from tests.support.forked import forked
 from tests.support.host import processes_below
 from tests.support.modules import call
@@ -39,40 +39,6 @@ if TYPE_CHECKING:
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs servers as other users: needs root")
 OWNER = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-
-
-@dataclass
-class Copy:
-    """A copy of a cluster in a tree, and calls of the module on it."""
-
-    tree: Path
-    data: Path
-    run: Path
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def start(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
-        return self._call("started", check=check, tree=str(self.tree), **{**self.options, **options})
-
-    def stop(self, *, check: bool = False) -> dict[str, Any]:
-        return self._call("stopped", check=check)
-
-    def sql(self, statement: str, *, database: str = "postgres", user: str = "instant_recovery", port: int = 0) -> str:
-        return self.connection(user=user, port=port).sql(statement, database=database)
-
-    def connection(self, *, user: str = "instant_recovery", port: int = 0) -> Connection:
-        listening = port or int((self.data / "postmaster.pid").read_text().splitlines()[3])
-        bindir = str(Path(shutil.which("postgres") or "").resolve().parent)
-        return Connection(socket_directory=str(self.run), port=listening, user=user, bindir=bindir)
-
-    def path(self, name: str) -> Path:
-        return self.data / name
-
-    def log(self) -> str:
-        return (self.run / "postgresql.log").read_text()
-
-    def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
-        where = {"data_directory": str(self.data), "socket_directory": str(self.run), "state": state}
-        return call(pg_ephemeral.main, check=check, **where, **options)
 
 
 @pytest.fixture(scope="module")
@@ -114,25 +80,6 @@ def production(place: Path, closed: Cluster) -> Iterator[Callable[..., Cluster]]
     yield make
     for cluster in made:
         cluster.close()
-
-
-@pytest.fixture
-def copy_of(place: Path) -> Iterator[Callable[[Cluster], Copy]]:
-    """Makes copies as an archive's tree shows them; the server of each is stopped at the end, with nothing left."""
-    made: list[Copy] = []
-
-    def make(cluster: Cluster) -> Copy:
-        tree = place / f"tree{len(made)}"
-        copy = Copy(tree, tree / str(cluster.data).lstrip("/"), place / f"run{len(made)}")
-        copy.data.parent.mkdir(parents=True)
-        subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
-        made.append(copy)
-        return copy
-
-    yield make
-    for copy in made:
-        copy.stop()
-        assert processes_below(copy.tree) == []
 
 
 def whats(result: dict[str, Any]) -> list[str]:
@@ -682,6 +629,20 @@ def test_tablespace_records_are_found_and_silenced_wherever_they_lie(place: Path
         parted = {8192 - lsn % 8192 for lsn, _oid, _path in records}
         assert {8, 16, 600} <= parted, parted
         assert {8, 16} <= {2**20 - lsn % 2**20 for lsn, _oid, _path in records}
+
+        # Segment by segment, as a restore_command gets them, the same is found.
+        wal = source.data / "pg_wal"
+        paths = sorted(path for path in wal.iterdir() if len(path.name) == 24)
+        contents = [path.read_bytes() for path in paths]
+        around = zip(paths, contents, [None, *contents], [*contents[1:], None], strict=False)
+        apart = {
+            (f"{wal}/{patch.path}", patch.offset, patch.data)
+            for path, content, before_it, after_it in around
+            for record in scan_segment(path.name, content, before=before_it, after=after_it)
+            for patch in record.patches
+            if patch.path == path.name
+        }
+        assert apart == {(patch.path, patch.offset, patch.data) for record in found for patch in record.patches}
 
         everything = waldump(source, begin)
         for patch in (patch for record in found for patch in record.patches):

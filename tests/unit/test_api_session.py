@@ -36,6 +36,7 @@ RECORD: dict[str, Any] = {
     "expires_at": "2026-11-22T15:37:55.870+00:00",
     "error_message": None,
     "timings": {"borg_mount": 0.63, "total": 5.5},
+    "recovered_to": {"time": None, "lsn": "1A/2B3C4D5E", "timeline": 2, "reason": "end of the WAL"},
 }
 
 

@@ -55,7 +55,7 @@ def first_segment(data: Path) -> str:
 
 
 def plan(data: Path, relocated: dict[str, str] | None = None) -> list[Step]:
-    return plan_clone(read_data_directory(str(data)), str(tree_of(data)), relocated=relocated)
+    return plan_clone(read_data_directory(str(data)), str(tree_of(data)), relocated=relocated).steps
 
 
 def whats(data: Path, relocated: dict[str, str] | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 OUTPUT = r"""
 PostgreSQL stand-alone backend 15.18 (Debian 15.18-0+deb12u1)
 backend> {"settings" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "subscriptions" : ["s"]}
-backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
+backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "oids" : {"5" : "postgres", "16388" : "shop data"}, "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
 backend> """  # noqa: E501
 
 
@@ -33,6 +33,7 @@ def test_the_answers_of_a_single_user_server() -> None:
         "default_transaction_read_only of roles and databases reset (default_transaction_read_only=off)",
         "subscription s disabled and parted from its slot",
     ]
+    assert catalogs.reached == {"time": "2026-11-22T17:05:31.082258+00:00", "lsn": "0/4000000", "timeline": 2}
     versions, missing = catalogs.warnings
     assert versions.startswith("Database postgres was written with collation version 2.31, and this host has 2.36")
     assert missing.startswith("Database shop data needs the locale xx_XX.utf8, which this host does not have")

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a copied data directory says about its own recovery: where it begins, and how far it has to go at least.
+
+Sources: src/backend/access/transam/xlogbackup.c (backup_label, the history file that pg_backup_stop() archives) and
+backup/backup_manifest.c of PostgreSQL 15.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, parse_position
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import read_regular_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import DataDirectory
+
+__all__ = ["Backup", "read_backup"]
+
+LABEL_START = re.compile(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", re.MULTILINE)
+HISTORY_STOP = re.compile(rb"^STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+MANIFEST_END = re.compile(rb'"End-LSN": "([0-9A-F]+/[0-9A-F]+)"')
+MANIFEST_TAIL = 16 * 1024  # bytes; the ranges of WAL, one for each timeline, are the last but one of its entries
+
+
+@dataclass(frozen=True)
+class Backup:
+    """start: where recovery begins. end: the position it must reach to be consistent, where that is known.
+
+    is_labelled: files were copied one after the other while the server ran; backup_label says from where.
+    """
+
+    start: Start
+    end: int | None
+    is_labelled: bool
+
+
+def read_backup(data: DataDirectory, find_history: Callable[[str], bytes | None] = lambda _name: None) -> Backup:
+    """backup_label counts where there is one, else pg_control.
+
+    find_history gives the content of a backup's history file, which is archived with the WAL.
+    """
+    size = data.control.wal_segment_size
+    named = LABEL_START.search(read_regular_file(os.path.join(data.path, "backup_label")) or b"")
+    if named is None:
+        start = Start(parse_position(data.control.redo_lsn), data.control.timeline, size)
+        # Only a standby's is set: pages may have been written up to there.
+        return Backup(start, parse_position(data.control.min_recovery_point) or None, is_labelled=False)
+    start = Start(parse_position(named.group(1).decode()), int(named.group(2), 16), size)
+    history = find_history(f"{start.segment}.{start.position % size:08X}.backup")
+    ends = [*HISTORY_STOP.findall(history or b""), *MANIFEST_END.findall(_manifest_tail(data.path))]
+    known = [*map(bytes.decode, ends), data.control.backup_end_point]
+    return Backup(start, max(map(parse_position, known)) or None, is_labelled=True)
+
+
+def _manifest_tail(data_directory: str) -> bytes:
+    path = os.path.join(data_directory, "backup_manifest")
+    if read_regular_file(path) is None:
+        return b""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - MANIFEST_TAIL))
+        return file.read()

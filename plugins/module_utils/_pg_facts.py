@@ -1,0 +1,173 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a user should know about the data of a session before trusting them.
+
+Most is known from pg_control and the run that recovers the cluster. What only a connection to each database can tell
+(unlogged tables, invalid indexes, libraries of extensions) is asked of a few databases at once, and for so long only.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import library_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["Facts", "Found", "look_into", "unlogged_relations"]
+
+MOST_DATABASES = 8  # a connection to each costs tens of milliseconds, the first of them reading its catalogs cold
+AT_ONCE = 4
+SECONDS = 5.0  # that a database may take; what does not answer by then is counted as not looked into
+NAMED = 20  # tables or indexes by name of each database; the numbers count all
+C_LANGUAGE = 13  # ClanguageId in pg_language.dat
+
+QUERY = f"""
+with unlogged as (select oid::regclass::text as name from pg_class
+                  where relpersistence = 'u' and relkind in ('r', 'm')),
+     invalid as (select indexrelid::regclass::text as name from pg_index where not indisvalid),
+     library as (select distinct probin, extname
+                 from pg_proc
+                 left join pg_depend on classid = 'pg_proc'::regclass and objid = pg_proc.oid and deptype = 'e'
+                 left join pg_extension on refclassid = 'pg_extension'::regclass and refobjid = pg_extension.oid
+                 where prolang = {C_LANGUAGE} and probin is not null)
+select json_build_object(
+    'unlogged', (select json_agg(name order by name) from unlogged),
+    'invalid', (select json_agg(name order by name) from invalid),
+    'libraries', (select json_agg(json_build_array(probin, extname)) from library))
+"""
+
+
+@dataclass
+class Found:
+    """What looking into the databases found, names as DATABASE: SCHEMA.NAME.
+
+    libraries: {database, extension, library} of those that are missing here. not_looked_into: names of databases.
+    """
+
+    unlogged: list[str] = field(default_factory=list)
+    invalid_indexes: list[str] = field(default_factory=list)
+    missing_libraries: list[dict[str, str | None]] = field(default_factory=list)
+    not_looked_into: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The result `data`; unlogged tables count only where recovery emptied them.
+
+    unlogged_relations: their number by database, indexes and all; it has to do where nobody looked into a database.
+    """
+
+    checksums: bool
+    last_commit: str | None
+    prepared_transactions: list[str]
+    unlogged_relations: Mapping[str, int]
+    found: Found
+    was_recovered: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the module returns it."""
+        return {
+            "checksums": self.checksums,
+            "last_commit": self.last_commit,
+            "prepared_transactions": self.prepared_transactions,
+            "emptied_tables": [*self.found.unlogged, *self._counted()] if self.was_recovered else [],
+            "invalid_indexes": self.found.invalid_indexes,
+            "missing_libraries": self.found.missing_libraries,
+            "not_looked_into": self.found.not_looked_into,
+        }
+
+    def _counted(self) -> list[str]:
+        return [
+            f"{database}: {self.unlogged_relations[database]} (tables, indexes, sequences)"
+            for database in self.found.not_looked_into
+            if database in self.unlogged_relations
+        ]
+
+    def warnings(self) -> Iterator[str]:
+        """A sentence for each that makes queries fail, hang or answer otherwise than production."""
+        facts = self.as_dict()
+        if facts["prepared_transactions"]:
+            yield (
+                f"Prepared transactions wait in the copy as they did in production and hold their locks: "
+                f"{_listed(facts['prepared_transactions'])}. Commit them or roll them back where they are in the way."
+            )
+        if facts["emptied_tables"]:
+            yield f"Unlogged tables are empty after recovery, as after any crash: {_listed(facts['emptied_tables'])}."
+        if facts["invalid_indexes"]:
+            yield f"Indexes are invalid and not used, as in production: {_listed(facts['invalid_indexes'])}."
+        for missing in facts["missing_libraries"]:
+            extension = f" (extension {missing['extension']})" if missing["extension"] else ""
+            yield (
+                f"Database {missing['database']} has functions of {missing['library']}{extension}, which is not "
+                "installed on this host: what uses them fails until it is."
+            )
+
+
+def unlogged_relations(data_directory: str, databases: Mapping[str, str]) -> dict[str, int]:
+    """How many there are in each of databases (names by oid): each has a file to be emptied from. None is opened."""
+    found: dict[str, int] = {}
+    patterns = ("base/*/*_init", "pg_tblspc/*/PG_*/*/*_init")
+    for path in (
+        path for pattern in patterns for path in glob.iglob(os.path.join(glob.escape(data_directory), pattern))
+    ):
+        name = databases.get(os.path.basename(os.path.dirname(path)))
+        if name is not None:
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def look_into(databases: Sequence[str], *, psql: str, bindir: str, env: Mapping[str, str], user: str | None) -> Found:
+    """Ask databases, the first of them if they are many. env names the service file, whose service is used."""
+    chosen = databases[:MOST_DATABASES]
+    found = Found(not_looked_into=[*databases[MOST_DATABASES:]])
+
+    def ask(database: str) -> dict[str, Any] | None:
+        argv = [psql, "-X", "-w", "-q", "-A", "-t", "-c", QUERY]
+        target = f"service=instant_recovery dbname='{_escaped(database)}'"
+        try:
+            answer: dict[str, Any] = json.loads(run([*argv, target], timeout=SECONDS, env=env, user=user).stdout)
+        except (CommandError, ValueError):
+            return None
+        return answer
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for database, answer in zip(chosen, pool.map(ask, chosen)):
+            if answer is None:
+                found.not_looked_into.append(database)
+                continue
+            found.unlogged += _named(database, answer["unlogged"])
+            found.invalid_indexes += _named(database, answer["invalid"])
+            found.missing_libraries += _missing(database, answer["libraries"] or [], bindir)
+    return found
+
+
+def _named(database: str, names: Sequence[str] | None) -> list[str]:
+    names = names or []
+    more = [f"{database}: {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return [*(f"{database}: {name}" for name in names[:NAMED]), *more]
+
+
+def _missing(database: str, libraries: Sequence[Sequence[str | None]], bindir: str) -> Iterator[dict[str, str | None]]:
+    directory = library_directory(bindir)
+    for library, extension in libraries:
+        name = str(library)
+        path = name if name.startswith("/") else os.path.join(directory or "", name.replace("$libdir/", "", 1))
+        if directory is not None and not any(os.path.exists(path + suffix) for suffix in ("", ".so")):
+            yield {"database": database, "extension": extension, "library": name}
+
+
+def _escaped(text: str) -> str:
+    """For a value in quotes of a libpq connection string."""
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,153 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A directory of archived WAL, whoever filled it. It is only read.
+
+Known layouts: everything in one directory (archive_command with cp, pg_receivewal), or in one directory for each log
+number (Barman, pgBackRest), whose names are the first 16 digits of the segments'. Content may be compressed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, run_bytes
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import segment_number
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["WalArchive", "open_archive"]
+
+# A segment, a timeline's or a backup's history; pgBackRest adds a checksum, others the kind of compression.
+# A segment that pg_receivewal is still filling is .partial.
+FILE = re.compile(
+    r"(?P<name>[0-9A-F]{24}|[0-9A-F]{8}\.history|[0-9A-F]{24}\.[0-9A-F]{8}\.backup)"
+    r"(?:-[0-9a-f]{40})?(?:\.(?:gz|bz2|xz|zst|lz4))?(?P<partial>\.partial)?(?:\.(?:gz|lz4))?"
+)
+SEGMENT = re.compile(r"[0-9A-F]{24}")
+LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
+# By what they begin with: Barman does not say so in the name.
+LIBRARIES = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
+PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+TIMEOUT = 60  # seconds to decompress one segment, which takes a fraction of one
+SYSTEM_IDENTIFIER = slice(24, 32)  # in a segment's first page: XLogLongPageHeaderData
+
+
+@dataclass(frozen=True)
+class WalArchive:
+    """The WAL in directory of the cluster with that system identifier. segment_size is in bytes."""
+
+    directory: str
+    segment_size: int
+    system_identifier: int
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """Path by name. A complete segment counts more than one that was being filled."""
+        found: dict[str, str] = {}
+        for entry in sorted(_entries(self.directory), key=lambda entry: entry.path):
+            match = FILE.fullmatch(entry.name)
+            # Not links: in an archive they are another host's.
+            if match and entry.is_file(follow_symlinks=False) and not (match["partial"] and match["name"] in found):
+                found[match["name"]] = entry.path
+        return found
+
+    @cached_property
+    def segments(self) -> list[str]:
+        """Names of the segments, in order."""
+        return sorted(name for name in self._files if SEGMENT.fullmatch(name))
+
+    @cached_property
+    def numbers(self) -> set[int]:
+        """Numbers of the segments, of all timelines."""
+        return {segment_number(name, self.segment_size) for name in self.segments}
+
+    @property
+    def timelines(self) -> list[int]:
+        """Timelines that it has segments or the history of."""
+        return sorted({int(name[:8], 16) for name in self._files})
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a segment or a history; None where it is not here. Raises PostgresError where it is of no use."""
+        path = self._files.get(name)
+        if path is None:
+            return None
+        content = _read(path)
+        if SEGMENT.fullmatch(name) is None:
+            return content
+        if len(content) < self.segment_size and name == self.segments[-1]:
+            return None  # its copy had only begun when the archive was made
+        if len(content) != self.segment_size:
+            problem = f"has {len(content)} bytes instead of {self.segment_size}"
+        elif int.from_bytes(content[SYSTEM_IDENTIFIER], "little") != self.system_identifier:
+            problem = "belongs to another cluster than the data directory"
+        else:
+            return content
+        raise PostgresError(f"WAL segment {path} {problem}: name another wal_source.")
+
+    def neighbour(self, name: str, distance: int) -> str | None:
+        """The segment so many after this one: on its timeline, else on the newest that has it."""
+        wanted = segment_number(name, self.segment_size) + distance
+        if wanted not in self.numbers:
+            return None
+        fitting = [other for other in self.segments if segment_number(other, self.segment_size) == wanted]
+        return next((other for other in fitting if other[:8] == name[:8]), fitting[-1])
+
+
+def open_archive(directory: str, *, segment_size: int, system_identifier: int) -> WalArchive:
+    """The WAL in directory. Raises PostgresError where there is none."""
+    try:
+        archive = WalArchive(os.path.realpath(directory), segment_size, system_identifier)
+        if archive.segments:
+            return archive
+    except OSError as error:
+        raise PostgresError(
+            f"wal_source {directory} cannot be read ({error.strerror}): name the directory of the archived WAL."
+        ) from error
+    raise PostgresError(
+        f"wal_source {directory} has no WAL segments, neither in it nor in directories named as Barman and pgBackRest "
+        "name them: name the directory whose files have names such as 000000010000000000000001."
+    )
+
+
+def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry
+            if LOG_DIRECTORY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                with os.scandir(entry.path) as below:
+                    yield from below
+
+
+def _read(path: str) -> bytes:
+    """A file's content, decompressed. Raises PostgresError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            content = file.read()
+        for magic, decompress in LIBRARIES.items():
+            if content.startswith(magic):
+                return decompress(content)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PostgresError(f"WAL file {path} cannot be read ({reason}): name another wal_source.") from error
+    program = PROGRAMS.get(content[:4])
+    return content if program is None else _decompress(path, program, content)
+
+
+def _decompress(path: str, name: str, content: bytes) -> bytes:
+    program = find_program(name)
+    if program is None:
+        raise PostgresError(
+            f"WAL file {path} is compressed by {name}, which is not installed: install the package {name}."
+        )
+    return run_bytes([program, "-d", "-c", "-q"], timeout=TIMEOUT, stdin=content).stdout

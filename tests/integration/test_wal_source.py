@@ -1,0 +1,147 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A point in time through the playbooks, with WAL from wherever it may be: host, the same archive, another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.cluster import Cluster, Connection
+from tests.support.repository import Repository
+from tests.support.user import ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.playbook import Playbooks, Run
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and runs servers as them: needs root")
+WAL_ARCHIVE = "wal-2026-11-22T14:05:00"
+
+
+@dataclass(frozen=True)
+class Backups:
+    """`both` holds a base backup without WAL and the WAL archive; `base` the backup alone; WAL_ARCHIVE the WAL alone.
+
+    `time` is when the ledger had two rows of three, `wal` the WAL archive on the host.
+    """
+
+    repository: Repository
+    wal_repository: Repository
+    wal: Path
+    bindir: str
+    time: str
+
+    def of(self, name: str) -> str:
+        return f"{self.repository.location}::{name}"
+
+
+@pytest.fixture(scope="module")
+def backups(shared_place: Path) -> Iterator[Backups]:
+    place = shared_place / "w"
+    wal = place / "wal archive"
+    wal.mkdir(parents=True)
+    for path in (place, wal):
+        shutil.chown(path, "postgres")
+    settings = {"archive_mode": "on", "archive_command": f'cp %p "{wal}/%f"'}
+    repository = Repository(directory=shared_place / "w-repository", base=shared_place / "borg")
+    other = Repository(directory=shared_place / "w-other", base=shared_place / "borg")
+    for one in (repository, other):
+        one.create()
+    with Cluster(directory=place / "production", settings=settings) as cluster:
+        ask = cluster.connection.sql
+        ask("create table ledger (step int); insert into ledger values (1)")
+        base = place / "base"
+        argv = [f"{cluster.bindir}/pg_basebackup", "-h", str(cluster.run), "-p", "5432", "-U", cluster.superuser]
+        argv = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *argv]
+        argv += ["-D", str(base), "-X", "none", "-c", "fast", "--no-sync"]
+        subprocess.run(argv, check=True, capture_output=True)
+        ask("insert into ledger values (2)")
+        time = ask("select pg_sleep(0.05), clock_timestamp(), pg_sleep(0.05)").split("|")[1]
+        ask("insert into ledger values (3)")
+        cluster.sql("select pg_switch_wal()", database="postgres")
+        cluster.stop()
+        repository.archive("both", base, wal)
+        repository.archive("base", base)
+        other.archive(WAL_ARCHIVE, wal)
+        yield Backups(repository, other, wal, cluster.bindir, time)
+
+
+@pytest.fixture
+def start(playbooks: Playbooks) -> Any:
+    def start(archive: str, **variables: Any) -> Run:
+        return playbooks.start(archive=archive, **variables)
+
+    return start
+
+
+def ledger(started: Run, backups: Backups) -> str:
+    assert started.returncode == 0, started.output
+    connection = Connection.of_session(started.session, bindir=backups.bindir)
+    return connection.sql("select array_agg(step order by 1) from ledger")
+
+
+def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backups, start: Any) -> None:
+    started = start(backups.of("both"), recovery_target_time=backups.time)
+    assert ledger(started, backups) == "{1,2}"
+    reached = started.session["recovered_to"]
+    assert reached["timeline"] == 2
+    assert reached["reason"].startswith("stopping before commit of transaction")
+    assert any(f"data as of {reached['time']}" in str(task.result.get("msg")) for task in started.tasks)
+    playbooks.stop(started.session["id"])
+    named = start(backups.of("both"), wal_source=f"archive:{backups.wal}")
+    assert ledger(named, backups) == "{1,2,3}"
+    playbooks.stop(named.session["id"])
+
+
+def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backups: Backups, start: Any) -> None:
+    source = f"{backups.wal_repository.location}::{WAL_ARCHIVE}"
+    for wal_source in (source, f"{source}:{backups.wal}"):
+        started = start(backups.of("base"), wal_source=wal_source, recovery_target_time=backups.time)
+        assert ledger(started, backups) == "{1,2}"
+        assert started.session["borg_mount_point"].endswith("/archive")
+        assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_wal"}
+        playbooks.stop(started.session["id"])
+
+
+def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, backups: Backups, start: Any) -> None:
+    for variables, said in (
+        ({}, "recovery has to begin in WAL segment"),
+        ({"wal_source": f"{backups.of('base')}"}, "holds no archived WAL: name another archive"),
+        ({"wal_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
+        ({"wal_source": "archive:/no/where"}, "no/where"),
+        ({"wal_source": str(backups.wal), "recovery_target_time": "2099-01-01"}, "was not reached: the WAL ends at"),
+    ):
+        failed = start(backups.of("base"), **variables)
+        assert failed.returncode != 0
+        assert said in failed.message, failed.message
+        assert "nothing of it is left" in failed.message, failed.message
+
+
+@needs_root
+def test_an_ordinary_user_with_wal_on_the_host(playbooks: Playbooks, backups: Backups, place: Path) -> None:
+    with ordinary_user("ir-wal-test") as user:
+        repository = backups.repository.copy(place / "mine", owner=user.pw_name)
+        shutil.copytree(backups.wal, place / "wal")
+        for path in (place / "wal").iterdir():
+            shutil.chown(path, user.pw_name)
+        mine = dataclasses.replace(
+            playbooks, os_user=user.pw_name, session_root=None, environment={"BORG_PASSPHRASE": repository.passphrase}
+        )
+        started = mine.start(
+            archive=f"{repository.location}::base",
+            wal_source=str(place / "wal"),
+            recovery_target_time=backups.time,
+        )
+        assert started.returncode == 0, started.output
+        connection = Connection.of_session(started.session, bindir=backups.bindir, os_user=user.pw_name)
+        assert connection.sql("select count(*) from ledger") == "2"
+        assert mine.stop(started.session["id"]).returncode == 0
