@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._confinement import Confinement
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import is_within, resolve_within
@@ -48,7 +49,8 @@ __all__ = ["Plan", "Request", "make_plan"]
 class Request:
     """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
 
-    target is where recovery is to stop, wal_source a directory of archived WAL.
+    target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
+    that may open connections.
     """
 
     data_directory: str
@@ -65,6 +67,7 @@ class Request:
     session_directory: str | None = None
     target: Target | None = None
     wal_source: str | None = None
+    network: str = "none"
     examine: bool = True
 
     @property
@@ -78,6 +81,7 @@ class Plan:
     """What will be done. sections: the session's configuration file; guards: settings for the command line.
 
     neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    confinement: what the server can reach. warnings: what of it does not hold on this host.
     recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
     """
 
@@ -88,6 +92,8 @@ class Plan:
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
     neutralised: tuple[dict[str, str], ...]
+    confinement: Confinement
+    warnings: tuple[str, ...]
     clone: Clone
     recovery: Recovery | None
     recovered: dict[str, Any] | None
@@ -117,6 +123,8 @@ def make_plan(request: Request) -> Plan:
     )
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
+    confinement = _confinement(request, binaries)
+    confined, warnings = confinement.report()
     return Plan(
         request=request,
         data=data,
@@ -131,12 +139,25 @@ def make_plan(request: Request) -> Plan:
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
             *(step.as_dict() for step in clone.steps),
+            *confined,
             *report_guards(data.major),
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
+        confinement=confinement,
+        warnings=tuple(warnings),
         clone=clone,
         recovery=None if recovered else _recovery(request, data, clone, archive, archived),
         recovered=recovered,
+    )
+
+
+def _confinement(request: Request, binaries: Binaries) -> Confinement:
+    """The server needs its own programs, the copy, and its directories."""
+    installation = os.path.dirname(os.path.realpath(binaries.bindir))
+    return Confinement(
+        readable=[binaries.bindir, *(os.path.join(installation, part) for part in ("bin", "lib", "lib64", "share"))],
+        writable=[os.path.realpath(request.tree), request.socket_directory, request.log_directory],
+        connections=request.network == "host",
     )
 
 

@@ -88,11 +88,13 @@ def prepare(
     major: int,
     verifier: str,
     read_only: bool,
+    confined: Mapping[str, Any],
     explain: Callable[[list[str]], str | None] = lambda _log: None,
 ) -> Catalogs:
     """Recover the cluster and change its catalogs: see catalog_script. The session role gets this SCRAM verifier.
 
-    argv is the server's, without --single and the database's name. The log gets what the server says. Raises
+    argv is the server's, without --single and the database's name. The log gets what the server says. confined: see
+    Confinement.arguments. Raises
     PostgresError with the server's reason, or what explain makes of its last lines; also when it takes more than
     timeout seconds.
     """
@@ -100,7 +102,7 @@ def prepare(
     for database in DATABASES:
         begin = os.path.getsize(log) if os.path.exists(log) else 0
         single = [argv[0], "--single", "-j", *argv[1:], *_OPTIONS, database]
-        code, output = _run(single, script, user=user, log=log, env=env, timeout=timeout)
+        code, output = _run(single, script, user=user, log=log, env=env, timeout=timeout, confined=confined)
         said = log_tail(log, begin=begin)
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
             continue
@@ -218,7 +220,14 @@ _OPTIONS = (
 
 
 def _run(
-    argv: Sequence[str], script: str, *, user: str, log: str, env: Mapping[str, str], timeout: float
+    argv: Sequence[str],
+    script: str,
+    *,
+    user: str,
+    log: str,
+    env: Mapping[str, str],
+    timeout: float,
+    confined: Mapping[str, Any],
 ) -> tuple[int, str]:
     """Return code and output. The log is written to while it runs: a long recovery can be followed there."""
     errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -233,6 +242,7 @@ def _run(
             umask=0o077,
             start_new_session=True,
             **identity(user),
+            **confined,
         )
     finally:
         os.close(errors)

@@ -117,8 +117,9 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
             apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)
             argv = _configure(plan, port)
-            prepared = _prepare(plan, argv, password, session, deadline)
-            process = _start(plan, argv, session, deadline)
+            with plan.confinement.arguments() as confined:
+                prepared = _prepare(plan, argv, password, session, deadline, confined)
+                process = _start(plan, argv, session, deadline, confined)
         databases = prepared.catalogs.databases
         database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
         _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
@@ -269,7 +270,9 @@ class _Prepared:
     silenced: list[dict[str, str]]
 
 
-def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float) -> _Prepared:
+def _prepare(
+    plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float, confined: dict[str, Any]
+) -> _Prepared:
     """Recover the cluster and change its catalogs, before anybody can connect."""
     if session is not None:
         session.claim(name="server", kind="process", signals=PREPARE_SIGNALS)
@@ -293,6 +296,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session | None
                 major=plan.data.major,
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
                 read_only=plan.request.read_only,
+                confined=confined,
                 explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
             )
         finally:
@@ -321,14 +325,14 @@ def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float) -> Process:
+def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float, confined: dict[str, Any]) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
     log = plan.request.log
     begin = os.path.getsize(log)
     if session is not None:
         session.claim(name="server", kind="process", signals=STOP_SIGNALS)
     with _watch(plan.data.path) as changes:
-        process = spawn(argv, log=log, env=_environment(plan), user=plan.account.pw_name)
+        process = spawn(argv, log=log, env=_environment(plan), user=plan.account.pw_name, **confined)
         is_ready = False
         try:
             if session is not None:
@@ -451,7 +455,7 @@ def _result(
     plan: Plan, process: Process, port: int, prepared: _Prepared, database: str, facts: Facts
 ) -> dict[str, Any]:
     catalogs = prepared.catalogs
-    warnings = [*catalogs.warnings, *facts.warnings()]
+    warnings = [*plan.warnings, *catalogs.warnings, *facts.warnings()]
     directory = plan.request.socket_directory
     passfile = os.path.join(directory, "pgpass")
     return {

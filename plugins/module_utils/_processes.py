@@ -118,12 +118,13 @@ def spawn(
     cwd: str = "/",
     pass_fds: Sequence[int] = (),
     umask: int = 0o077,
+    **confined: Any,
 ) -> Process:
     """Start a daemon: a session of its own, standard input from /dev/null, output appended to log (made 0600).
 
     env is added to environment(), as in _command.run; a daemon of a session carries MARKER in it. pass_fds stay open
-    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. Raises
-    CommandError when argv cannot be run.
+    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. confined:
+    see Confinement.arguments. Raises CommandError when argv cannot be run.
     """
     _spawned[:] = [child for child in _spawned if child.poll() is None]
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -139,6 +140,7 @@ def spawn(
             umask=umask,
             start_new_session=True,
             **identity(user),
+            **confined,
         )
     except OSError as error:
         code = 127 if isinstance(error, FileNotFoundError) else 126

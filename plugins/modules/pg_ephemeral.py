@@ -116,6 +116,14 @@ options:
       - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
     type: bool
     default: false
+  network:
+    description:
+      - V(none) keeps the server from opening connections, through the network or a socket, so that no trigger, foreign
+        table or library of the copy can reach another server. Clients can connect to it all the same.
+      - V(host) lets it.
+    type: str
+    choices: [none, host]
+    default: none
   timeout:
     description: Seconds that recovery and start may take together.
     type: int
@@ -434,6 +442,7 @@ def main() -> None:
             "bindir": {"type": "path"},
             "settings": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": False},
+            "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
             **{name: {"type": "str"} for name in POINTS},
             "recovery_target_inclusive": {"type": "bool"},
             "recovery_target_timeline": {"type": "str"},
@@ -492,7 +501,7 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "timeout", "user", "relocated", "session_directory", "examine")
+    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated")
     wal_source = options["wal_source"]
     data_directory = os.path.realpath(options["data_directory"])
     socket_directory = str(_in_session(options, "socket_directory", "run"))
@@ -503,7 +512,7 @@ def _request(options: dict[str, Any]) -> Request:
         log_directory=_in_session(options, "log_directory", "log") or socket_directory,
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in (*names, "session_directory", "examine")},
     )
 
 

@@ -1,0 +1,197 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session's server can reach, decided by the kernel and not by the server: files (Landlock), network (seccomp).
+
+Cutting a copy loose from production is a list of known ties. This holds for the unknown ones: whatever link, setting,
+function or library asks for it, a file outside the session cannot be opened and nobody can be called. Both work for an
+ordinary user, are inherited by everything the server starts, and cannot be taken off again.
+
+Sources of the numbers: linux/landlock.h, linux/seccomp.h, linux/filter.h, linux/audit.h and the architectures' tables
+of system calls. Landlock is in Linux since 5.13; a kernel may be built or started without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["SYSTEM", "Confinement", "can_confine_files", "can_refuse_connections"]
+
+# Where programs, libraries and their data are. Not all of /usr: a database may live in /usr/local/pgsql/data.
+_PARTS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec", "share")
+SYSTEM = (
+    *(f"{prefix}/{part}" for prefix in ("", "/usr", "/usr/local") for part in _PARTS),
+    *("/etc", "/dev", "/proc", "/sys"),
+    "/var/lib/sss",  # names of users, where a directory service tells them
+)
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/shm")
+
+# struct landlock_ruleset_attr, landlock_path_beneath_attr; the system calls have these numbers on every architecture.
+_RULESET, _RULE = struct.Struct("=QQQ"), struct.Struct("=Qi")
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_PATH_BENEATH, _VERSION = 1, 1
+_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a directory
+_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # the rights that a rule for a single file can give
+_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}  # all that the ABI versions know of
+_SCOPES, _SCOPES_SINCE = 0b11, 6  # abstract sockets of others, and signals to them
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
+# AUDIT_ARCH, and the numbers of connect, sendto, sendmsg and sendmmsg.
+_CALLS = {
+    "x86_64": (0xC000003E, 42, 44, 46, 307),
+    "aarch64": (0xC00000B7, 203, 206, 211, 269),
+}
+_IO_URING_SETUP = 425  # what comes after it is not seen by a filter
+_FOREIGN_ABI = 0x40000000  # x32 calls on x86_64 have numbers from here on
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq, jge, ret
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+_NUMBER, _ARCHITECTURE, _FIFTH_ARGUMENT = 0, 4, 48  # offsets in struct seccomp_data
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a process may reach: trees to read and execute, trees to change, and whether it may open connections.
+
+    Paths that do not exist are passed over. SYSTEM and DEVICES are granted always. Connections that others open to
+    the process are not concerned.
+    """
+
+    readable: Sequence[str] = ()
+    writable: Sequence[str] = ()
+    connections: bool = True
+
+    @contextmanager
+    def arguments(self) -> Iterator[dict[str, Any]]:
+        """The arguments that make subprocess.Popen confine the process, valid inside the with block.
+
+        What the kernel cannot do is left out: ask can_confine_files and can_refuse_connections.
+        """
+        ruleset = self._ruleset() if can_confine_files() else None
+        program = None if self.connections or not can_refuse_connections() else _no_connections()
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def confine() -> None:  # in the child, after it has become another user
+            _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            if ruleset is not None:
+                _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
+            if program is not None:
+                _checked(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0))
+
+        try:
+            yield {"preexec_fn": confine}
+        finally:
+            if ruleset is not None:
+                os.close(ruleset)
+
+    def _ruleset(self) -> int:
+        """The descriptor of a Landlock ruleset."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        version = _landlock_version()
+        rights = _RIGHTS[min(version, max(_RIGHTS))]
+        attributes = _RULESET.pack(rights, 0, _SCOPES if version >= _SCOPES_SINCE else 0)
+        # Older kernels know a shorter structure, and take a longer one when the rest is zero.
+        ruleset = _checked(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
+        try:
+            for path in (*SYSTEM, *self.readable):
+                _grant(libc, ruleset, path, rights & _READ)
+            for path in (*DEVICES, *self.writable):
+                _grant(libc, ruleset, path, rights)
+        except BaseException:
+            os.close(ruleset)
+            raise
+        return ruleset
+
+    def report(self) -> tuple[list[dict[str, str]], list[str]]:
+        """What holds on this kernel, as {what, why}, and warnings about what does not."""
+        done, warnings = [], []
+        if can_confine_files():
+            why = "whatever link, function or library asks for it, no file of production can be opened"
+            done.append({"what": "files outside of the session closed to the server (Landlock)", "why": why})
+        else:
+            warnings.append(
+                "This kernel has no Landlock (it is in Linux since 5.13, and can be switched off): a function of the copy "
+                "could open other files of the user who runs its server, production's among them."
+            )
+        if not self.connections and can_refuse_connections():
+            why = "a trigger, a foreign table or a library of the copy could have reached production"
+            done.append({"what": "connections from the server to anywhere refused (seccomp)", "why": why})
+        elif not self.connections:
+            warnings.append(f"Connections cannot be refused on {platform.machine()}: the copy can call other servers.")
+        return done, warnings
+
+
+def can_confine_files() -> bool:
+    """Whether this kernel has Landlock."""
+    return _landlock_version() > 0
+
+
+def can_refuse_connections() -> bool:
+    """Whether filters of system calls are known for this architecture."""
+    return platform.machine() in _CALLS and os.path.exists("/proc/sys/kernel/seccomp")
+
+
+def _landlock_version() -> int:
+    """The version of Landlock's interface; 0 where the kernel has none."""
+    return max(0, int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE_RULESET, None, 0, _VERSION)))
+
+
+def _grant(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        granted = rights if os.path.isdir(path) else rights & _OF_FILES
+        _checked(libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, _RULE.pack(granted, descriptor), 0))
+    finally:
+        os.close(descriptor)
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog; `code` keeps the instructions alive."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _no_connections() -> _Program:
+    """A filter that refuses with EACCES what calls somebody: connect, and sending to an address."""
+    architecture, connect, sendto, sendmsg, sendmmsg = _CALLS[platform.machine()]
+    # Each line: code, value, how many instructions to skip if it is so, and if not.
+    instructions = [
+        (_LOAD, _ARCHITECTURE, 0, 0),
+        (_EQUAL, architecture, 0, 12),
+        (_LOAD, _NUMBER, 0, 0),
+        (_AT_LEAST, _FOREIGN_ABI, 10, 0),
+        (_EQUAL, connect, 9, 0),
+        (_EQUAL, sendmsg, 8, 0),
+        (_EQUAL, sendmmsg, 7, 0),
+        (_EQUAL, _IO_URING_SETUP, 6, 0),
+        (_EQUAL, sendto, 0, 4),
+        (_LOAD, _FIFTH_ARGUMENT, 0, 0),  # the address, in two halves; send() has none
+        (_EQUAL, 0, 0, 3),
+        (_LOAD, _FIFTH_ARGUMENT + 4, 0, 0),
+        (_EQUAL, 0, 0, 1),
+        (_RETURN, _ALLOW, 0, 0),
+        (_RETURN, _REFUSE, 0, 0),
+    ]
+    code = b"".join(struct.pack("=HBBI", code, yes, no, value) for code, value, yes, no in instructions)
+    return _Program(len(instructions), code)
+
+
+def _checked(result: int) -> int:
+    """The result of a call into libc. Raises RecoveryError where it is -1."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise RecoveryError(f"The server could not be confined to its session: {os.strerror(number)}.")
+    return int(result)

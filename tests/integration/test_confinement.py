@@ -1,0 +1,114 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A server of a session beside a live production of the same user: what it cannot reach, whoever asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _confinement
+
+from tests.support.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.copies import Copy
+
+pytestmark = pytest.mark.skipif(not _confinement.can_confine_files(), reason="the kernel has no Landlock")
+
+
+@pytest.fixture
+def production(place: Path) -> Iterator[Cluster]:
+    """A live server with a table, and its files at rest."""
+    quiet = {"autovacuum": "off", "bgwriter_lru_maxpages": "0"}
+    with Cluster(directory=place / "production", settings=quiet) as cluster:
+        cluster.sql("create table t as select generate_series(1, 1000) id; checkpoint", database="postgres")
+        yield cluster
+
+
+def state(directory: Path) -> dict[str, tuple[int, str]]:
+    """Time of the last change and checksum of every file, but for the log, which notes each connection."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+
+
+def denied(copy: Copy, statement: str) -> bool:
+    """Whether the statement fails, and for want of permission."""
+    with pytest.raises(RuntimeError) as error:
+        copy.sql(statement)
+    return "ermission denied" in str(error.value) or "not permitted" in str(error.value)
+
+
+def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(production)
+    result = copy.start()
+    assert "files outside of the session closed to the server (Landlock)" in [
+        entry["what"] for entry in result["neutralised"]
+    ]
+    before = state(production.data)
+    copy.sql("create table mine (line text)")
+    version = production.data / "PG_VERSION"
+    assert denied(copy, f"copy t to '{production.data}/new'")
+    assert denied(copy, f"copy mine from '{version}'")
+    assert denied(copy, f"select pg_read_file('{version}')")
+    copy.sql(f"copy mine from program 'cat {version} 2>&1 || true'")
+    assert "Permission denied" in copy.sql("select line from mine")
+    (production.directory / "tablespace").mkdir()
+    os.chown(production.directory / "tablespace", production.data.stat().st_uid, -1)
+    assert denied(copy, f"create tablespace elsewhere location '{production.directory}/tablespace'")
+    assert state(production.data) == before
+
+
+def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(production)
+    copy.start()
+    path = copy.sql("select pg_relation_filepath('t')")
+    before = state(production.data)
+    copy.path(path).unlink()
+    copy.path(path).symlink_to(production.data / path)
+    assert denied(copy, "select count(*) from t")
+    assert denied(copy, "update t set id = 0")
+    assert state(production.data) == before
+
+
+def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(production)
+    copy.start()
+    pid = int((production.data / "postmaster.pid").read_text().split()[0])
+    copy.sql("create table said (line text)")
+    copy.sql(f"copy said from program 'kill -INT {pid} 2>&1 || true'")
+    assert "not permitted" in copy.sql("select line from said")
+    assert production.sql("select count(*) from t", database="postgres") == "1000"
+
+
+def test_nobody_is_called(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(production)
+    copy.start()
+    copy.sql("create extension dblink")
+    user = production.superuser.replace("'", "''")
+    through_socket = f"host={production.run} port=5432 dbname=postgres user=''{user}''"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        through_tcp = f"host=127.0.0.1 port={listening.getsockname()[1]} dbname=x connect_timeout=5"
+        for conninfo in (through_socket, through_tcp):
+            assert denied(copy, f"select dblink_connect('{conninfo}')")
+        listening.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert copy.stop()["changed"]
+    copy.start(network="host")
+    query = f"select id from dblink('{through_socket}', 'select max(id) from t') as found(id int)"
+    assert copy.sql(query) == "1000"
+
+
+def test_what_a_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_confinement, "can_confine_files", lambda: False)
+    monkeypatch.setattr(_confinement, "can_refuse_connections", lambda: False)
+    done, warnings = _confinement.Confinement(connections=False).report()
+    assert done == []
+    assert ["no Landlock" in warnings[0], "cannot be refused" in warnings[1]] == [True, True]
