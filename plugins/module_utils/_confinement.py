@@ -120,7 +120,7 @@ class Confinement:
             done.append({"what": "files outside of the session closed to the server (Landlock)", "why": why})
         else:
             warnings.append(
-                "This kernel has no Landlock (it is in Linux since 5.13, and can be switched off): a function of the copy "
+                "This kernel has no Landlock (Linux has it since 5.13, unless it is switched off): a function of the copy "
                 "could open other files of the user who runs its server, production's among them."
             )
         if not self.connections and can_refuse_connections():

@@ -130,12 +130,7 @@ def make_plan(request: Request) -> Plan:
         data=data,
         binaries=binaries,
         account=account,
-        sections={
-            "What keeps the session quick and its changes small": tuning(data),
-            "Kept from the archived configuration, because results of queries depend on it": carried(archived),
-            "Libraries of the archived configuration that only look on": libraries,
-            "Given for this session": own,
-        },
+        sections=_sections(data, archived, libraries, own),
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
             *(step.as_dict() for step in clone.steps),
@@ -149,6 +144,18 @@ def make_plan(request: Request) -> Plan:
         recovery=None if recovered else _recovery(request, data, clone, archive, archived),
         recovered=recovered,
     )
+
+
+def _sections(
+    data: DataDirectory, archived: Mapping[str, str], libraries: dict[str, str], own: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """The configuration file, by heading."""
+    return {
+        "What keeps the session quick and its changes small": tuning(data),
+        "Kept from the archived configuration, because results of queries depend on it": carried(archived),
+        "Libraries of the archived configuration that only look on": libraries,
+        "Given for this session": own,
+    }
 
 
 def _confinement(request: Request, binaries: Binaries) -> Confinement:
