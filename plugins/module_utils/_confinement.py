@@ -120,8 +120,8 @@ class Confinement:
             done.append({"what": "files outside of the session closed to the server (Landlock)", "why": why})
         else:
             warnings.append(
-                "This kernel has no Landlock (Linux has it since 5.13, unless it is switched off): a function of the copy "
-                "could open other files of the user who runs its server, production's among them."
+                "This kernel has no Landlock (Linux has it since 5.13, unless it is switched off): a function of the "
+                "copy could open other files of the user who runs its server, production's among them."
             )
         if not self.connections and can_refuse_connections():
             why = "a trigger, a foreign table or a library of the copy could have reached production"

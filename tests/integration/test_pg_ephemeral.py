@@ -631,18 +631,8 @@ def test_tablespace_records_are_found_and_silenced_wherever_they_lie(place: Path
         assert {8, 16} <= {2**20 - lsn % 2**20 for lsn, _oid, _path in records}
 
         # Segment by segment, as a restore_command gets them, the same is found.
-        wal = source.data / "pg_wal"
-        paths = sorted(path for path in wal.iterdir() if len(path.name) == 24)
-        contents = [path.read_bytes() for path in paths]
-        around = zip(paths, contents, [None, *contents], [*contents[1:], None], strict=False)
-        apart = {
-            (f"{wal}/{patch.path}", patch.offset, patch.data)
-            for path, content, before_it, after_it in around
-            for record in scan_segment(path.name, content, before=before_it, after=after_it)
-            for patch in record.patches
-            if patch.path == path.name
-        }
-        assert apart == {(patch.path, patch.offset, patch.data) for record in found for patch in record.patches}
+        patches = {(patch.path, patch.offset, patch.data) for record in found for patch in record.patches}
+        assert set(patches_by_segment(source.data / "pg_wal")) == patches
 
         everything = waldump(source, begin)
         for patch in (patch for record in found for patch in record.patches):
@@ -715,6 +705,16 @@ def dumped(cluster: Cluster, begin: str) -> list[tuple[int, int, str]]:
 def position(lsn: str) -> int:
     high, _slash, low = lsn.partition("/")
     return int(high, 16) << 32 | int(low, 16)
+
+
+def patches_by_segment(wal: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Path, offset and bytes of each patch, found with no more at hand than a segment and its neighbours."""
+    names = sorted(path.name for path in wal.iterdir() if len(path.name) == 24)
+    contents = [(wal / name).read_bytes() for name in names]
+    around = zip(names, contents, [None, *contents[:-1]], [*contents[1:], None], strict=True)
+    for name, content, before, after in around:
+        for record in scan_segment(name, content, before=before, after=after):
+            yield from ((f"{wal}/{name}", patch.offset, patch.data) for patch in record.patches if patch.path == name)
 
 
 def fill_wal(cluster: Cluster, left: int, boundary: int) -> None:

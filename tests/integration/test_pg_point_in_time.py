@@ -227,6 +227,52 @@ def test_a_time_without_an_offset_is_the_archives(story: Story, copy_of: Callabl
     assert result["settings"]["TimeZone"] == "America/New_York"
 
 
+def fork(story: Story, place: Path, wal: Path) -> None:
+    """A server that was itself recovered to step 3, and went on on timeline 2 with step 100; it archives to wal."""
+    other = Cluster(directory=place / "fork")
+    other.run.mkdir(parents=True)
+    subprocess.run(["cp", "-a", str(story.copy("none").data), str(other.data)], check=True)
+    (other.data / "recovery.signal").touch()
+    settings = {
+        "unix_socket_directories": str(other.run),
+        "archive_command": f'cp %p "{wal}/%f"',
+        "restore_command": f'cp "{wal}/%f" %p',
+        "recovery_target_xid": story.xids[3],
+        "recovery_target_action": "promote",
+    }
+    with (other.data / "postgresql.auto.conf").open("a") as file:
+        file.write("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
+    for path in (place, other.directory, other.run, other.data / "recovery.signal", wal, *wal.iterdir()):
+        shutil.chown(path, OWNER)
+    other.start()
+    try:
+        wait = "select pg_is_in_recovery(), pg_sleep(0.05)"
+        assert any(other.connection.sql(wait)[0] == "f" for _attempt in range(300))
+        other.connection.sql("insert into ledger values (100)")
+        other.connection.sql("select pg_switch_wal()")
+        other.stop()
+    finally:
+        other.close()
+
+
+def test_the_newest_timeline_is_followed_unless_another_is_named(
+    story: Story, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    wal = place / "forked wal"
+    shutil.copytree(story.wal, wal)
+    fork(story, place, wal)
+    for options, steps in (({}, [1, 2, 3, 100]), ({"recovery_target_timeline": "1"}, [1, 2, 3, 4, 5])):
+        copy = copy_of(story.copy("none"))
+        result = copy.start(wal_source=str(wal), **options)
+        assert "failed" not in result, result
+        assert ledger(copy) == steps
+        assert result["recovered_to"]["timeline"] == 3
+    assert (
+        "there is no 00000009.history"
+        in copy_of(story.copy("none")).start(wal_source=str(wal), recovery_target_timeline="9")["msg"]
+    )
+
+
 def packed(story: Story, place: Path, kind: str) -> Path:
     """The archive as other tools keep it."""
     wal = place / kind

@@ -331,3 +331,31 @@ def test_what_cannot_be_chosen_is_answered_with_what_there_is(
         choose_database(databases, archive="a", engine=engine, data_directory=data_directory)
     assert str(caught.value).startswith(says)
     assert caught.value.details["databases"] == [database.as_dict() for database in databases]
+
+
+def test_archived_wal_is_found_however_it_is_kept() -> None:
+    items, contents = cluster("pg")
+    segment = "000000010000000000000001"
+    items += [directory("pg/pg_wal"), file(f"pg/pg_wal/{segment}")]
+    items += [file(f"srv/wal/{segment}"), file("srv/wal/000000010000000000000002.gz"), file("srv/wal/00000002.history")]
+    items += [
+        file(f"barman/wals/{segment[:16]}/{segment}"),
+        file("barman/wals/0000000100000001/000000010000000100000000"),
+    ]
+    items += [file(f"rest/15-1/{segment[:16]}/{segment}-{'0f' * 20}.zst")]
+    found, catalogue = find_databases(items, read=lambda _items: contents, head=lambda _item, _size: b"")
+    assert catalogue.wal_archives(found) == [
+        {"path": "barman/wals", "segments": 2, "first": segment, "last": "000000010000000100000000"},
+        {"path": "rest/15-1", "segments": 1, "first": segment, "last": segment},
+        {"path": "srv/wal", "segments": 2, "first": segment, "last": "000000010000000000000002"},
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "mnt/snap/"])
+def test_debians_configuration_is_mounted_with_the_data(prefix: str) -> None:
+    items, contents = cluster(f"{prefix}var/lib/postgresql/15/main")
+    (without,) = find(items, contents)
+    assert without.configuration_directory is None
+    items.append(file(f"{prefix}etc/postgresql/15/main/postgresql.conf"))
+    (found,) = find(items, contents)
+    assert found.paths() == [f"{prefix}var/lib/postgresql/15/main", f"{prefix}etc/postgresql/15/main"]
