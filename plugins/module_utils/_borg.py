@@ -393,6 +393,7 @@ ACCEPTED = (0, 1)
 CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
 LISTED = 10
+TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -460,7 +461,8 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
             return entry.msgid, explanation
     msgid = next((entry.msgid for entry in reversed(entries) if entry.msgid), None)
     said = _essence(entries[-1].message) if entries else "it gave no reason"
-    return msgid, f"borg failed on {repository}: {said}"
+    remedy = ". Act as a user who may read it (become)." if said.startswith("PermissionError: ") else ""
+    return msgid, f"borg failed on {repository}: {said}{remedy}"
 
 
 def parse_log(text: str) -> list[LogEntry]:
@@ -479,7 +481,7 @@ def parse_log(text: str) -> list[LogEntry]:
 
 
 def _in_words(entries: Iterable[LogEntry]) -> str:
-    return "\n".join(entry.message for entry in entries)
+    return "\n".join(_essence(entry.message) if TRACEBACK in entry.message else entry.message for entry in entries)
 
 
 def _essence(message: str) -> str:

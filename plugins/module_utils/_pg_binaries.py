@@ -55,7 +55,8 @@ def require(major: int, *, bindir: str | None = None) -> Binaries:
     raise PostgresError(
         f"The programs of PostgreSQL {major} are not installed on this host"
         f" ({f'found: {others}' if others else 'none of any version was found'}), and only they can open this data"
-        f" directory: install the package {package_name(major)}, or name their directory with bindir.",
+        f" directory: install the package {package_name(major)} (the start playbook does it with"
+        " install_packages=true), or name their directory with bindir.",
         package=package_name(major),
     )
 

@@ -12,10 +12,12 @@ import dataclasses
 import re
 import shutil
 import socket
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 
 from tests.integration.conftest import needs_root
 from tests.support.host import closed_fuse, remains, without
@@ -55,10 +57,19 @@ def odd(shared_place: Path, sample: Sample) -> OddArchives:
     for cluster in clusters:
         shutil.copytree(top / sample.data_directory, cluster)
     shutil.copytree(clusters[0], top / "old")
-    (top / "old" / "PG_VERSION").write_text("12\n")
+    _make_older(top / "old")
     for name in ("nothing", "dump", "two", "old"):
         repository.archive(name, top / name)
     return OddArchives(repository=repository, clusters=(str(clusters[0])[1:], str(clusters[1])[1:]))
+
+
+def _make_older(data: Path) -> None:
+    """Have a data directory say that it is of PostgreSQL 12: src/include/catalog/pg_control.h, catversion.h there."""
+    (data / "PG_VERSION").write_text("12\n")
+    control = bytearray((data / "global" / "pg_control").read_bytes())
+    control[8:16] = struct.pack("<II", 1201, 201909212)
+    control[288:292] = struct.pack("<I", crc32c(bytes(control[:288])))
+    (data / "global" / "pg_control").write_bytes(control)
 
 
 def test_wrong_passphrase(playbooks: Playbooks, sample: Sample) -> None:
@@ -134,7 +145,9 @@ def test_data_directory_not_in_the_archive(playbooks: Playbooks, sample: Sample)
 
 
 def test_server_of_that_version_missing(playbooks: Playbooks, odd: OddArchives) -> None:
-    refuse(playbooks.start(archive=f"{odd.repository.location}::old"), "PostgreSQL 12", "postgresql-12")
+    run = playbooks.start(archive=f"{odd.repository.location}::old")
+    refuse(run, "The programs of PostgreSQL 12 are not installed", "install the package postgresql-12")
+    assert_failed_record(playbooks, run)
 
 
 def test_port_taken(playbooks: Playbooks, sample: Sample) -> None:
@@ -256,7 +269,7 @@ def test_check_mode_without_the_server(playbooks: Playbooks, sample: Sample) -> 
 def refuse(run: Run, *said: str) -> None:
     """The play failed with one message, in which all of `said` (regular expressions or plain text) is found."""
     assert run.returncode not in (0, None), run.output
-    assert "Traceback" not in run.output
+    assert "Traceback" not in run.output, run.output
     for text in said:
         assert text in run.message or re.search(text, run.message), f"{text!r} is not in {run.message!r}\n{run.output}"
     failed = [task for task in run.tasks if task.status == "failed"]
