@@ -17,7 +17,7 @@ description:
 options:
   state:
     description:
-      - V(present) makes a session that is about to be started, on a host that has what it takes: what
+      - V(present) makes a session that is about to be started, on a host that has what it takes. What
         M(phpborg.instant_recovery.host_preflight) finds missing is an error here.
         It becomes C(active) when the engine's module has started the server.
       - V(absent) stops its server, unmounts what it mounted, removes its directory and keeps its last record. It undoes
