@@ -9,8 +9,10 @@ each segment loses what would lead the copy back to production: see `_pg_wal`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import stat
 import threading
 import time
 from contextlib import suppress
@@ -46,6 +48,7 @@ class WalServer:
         self._ask, self._answer = (os.path.join(directory, name) for name in PIPES)
         self._account = account
         self._cache: dict[str, bytes] = {}
+        self._pipes: dict[str, int] = {}
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     @property
@@ -56,38 +59,79 @@ class WalServer:
         return f"echo %f >{ask} && cat <{answer} >%p && test -s %p"
 
     def __enter__(self) -> WalServer:
-        for path in (self._ask, self._answer):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            os.mkfifo(path, 0o600)
-            if self._account.pw_uid != os.geteuid():
-                os.chown(path, self._account.pw_uid, self._account.pw_gid, follow_symlinks=False)
-        # Open for both: so neither end waits for the other, and no end of file comes between two questions.
-        self._questions = os.fdopen(os.open(self._ask, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b", buffering=0)
+        try:
+            for path in (self._ask, self._answer):
+                self._pipes[path] = self._make_pipe(path)
+            # Open for both: so neither end waits for the other, and no end of file comes between two questions.
+            self._questions = os.fdopen(self._open(self._ask, os.O_RDWR), "r+b", buffering=0)
+        except OSError as error:
+            self._remove()
+            raise RecoveryError(
+                f"The pipes for the restore_command cannot be made in {os.path.dirname(self._ask)} ({error}): let "
+                "nothing else use this directory."
+            ) from error
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._questions.write(b"\n")
+        # Nothing here may take the place of the error that the with block ended by.
+        with suppress(OSError):
+            self._questions.write(b"\n")
         deadline = time.monotonic() + ENDING
         while self._thread.is_alive() and time.monotonic() < deadline:
             # Should the server have been killed while it was to get an answer: nobody else will take it.
-            os.close(os.open(self._answer, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+            with suppress(OSError):
+                os.close(self._open(self._answer, os.O_RDONLY | os.O_NONBLOCK))
             self._thread.join(timeout=0.05)
         self._questions.close()
-        for path in (self._ask, self._answer):
-            with suppress(FileNotFoundError):
+        self._remove()
+
+    def _make_pipe(self, path: str) -> int:
+        """A new pipe of the server's user, as a descriptor that only names it.
+
+        The directory belongs to that user, who may put links there at any time: so the name is not used again.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        os.mkfifo(path, 0o600)
+        pipe = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        state = os.fstat(pipe)
+        if not stat.S_ISFIFO(state.st_mode) or state.st_uid != os.geteuid():
+            os.close(pipe)
+            raise FileExistsError(errno.EEXIST, "something else was put in its place", path)
+        if self._account.pw_uid != os.geteuid():
+            os.chown(f"/proc/self/fd/{pipe}", self._account.pw_uid, self._account.pw_gid)
+        return pipe
+
+    def _open(self, path: str, flags: int) -> int:
+        return os.open(f"/proc/self/fd/{self._pipes[path]}", flags | os.O_CLOEXEC)
+
+    def _remove(self) -> None:
+        for path, pipe in self._pipes.items():
+            os.close(pipe)
+            with suppress(OSError):
                 os.unlink(path)
+        self._pipes.clear()
 
     def _serve(self) -> None:
         while name := self._questions.readline().decode("ascii", "replace").strip():
             content = self._content(name)
             if content is None and len(name) == SEGMENT_NAME:
                 self.missing = name
-            with suppress(BrokenPipeError), open(self._answer, "wb", buffering=0) as answer:
-                view = memoryview(content or b"")
-                while view:
-                    view = view[answer.write(view) or 0 :]
+            try:
+                self._give(content or b"")
+            except BrokenPipeError:
+                pass  # who asked was killed
+            except OSError as error:
+                self.problem = self.problem or RecoveryError(f"WAL file {name} could not be handed over: {error}.")
+
+    def _give(self, content: bytes) -> None:
+        if not os.path.samestat(os.lstat(self._answer), os.fstat(self._pipes[self._answer])):
+            raise FileExistsError(errno.EEXIST, "something else was put in place of the pipe", self._answer)
+        with os.fdopen(self._open(self._answer, os.O_WRONLY), "wb", buffering=0) as answer:
+            view = memoryview(content)
+            while view:
+                view = view[answer.write(view) or 0 :]
 
     def _content(self, name: str) -> bytes | None:
         """What the restore_command gets. After a problem nothing: recovery ends, and the problem is told."""
@@ -100,9 +144,18 @@ class WalServer:
             return None if content is None else self._silenced(name, content)
         except RecoveryError as error:
             self.problem = error
-        except (OSError, ValueError) as error:
-            self.problem = RecoveryError(f"WAL file {name} of wal_source cannot be used: {error}.")
+        except Exception as error:  # whatever it is, the server must not wait for an answer
+            reason = str(error) or type(error).__name__
+            self.problem = RecoveryError(f"WAL file {name} of wal_source cannot be used: {reason}.")
         return None
+
+    def _neighbour(self, name: str, distance: int) -> bytes | None:
+        """The segment so many after this one, for the rest of a record; damaged, it matters when it is asked for."""
+        assert self._archive is not None
+        try:
+            return self._segment(self._archive.neighbour(name, distance))
+        except (RecoveryError, OSError, ValueError):
+            return None
 
     def _segment(self, name: str | None) -> bytes | None:
         """A segment as it is archived; those around it are kept for the next question."""
@@ -116,8 +169,7 @@ class WalServer:
         return content
 
     def _silenced(self, name: str, content: bytes) -> bytes:
-        assert self._archive is not None
-        before, after = (self._segment(self._archive.neighbour(name, distance)) for distance in (-1, 1))
+        before, after = (self._neighbour(name, distance) for distance in (-1, 1))
         changed = bytearray(content)
         for record in scan_segment(name, content, before=before, after=after):
             self.records[record.oid] = record

@@ -42,6 +42,7 @@ __all__ = [
 SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 PAGE = struct.Struct("<HHIQI4x")  # XLogPageHeaderData: magic, info, timeline, address, rest of a record
 LONG_PAGE = struct.Struct("<QII")  # follows it on a segment's first page: system identifier, segment size, page size
+PAGE_SIZES = [2**power for power in range(10, 17)]  # bytes; as it was built, mostly 8192
 RECORD = struct.Struct("<IIQBB2xI")  # XLogRecord: total length, xid, previous, info, resource manager, checksum
 CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then the header before it
 TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
@@ -258,7 +259,9 @@ def _head(path: str) -> bytes:
 
 def _begins(head: bytes | memoryview, start: int) -> bool:
     """Whether a segment's first bytes say that it begins at that position."""
-    return len(head) >= PAGE.size + LONG_PAGE.size and bool(PAGE.unpack_from(head)[3] == start)
+    if len(head) < PAGE.size + LONG_PAGE.size or PAGE.unpack_from(head)[3] != start:
+        return False
+    return LONG_PAGE.unpack_from(head, PAGE.size)[2] in PAGE_SIZES
 
 
 def _parse(path: str, start: int, data: memoryview) -> _Segment:
