@@ -658,12 +658,12 @@ class Content:
     def _notice(self, window: int) -> None:
         """Have the windows to come fetched while a file is read in sequence."""
         step = window - self.last_window
-        if -NEAR < step <= 0:
+        if step == 0 or (-NEAR < step < 0 and self.fs.lower.knows(self, window)):
             return
         self.streak = self.streak + 1 if 0 < step <= NEAR else 0
         self.last_window = window
         if self.streak > 1:  # Two reads near to each other may be chance.
-            ahead = min(1 << self.streak, READ_AHEAD)
+            ahead = min(1 << min(self.streak, 8), READ_AHEAD)
             self.fs.lower.prefetch(self, window + 1, min(window + ahead, (self.limit - 1) // WINDOW))
 
     def was_served(self, window: int) -> bool:
@@ -826,6 +826,14 @@ class Reader:
         self.plans: collections.deque[Any] = collections.deque()
         self.wake = trio.Event()
         self.busy = self.dead = False
+        self.owes_plan = False
+
+    def next(self) -> Fetch:
+        """What is not planned first; but where somebody waits for a plan, plans have every second turn."""
+        is_awaited = self.owes_plan and any(plan.is_awaited for plan in self.plans)
+        fetch: Fetch = self.plans.popleft() if is_awaited or not self.demands else self.demands.popleft()
+        self.owes_plan = not is_awaited
+        return fetch
 
     @property
     def load(self) -> int:
@@ -914,10 +922,15 @@ class Lower:
 
     def prefetch(self, content: Content, first: int, last: int) -> None:
         for index in range(first, last + 1):
-            key = (content.ino, index)
-            known = key in self.hot or key in self.awaited or key in self.cache
-            if not known and not content.was_served(index):
+            if len(self.awaited) >= READ_AHEAD:  # What several scans plan together has to find room, too.
+                break
+            if not self.knows(content, index):
                 self._queue(content, index, demand=False)
+
+    def knows(self, content: Content, index: int) -> bool:
+        """Whether a window is here or on its way, or the kernel has had it."""
+        key = (content.ino, index)
+        return key in self.hot or key in self.awaited or key in self.cache or content.was_served(index)
 
     def forget(self, ino: int) -> None:
         """A file is gone: its windows in memory are of no use (those on disk age out)."""
@@ -944,7 +957,7 @@ class Lower:
             while not (reader.demands or reader.plans):
                 reader.wake = trio.Event()
                 await reader.wake.wait()
-            fetch = reader.demands.popleft() if reader.demands else reader.plans.popleft()
+            fetch = reader.next()
             reader.busy = True
             try:
                 fetch.window = Window(await _in_thread(reader.fetch, fetch.content.lower, fetch.index))
@@ -969,7 +982,7 @@ class Lower:
 class Fetch:
     """A window on its way."""
 
-    __slots__ = ("content", "index", "key", "done", "window", "error", "reader")
+    __slots__ = ("content", "index", "key", "done", "window", "error", "reader", "is_awaited")
 
     def __init__(self, content: Content, index: int) -> None:
         self.content, self.index = content, index
@@ -978,8 +991,10 @@ class Fetch:
         self.window: Any = None
         self.error: OSError | None = None
         self.reader: Any = None
+        self.is_awaited = False
 
     async def result(self) -> Window:
+        self.is_awaited = True
         if self in itertools.islice(self.reader.plans, PATIENCE, None):
             self.reader.plans.remove(self)
             self.reader.demands.append(self)

@@ -242,6 +242,7 @@ def _ephemeral(begun: dict[str, Any], source: Source) -> Server:
         data_directory=f"{tree}/{source.data_directory}",
         tree=tree,
         session_directory=begun["session_directory"],
+        examine=False,  # as in the playbook
     )
     return Server(started["socket_directory"], started["port"])
 
