@@ -17,6 +17,7 @@ import errno
 import os
 import platform
 import struct
+import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,19 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["SYSTEM", "Confinement", "can_confine_files", "can_refuse_connections"]
+__all__ = ["SYSTEM", "Confinement", "can_refuse_connections", "landlock_version"]
 
 # Where programs, libraries and their data are. Not all of /usr: a database may live in /usr/local/pgsql/data.
 _PARTS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec", "share")
 SYSTEM = (
     *(f"{prefix}/{part}" for prefix in ("", "/usr", "/usr/local") for part in _PARTS),
-    *("/etc", "/dev", "/proc", "/sys"),
+    *("/etc", "/proc", "/sys"),
     "/var/lib/sss",  # names of users, where a directory service tells them
 )
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/shm")
+# Not /dev/shm, where production's shared memory is.
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/random", "/dev/urandom")
+
+REFUSED = "The server cannot be confined to its session, because something around Ansible forbids it: run it outside"
 
 # struct landlock_ruleset_attr, landlock_path_beneath_attr; the system calls have these numbers on every architecture.
 _RULESET, _RULE = struct.Struct("=QQQ"), struct.Struct("=Qi")
@@ -45,6 +49,7 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a directory
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # the rights that a rule for a single file can give
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}  # all that the ABI versions know of
 _SCOPES, _SCOPES_SINCE = 0b11, 6  # abstract sockets of others, and signals to them
+_LATER = ((3, "truncate files"), (_SCOPES_SINCE, "send signals to processes"))  # what versions before these let through
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 # AUDIT_ARCH, and the numbers of connect, sendto, sendmsg and sendmmsg.
@@ -75,21 +80,27 @@ class Confinement:
     def arguments(self) -> Iterator[dict[str, Any]]:
         """The arguments that make subprocess.Popen confine the process, valid inside the with block.
 
-        What the kernel cannot do is left out: ask can_confine_files and can_refuse_connections.
+        What the kernel cannot do is left out, see report. Raises RecoveryError where it refuses to.
         """
-        ruleset = self._ruleset() if can_confine_files() else None
+        ruleset = self._ruleset() if landlock_version() else None
         program = None if self.connections or not can_refuse_connections() else _no_connections()
         libc = ctypes.CDLL(None, use_errno=True)
+        # Looked up here: between fork and exec as little as possible is done.
+        prctl, system_call, filter_program = libc.prctl, libc.syscall, program and ctypes.byref(program)
 
         def confine() -> None:  # in the child, after it has become another user
-            _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            _checked(prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
             if ruleset is not None:
-                _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
-            if program is not None:
-                _checked(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0))
+                _checked(system_call(_RESTRICT_SELF, ruleset, 0))
+            if filter_program is not None:
+                _checked(prctl(_PR_SET_SECCOMP, _MODE_FILTER, filter_program, 0, 0))
 
         try:
             yield {"preexec_fn": confine}
+        except subprocess.SubprocessError as error:
+            if type(error) is not subprocess.SubprocessError:  # a time-out, for one
+                raise
+            raise RecoveryError(f"{REFUSED} (prctl or landlock_restrict_self failed).") from error
         finally:
             if ruleset is not None:
                 os.close(ruleset)
@@ -97,7 +108,7 @@ class Confinement:
     def _ruleset(self) -> int:
         """The descriptor of a Landlock ruleset."""
         libc = ctypes.CDLL(None, use_errno=True)
-        version = _landlock_version()
+        version = landlock_version()
         rights = _RIGHTS[min(version, max(_RIGHTS))]
         attributes = _RULESET.pack(rights, 0, _SCOPES if version >= _SCOPES_SINCE else 0)
         # Older kernels know a shorter structure, and take a longer one when the rest is zero.
@@ -115,13 +126,20 @@ class Confinement:
     def report(self) -> tuple[list[dict[str, str]], list[str]]:
         """What holds on this kernel, as {what, why}, and warnings about what does not."""
         done, warnings = [], []
-        if can_confine_files():
+        version = landlock_version()
+        if version:
             why = "whatever link, function or library asks for it, no file of production can be opened"
             done.append({"what": "files outside of the session closed to the server (Landlock)", "why": why})
         else:
             warnings.append(
                 "This kernel has no Landlock (Linux has it since 5.13, unless it is switched off): a function of the "
                 "copy could open other files of the user who runs its server, production's among them."
+            )
+        still = [act for since, act in _LATER if 0 < version < since]
+        if still:
+            warnings.append(
+                f"This kernel's Landlock is of version {version}: a function of the copy could still "
+                f"{' and '.join(still)} of the user who runs its server."
             )
         if not self.connections and can_refuse_connections():
             why = "a trigger, a foreign table or a library of the copy could have reached production"
@@ -131,19 +149,14 @@ class Confinement:
         return done, warnings
 
 
-def can_confine_files() -> bool:
-    """Whether this kernel has Landlock."""
-    return _landlock_version() > 0
+def landlock_version() -> int:
+    """The version of Landlock's interface; 0 where the kernel has none."""
+    return max(0, int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE_RULESET, None, 0, _VERSION)))
 
 
 def can_refuse_connections() -> bool:
     """Whether filters of system calls are known for this architecture."""
     return platform.machine() in _CALLS and os.path.exists("/proc/sys/kernel/seccomp")
-
-
-def _landlock_version() -> int:
-    """The version of Landlock's interface; 0 where the kernel has none."""
-    return max(0, int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE_RULESET, None, 0, _VERSION)))
 
 
 def _grant(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
@@ -193,5 +206,5 @@ def _checked(result: int) -> int:
     """The result of a call into libc. Raises RecoveryError where it is -1."""
     if result < 0:
         number = ctypes.get_errno()
-        raise RecoveryError(f"The server could not be confined to its session: {os.strerror(number)}.")
+        raise RecoveryError(f"{REFUSED} ({os.strerror(number)}).")
     return int(result)

@@ -143,6 +143,10 @@ GUARDS = (
             Setting("stats_temp_directory", "pg_stat_tmp", until=14),
         ),
     ),
+    Guard(
+        "production's shared memory lies in /dev/shm, too, which is closed to the copy",
+        (Setting("dynamic_shared_memory_type", "mmap"),),
+    ),
     Guard("huge pages that production reserved are not for a copy", (Setting("huge_pages", "off"),)),
 )
 

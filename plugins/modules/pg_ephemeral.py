@@ -265,6 +265,11 @@ bindir:
   type: str
   returned: success
   sample: /usr/lib/postgresql/15/bin
+network:
+  description: Whether the server can open connections, V(none) or V(host). Null with O(state=stopped).
+  type: str
+  returned: success
+  sample: none
 read_only:
   description: Whether sessions open read-only transactions. Null with O(state=stopped).
   type: bool
@@ -419,13 +424,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("version", "port", "pid", "user", "superuser")),
     "databases": [],
-    **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only")),
+    **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only", "network")),
     "settings": {},
     "neutralised": [],
     "recovered_to": None,
     "data": None,
     "session": None,
 }
+COMPARED = ("read_only", "network")
 RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
 
 
@@ -530,8 +536,8 @@ def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | No
     if result is None:
         return None
     own = check_settings(request.settings, read_data_directory(request.data_directory).major)
-    wanted = {**own, "read_only": request.read_only, "port": request.port or result["port"]}
-    is_now = {**result["settings"], "read_only": result["read_only"], "port": result["port"]}
+    wanted = {**own, **{name: getattr(request, name) for name in COMPARED}, "port": request.port or result["port"]}
+    is_now = {**result["settings"], **{name: result[name] for name in (*COMPARED, "port")}}
     different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
     recovered = read_recovered(request.data_directory)
     if request.target is not None and recovered is not None and recovered["target"] != str(request.target):
@@ -547,6 +553,7 @@ def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | No
 def _predicted(request: Request) -> dict[str, Any]:
     """The result in check mode, where the data directory may not be mounted yet."""
     known = {"port": request.port, "socket_directory": request.socket_directory, "read_only": request.read_only}
+    known["network"] = request.network
     result: dict[str, Any] = {**NOTHING, **known, "user": SESSION_ROLE, "log": request.log, "changed": True}
     if not os.path.lexists(request.data_directory):
         return {**result, "diff": {"before": {"state": "stopped"}, "after": {"state": "started"}}}

@@ -300,7 +300,7 @@ def _ready_host(root: str, params: dict[str, Any]) -> Report:
     report = examine(Host.look(), driver=params["driver"], session_root=root, minimum_free=free)
     if report.problems:
         sentences = " ".join(f"{problem.what}: {problem.remedy}." for problem in report.problems)
-        raise SessionError(f"This host cannot run sessions. {sentences}")
+        raise SessionError(f"This host cannot run sessions. {sentences}", problems=report.as_result()["problems"])
     return report
 
 
@@ -310,7 +310,7 @@ def _server_user(choices: list[str]) -> str:
     if os.geteuid() != 0:
         return me
     accounts = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 0}
-    return next((name for name in choices if name in accounts), (*choices, me)[-1])
+    return next((name for name in choices if name in accounts), (me, *choices)[-1])
 
 
 def _absent(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:

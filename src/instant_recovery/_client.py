@@ -37,7 +37,7 @@ class StartOptions(TypedDict, total=False):
     port: int | None
     driver: Literal["auto", "block", "overlayfs"] | None
     read_only: bool | None
-    network: str | None
+    network: Literal["none", "host"] | None
     recovery_target_time: str | None
     recovery_target_xid: str | int | None
     recovery_target_name: str | None

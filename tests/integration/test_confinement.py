@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,11 +18,10 @@ from tests.support.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.support.copies import Copy
 
-pytestmark = pytest.mark.skipif(not _confinement.can_confine_files(), reason="the kernel has no Landlock")
+pytestmark = pytest.mark.skipif(_confinement.landlock_version() == 0, reason="the kernel has no Landlock")
 
 
 @pytest.fixture
@@ -77,6 +78,20 @@ def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: C
     assert state(production.data) == before
 
 
+def test_shared_memory_of_production_cannot_be_opened(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+    pid = int((production.data / "postmaster.pid").read_text().split()[0])
+    segments = set(re.findall(r"/dev/shm/PostgreSQL\.\d+", Path(f"/proc/{pid}/maps").read_text()))
+    assert segments, "production has none"
+    before = {segment: os.stat(segment).st_size for segment in segments}
+    copy = copy_of(production)
+    copy.start()
+    for segment in segments:
+        assert denied(copy, f"copy (select 1) to '{segment}'")
+        assert denied(copy, f"select pg_read_binary_file('{segment}')")
+    assert {segment: os.stat(segment).st_size for segment in segments} == before
+
+
+@pytest.mark.skipif(_confinement.landlock_version() < 6, reason="the kernel's Landlock lets signals through")
 def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
     copy = copy_of(production)
     copy.start()
@@ -107,8 +122,12 @@ def test_nobody_is_called(production: Cluster, copy_of: Callable[[Cluster], Copy
 
 
 def test_what_a_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_confinement, "can_confine_files", lambda: False)
+    monkeypatch.setattr(_confinement, "landlock_version", lambda: 0)
     monkeypatch.setattr(_confinement, "can_refuse_connections", lambda: False)
     done, warnings = _confinement.Confinement(connections=False).report()
     assert done == []
     assert ["no Landlock" in warnings[0], "cannot be refused" in warnings[1]] == [True, True]
+    monkeypatch.setattr(_confinement, "landlock_version", lambda: 2)
+    done, warnings = _confinement.Confinement().report()
+    assert ["Landlock" in entry["what"] for entry in done] == [True]
+    assert "could still truncate files and send signals to processes" in warnings[0]
