@@ -473,6 +473,7 @@ def _result(
         "log": plan.request.log,
         "bindir": plan.binaries.bindir,
         "read_only": plan.request.read_only,
+        "network": plan.request.network,
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
         "recovered_to": prepared.recovered_to,
