@@ -12,6 +12,7 @@ import os
 import pwd
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -142,8 +143,11 @@ class ArchiveMount:
         for server in servers:
             if not server.process.alive():
                 raise self._failure(server)
-        for server in servers:
-            if not mounted or not is_responding(server.mountpoint, timeout=self.repository.timeout):
+        timeout = self.repository.timeout
+        with ThreadPoolExecutor() as pool:
+            responding = list(pool.map(lambda server: is_responding(server.mountpoint, timeout=timeout), servers))
+        for server, responds in zip(servers, responding):
+            if not mounted or not responds:
                 raise BorgError(
                     f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s. "
                     "Raise timeout, or see what borg waits for.",

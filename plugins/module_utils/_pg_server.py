@@ -10,6 +10,7 @@ import os
 import secrets
 import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -124,8 +125,10 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
         database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
         _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan, "pg_service.conf", _service(plan, port, database))
-        _log_in(plan)
-        result = _result(plan, process, port, prepared, database, _facts(plan, prepared))
+        with ThreadPoolExecutor(max_workers=1) as meanwhile:
+            unlogged = meanwhile.submit(unlogged_relations, plan.data.path, prepared.catalogs.oids)
+            _log_in(plan)
+        result = _result(plan, process, port, prepared, database, _facts(plan, prepared, unlogged.result()))
         _write(plan, "server.json", json.dumps(result, indent=1))
         return result
     except BaseException:
@@ -428,7 +431,7 @@ def _log_in(plan: Plan) -> None:
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
 
 
-def _facts(plan: Plan, prepared: _Prepared) -> Facts:
+def _facts(plan: Plan, prepared: _Prepared, unlogged: dict[str, int]) -> Facts:
     """What can be said about the data; the databases are asked unless that is not wanted."""
     databases, control = prepared.catalogs.databases, plan.data.control
     environment = {"PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"), **PSQL_ENVIRONMENT}
@@ -445,7 +448,7 @@ def _facts(plan: Plan, prepared: _Prepared) -> Facts:
         checksums=control.data_checksum_version != 0,
         last_commit=prepared.recovered_to["time"],
         prepared_transactions=prepared.catalogs.prepared,
-        unlogged_relations=unlogged_relations(plan.data.path, prepared.catalogs.oids),
+        unlogged_relations=unlogged,
         found=found,
         was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
     )
