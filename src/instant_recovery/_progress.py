@@ -28,7 +28,8 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 
-# Module -> (step, fraction done when it begins). The engine's start takes longest: it replays the WAL.
+# Module -> (step, fraction done when it begins). The engine's start takes longest: it replays the WAL. The host and the
+# engine have steps of their own only where packages may be installed.
 STEPS: dict[str, tuple[str, float]] = {
     "host_preflight": ("host", 0.10),
     "borg_archive_info": ("archive", 0.20),
