@@ -23,6 +23,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
     PgControlError,
     parse_pg_control,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import ARCHIVED_FILE, SEGMENT
 
 __all__ = [
     "ENGINES",
@@ -194,8 +195,6 @@ CONTENT_LIMIT = 1024 * 1024
 
 TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
 WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
-# As _pg_wal_archive reads them: a checksum (pgBackRest), a kind of compression.
-ARCHIVED_SEGMENT = re.compile(r"([0-9A-F]{24})(?:-[0-9a-f]{40})?(?:\.(?:gz|bz2|xz|zst|lz4))?(?:\.partial)?")
 LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
 DUMP_NAME = re.compile(
     r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
@@ -244,8 +243,9 @@ class Catalogue:
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
-        elif segment := ARCHIVED_SEGMENT.fullmatch(name):
-            self._add_segment(directory, name, segment.group(1))
+        elif archived := ARCHIVED_FILE.fullmatch(name):
+            if SEGMENT.fullmatch(archived["name"]):
+                self._add_segment(directory, name, archived["name"])
         elif DUMP_NAME.search(name) and item.size:
             self._add_dump(item)
         if not item.healthy:

@@ -112,12 +112,14 @@ def plan_clone(
     archive: WalArchive | None = None,
     waldump: str | None = None,
     timeout: float = 600,
+    recovering: bool = False,
 ) -> Clone:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
     relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
     archive: WAL that recovery has beside the copy's own.
     waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
+    recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
     real, tree = os.path.realpath(data.path), os.path.realpath(tree)
@@ -131,8 +133,7 @@ def plan_clone(
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
     backup = planner.backup
-    # With an archive the end of the copy's own WAL is not the end of recovery.
-    if data.control.state != "shut down" or backup.is_labelled or archive is not None:
+    if data.control.state != "shut down" or backup.is_labelled or recovering:
         records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
         steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
     return Clone(steps, planner.wal, backup)
@@ -171,7 +172,7 @@ class _Planner:
         self.tablespaces: dict[str, str] = {}
         self.wal: str | None = self._path("pg_wal")
         self.archive = archive
-        self.backup = read_backup(data, archive.read if archive is not None else self._history)
+        self.backup = read_backup(data, self._history)
 
     def steps(self) -> Iterator[Step]:
         """Everything, in an order that can be done as it stands: directories before what is in them."""
@@ -189,8 +190,9 @@ class _Planner:
         return os.path.join(self.data.path, name)
 
     def _history(self, name: str) -> bytes | None:
-        """A backup's history file; through a link it is not looked for."""
-        return None if os.path.islink(self._path("pg_wal")) else read_regular_file(self._path(f"pg_wal/{name}"))
+        """A backup's history file, of the copy or the archive; through a link it is not looked for."""
+        own = None if os.path.islink(self._path("pg_wal")) else read_regular_file(self._path(f"pg_wal/{name}"))
+        return self.archive.read(name) if own is None and self.archive is not None else own
 
     def _mode(self) -> Iterator[Step]:
         if self.data.mode & 0o027:

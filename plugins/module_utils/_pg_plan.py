@@ -120,6 +120,7 @@ def make_plan(request: Request) -> Plan:
         archive=archive,
         waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
         timeout=request.timeout,
+        recovering=archive is not None or (request.target is not None and not recovered),
     )
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
@@ -185,9 +186,12 @@ def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
     source = request.wal_source
     if source is None:
         return None
-    tree = os.path.realpath(request.tree)
-    if is_within(os.path.normpath(source), tree):
-        source = resolve_within(tree, os.path.relpath(source, tree)) or source
+    tree = next((tree for tree in (request.tree, os.path.realpath(request.tree)) if is_within(source, tree)), None)
+    if tree is not None:
+        within = resolve_within(os.path.realpath(tree), os.path.relpath(source, tree))
+        if within is None:  # followed as it stands, a link might lead to a directory of this host
+            raise PostgresError(f"wal_source {source} is not in the archive: name a directory that it has.")
+        source = within
     return open_archive(
         source, segment_size=data.control.wal_segment_size, system_identifier=data.control.system_identifier
     )
@@ -202,7 +206,8 @@ def _recovery(
         target=request.target,
         archive=archive,
         wal=clone.wal,
-        time_zone=carried(archived).get("TimeZone", "UTC"),
+        # As it is archived: one that this host does not know must not become another.
+        time_zone=archived.get("timezone", "UTC"),
     )
 
 

@@ -17,8 +17,9 @@ import os
 import re
 import signal
 import subprocess
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import environment, identity
@@ -48,8 +49,10 @@ __all__ = [
 
 SESSION_ROLE = "instant_recovery"
 SCRAM_ITERATIONS = 4096  # PostgreSQL's own number; the password is random, so more would only slow logins
-DATABASES = ("postgres", "template1", "template0")  # to run in: the first that exists
+# To run in: the first that exists, beginning with the one that can least be done without.
+DATABASES = ("template1", "postgres", "template0")
 INVALID_CATALOG_NAME = "3D000"  # SQLSTATE: the database does not exist
+ABOUT_RECOVERY = re.compile(rb"LOG:  (?:recovery stopping |redo done at |last completed transaction was at log time )")
 TAIL = 30  # lines of the server's log in an error
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 
@@ -64,8 +67,8 @@ class Catalogs:
 
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
-    oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said meanwhile,
-    its last lines.
+    oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said about
+    recovery.
     """
 
     superuser: str
@@ -98,18 +101,21 @@ def prepare(
     PostgresError with the server's reason, or what explain makes of its last lines; also when it takes more than
     timeout seconds.
     """
+    deadline = time.monotonic() + timeout
+    earlier = _size(log)
     script = catalog_script(major=major, verifier=verifier, read_only=read_only)
     for database in DATABASES:
-        begin = os.path.getsize(log) if os.path.exists(log) else 0
+        begin = _size(log)
         single = [argv[0], "--single", "-j", *argv[1:], *_OPTIONS, database]
-        code, output = _run(single, script, user=user, log=log, env=env, timeout=timeout, confined=confined)
+        left = max(0.0, deadline - time.monotonic())
+        code, output = _run(single, script, user=user, log=log, env=env, timeout=left, confined=confined)
         said = log_tail(log, begin=begin)
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
-            continue
+            continue  # after recovery: what it reached is in the log alone
         if code != 0:
             problem = explain(said) or f"PostgreSQL {major} cannot be started on the copy: {reason(said)}"
             raise PostgresError(problem, log_tail=said)
-        return parse_catalogs(output, said)
+        return replace(parse_catalogs(output, said), log=_about_recovery(log, begin=earlier))
     raise PostgresError(f"The cluster has none of the databases {', '.join(DATABASES)}: it cannot be entered.")
 
 
@@ -190,6 +196,18 @@ def log_tail(log: str, *, begin: int = 0) -> list[str]:
         file.seek(max(begin, os.fstat(file.fileno()).st_size - TAIL * 1000))
         return file.read().decode("utf-8", "replace").splitlines()[-TAIL:]
     return []
+
+
+def _about_recovery(log: str, *, begin: int) -> list[str]:
+    """What the whole log from the byte begin on says about recovery."""
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(begin)
+        return [line.decode("utf-8", "replace").rstrip("\n") for line in file if ABOUT_RECOVERY.search(line)]
+    return []
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def reason(log: Sequence[str]) -> str:

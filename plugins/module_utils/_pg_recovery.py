@@ -144,8 +144,13 @@ def allows_in_place_tablespaces(version: str) -> bool:
 
 def recovered_to(reached: dict[str, Any], log: Sequence[str]) -> dict[str, Any]:
     """The point that was reached, from what the server's functions and its log say."""
-    stop = next((match[1] for line in log if (match := re.search(r"LOG:  recovery (stopping .*)", line))), None)
-    reason = stop or ("end of the WAL" if reached["lsn"] else SHUT_DOWN)
+    said = "\n".join(log)
+    stop = re.search(r"LOG:  recovery (stopping .*)", said)
+    done = re.search(r"LOG:  redo done at ([0-9A-F]+/[0-9A-F]+)", said)
+    if done is not None and not reached["lsn"]:  # an earlier process recovered, so the functions do not know
+        last = re.search(r"LOG:  last completed transaction was at log time (\S+ \S+)\+00$", said, re.MULTILINE)
+        reached = {**reached, "lsn": done[1], "time": f"{last[1].replace(' ', 'T')}+00:00" if last else None}
+    reason = stop[1] if stop else "end of the WAL" if reached["lsn"] else SHUT_DOWN
     return {**reached, "reason": reason}
 
 

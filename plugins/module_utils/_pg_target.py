@@ -52,7 +52,11 @@ class Target:
     timeline: str = "latest"
 
     def __str__(self) -> str:
-        return f"{self.setting} {self.value}" if self.setting else f"the end of timeline {self.timeline}"
+        if self.setting is None:
+            return f"the end of timeline {self.timeline}"
+        exclusive = "" if self.inclusive else ", exclusive"
+        timeline = "" if self.timeline == "latest" else f", on timeline {self.timeline}"
+        return f"{self.setting} {self.value}{exclusive}{timeline}"
 
     def time(self, time_zone: str) -> datetime | None:
         """The point in time, if it is one."""

@@ -57,7 +57,8 @@ AT_ONCE = 4  # segments read ahead: as many as an archive has mounts at most
 # (255, or 254 with a longer length), before which the origin (253) and the transaction (252) may be named.
 CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc-\xff]")
 COMMIT_CANDIDATE = re.compile(rb"\x01\0\0[\s\S]{4}[\xfc-\xff]")
-SEARCHED = (2**16, 2**20, 2**30)  # bytes from the end in which a commit is looked for; most often it is in the last few
+LONGEST_COMMIT = 2**20  # bytes; it names each subtransaction and each file that was dropped
+PIECE = 2**20  # bytes that are read at once to look for a commit, from the end; most often it is in the last few
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,23 @@ def tablespace_records(directory: str, start: Start, *, waldump: str | None, tim
     waldump is the path of pg_waldump, which says within a fraction of a second (400 MB: 0.2 s) that there is none, the
     usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s).
     """
-    if waldump is not None and os.path.exists(os.path.join(directory, start.segment)):
+    size = start.segment_size
+    names = [name for name in wal_segments(directory) if segment_number(name, size) >= start.position // size]
+    # It looks at one timeline, up to the first gap, where recovery may go on with WAL from elsewhere.
+    if waldump is not None and names == _following(start, len(names)):
         argv = [waldump, "--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
-        with _read_ahead([os.path.join(directory, name) for name in wal_segments(directory) if name >= start.segment]):
+        with _read_ahead([os.path.join(directory, name) for name in names]):
             done = run([*argv, "--rmgr", "Tablespace"], timeout=timeout, check=False)
         # It goes on until there is no more valid record, as recovery does, and calls this an error.
         if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
             return []
     return list(scan(directory, start))
+
+
+def _following(start: Start, number: int) -> list[str]:
+    """The names of so many segments of one timeline from start on."""
+    places = (start.position + place * start.segment_size for place in range(number))
+    return [Start(place, start.timeline, start.segment_size).segment for place in places]
 
 
 def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
@@ -203,19 +213,70 @@ def last_commit(directory: str, start: Start) -> float | None:
     # Segments behind the end are used ones, waiting for their turn: they say that they begin elsewhere.
     while number + 1 in paths and _begins(_head(paths[number + 1]), (number + 1) * size):
         number += 1
-    return _last_commit(_read(paths[number], number * size).content) if number in paths else None
+    if number not in paths:
+        return None
+    descriptor = os.open(paths[number], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Of a cluster that was shut down in order the WAL ends there, and what is behind need not be read.
+        known = start.position % size if number == start.position // size else 0
+        return _commit_before_end(descriptor, number * size, known)
+    finally:
+        os.close(descriptor)
 
 
-def _last_commit(content: bytes) -> float | None:
-    for size in SEARCHED:
-        offset = max(0, len(content) - size) // 8 * 8
-        for match in reversed(list(COMMIT_CANDIDATE.finditer(content, offset))):
-            begin = match.start() - 17
-            record = _record(content[begin : begin + LONGEST]) if begin >= 0 else None
-            if record is not None and record[1] == TRANSACTION_MANAGER and record[0] & TRANSACTION_KIND in COMMITS:
-                return EPOCH + int.from_bytes(_content(record[2])[:8], "little", signed=True) / 1e6
-        if offset == 0:
-            break
+def _commit_before_end(descriptor: int, start: int, known: int) -> float | None:
+    """The last commit in a segment that begins at start and is valid up to the offset known at least."""
+    head = os.pread(descriptor, PAGE.size + LONG_PAGE.size, 0)
+    if not _begins(head, start):
+        return None
+    page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
+    end = _valid_pages(descriptor, start, page_size, known // page_size)
+    content = b""
+    while end > 0:
+        first = max(0, end - PIECE // page_size)
+        data = os.pread(descriptor, (end - first) * page_size, first * page_size)
+        pages = [data[place + PAGE.size : place + page_size] for place in range(0, len(data), page_size)]
+        if first == 0:
+            pages[0] = pages[0][LONG_PAGE.size :]
+        piece = b"".join(pages)
+        content = piece + content[:LONGEST_COMMIT]  # a record may be parted by the pieces
+        time = _last_commit(content, len(piece))
+        if time is not None:
+            return time
+        end = first
+    return None
+
+
+def _valid_pages(descriptor: int, start: int, page_size: int, known: int) -> int:
+    """The number of pages that say that they belong where they are; it is looked for from page number known on."""
+
+    def is_valid(page: int) -> bool:
+        head = os.pread(descriptor, PAGE.size, page * page_size)
+        return len(head) == PAGE.size and bool(PAGE.unpack(head)[3] == start + page * page_size)
+
+    valid = known if is_valid(known) else 0
+    step = 1
+    while is_valid(valid + step):
+        valid, step = valid + step, 2 * step
+    beyond = valid + step
+    while beyond - valid > 1:
+        middle = (valid + beyond) // 2
+        valid, beyond = (middle, beyond) if is_valid(middle) else (valid, middle)
+    return beyond
+
+
+def _last_commit(content: bytes, limit: int) -> float | None:
+    """Time of the last commit in content that begins before limit."""
+    for match in reversed(list(COMMIT_CANDIDATE.finditer(content, 0, limit + RECORD.size))):
+        begin = match.start() - 17
+        if begin < 0 or begin % 8 or begin >= limit:
+            continue
+        length, _xid, _previous, info, _manager, _checksum = RECORD.unpack_from(content, begin)
+        if info & TRANSACTION_KIND not in COMMITS or length > LONGEST_COMMIT:
+            continue
+        record = _record(content[begin : begin + length])
+        if record is not None:
+            return EPOCH + int.from_bytes(_content(record[2])[:8], "little", signed=True) / 1e6
     return None
 
 

@@ -25,11 +25,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["WalArchive", "open_archive"]
+__all__ = ["ARCHIVED_FILE", "SEGMENT", "WalArchive", "open_archive"]
 
 # A segment, a timeline's or a backup's history; pgBackRest adds a checksum, others the kind of compression.
 # A segment that pg_receivewal is still filling is .partial.
-FILE = re.compile(
+ARCHIVED_FILE = re.compile(
     r"(?P<name>[0-9A-F]{24}|[0-9A-F]{8}\.history|[0-9A-F]{24}\.[0-9A-F]{8}\.backup)"
     r"(?:-[0-9a-f]{40})?(?:\.(?:gz|bz2|xz|zst|lz4))?(?P<partial>\.partial)?(?:\.(?:gz|lz4))?"
 )
@@ -55,7 +55,7 @@ class WalArchive:
         """Path by name. A complete segment counts more than one that was being filled."""
         found: dict[str, str] = {}
         for entry in sorted(_entries(self.directory), key=lambda entry: entry.path):
-            match = FILE.fullmatch(entry.name)
+            match = ARCHIVED_FILE.fullmatch(entry.name)
             # Not links: in an archive they are another host's.
             if match and entry.is_file(follow_symlinks=False) and not (match["partial"] and match["name"] in found):
                 found[match["name"]] = entry.path
@@ -137,7 +137,7 @@ def _read(path: str) -> bytes:
         for magic, decompress in LIBRARIES.items():
             if content.startswith(magic):
                 return decompress(content)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PostgresError(f"WAL file {path} cannot be read ({reason}): name another wal_source.") from error
     program = PROGRAMS.get(content[:4])
