@@ -25,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links
     is_within,
     leads_within,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import CURE, missing_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import CURE, RECOVERED, missing_wal
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
     Patch,
     TablespaceRecord,
@@ -57,6 +57,9 @@ REMOVED_FILES = (
     ("recovery.signal", "it would fetch WAL by production's restore_command"),
     ("recovery.conf", "it holds production's restore_command and primary_conninfo"),
 )
+
+# Looked at one by one, also where they are links.
+REPLACED = (AUTO_CONF, RECOVERED, *(file for file, _why in REMOVED_FILES))
 
 # Directories that the server wants and that hold nothing worth having in a copy: often left out of backups.
 DISPOSABLE = ("pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
@@ -113,6 +116,7 @@ def plan_clone(
     waldump: str | None = None,
     timeout: float = 600,
     recovering: bool = False,
+    is_recovered: bool = False,
 ) -> Clone:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
@@ -120,6 +124,7 @@ def plan_clone(
     archive: WAL that recovery has beside the copy's own.
     waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
     recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
+    is_recovered: whether an earlier start recovered this very copy, and so the file that says this is its own.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
     real, tree = os.path.realpath(data.path), os.path.realpath(tree)
@@ -129,6 +134,9 @@ def plan_clone(
         )
     planner = _Planner(replace(data, path=real), tree, relocated or {}, archive)
     steps = list(planner.steps())
+    if not is_recovered and os.path.lexists(os.path.join(real, RECOVERED)):
+        why = "it says what another copy, of which this is an archive, was recovered to"
+        steps.append(Step("remove", os.path.join(real, RECOVERED), f"{RECOVERED} removed", why))
     if planner.problems or planner.wal is None:
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
@@ -253,7 +261,7 @@ class _Planner:
     def _other_links(self) -> Iterator[Step]:
         beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}
         for name, link in self.links.items():
-            if leads_within(link.path, self.tree) or name in (AUTO_CONF, *(file for file, _why in REMOVED_FILES)):
+            if leads_within(link.path, self.tree) or name in REPLACED:
                 continue
             places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
             if "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):

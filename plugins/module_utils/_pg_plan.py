@@ -37,6 +37,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
     read_data_directory,
     server_account,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
     import pwd
@@ -69,6 +70,14 @@ class Request:
     wal_source: str | None = None
     network: str = "none"
     examine: bool = True
+
+    @property
+    def copy(self) -> str:
+        """Identifies the copy among all that were ever at this place: by its session, else by its data directory."""
+        if self.session_directory is None:
+            return f"{self.data_directory} {os.stat(self.data_directory).st_ino}"
+        session = Session.open(self.session_directory)
+        return f"{session.directory} {session.record.get('began')}"
 
     @property
     def log(self) -> str:
@@ -121,6 +130,7 @@ def make_plan(request: Request) -> Plan:
         waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
         timeout=request.timeout,
         recovering=archive is not None or (request.target is not None and not recovered),
+        is_recovered=recovered is not None,
     )
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
@@ -171,7 +181,7 @@ def _confinement(request: Request, binaries: Binaries) -> Confinement:
 
 def _recovered(request: Request) -> dict[str, Any] | None:
     """What an earlier start recovered the copy to. Raises PostgresError where that is not what is asked for now."""
-    recovered = read_recovered(request.data_directory)
+    recovered = read_recovered(request.data_directory, copy=request.copy)
     wanted = str(request.target) if request.target else None
     if recovered is not None and wanted is not None and wanted != recovered["target"]:
         raise PostgresError(

@@ -49,7 +49,8 @@ __all__ = [
     "recovered_to",
 ]
 
-# What was reached is kept beside the data: a later start of the same copy has nothing to recover any more.
+# What was reached is kept beside the data: a later start of the same copy has nothing to recover any more. It says of
+# which copy it speaks, because an archive of a copy that was put to use has such a file, too.
 RECOVERED = "instant_recovery.json"
 SHUT_DOWN = "shut down in order"  # the reason where there was nothing to recover
 OLDEST_MAJOR = 12  # before, all this stood in a file recovery.conf
@@ -187,14 +188,21 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
     return None
 
 
-def read_recovered(data_directory: str) -> dict[str, Any] | None:
-    """What an earlier start of this copy recovered to, as C(target) and C(recovered_to)."""
+def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str, Any] | None:
+    """What an earlier start of this copy recovered to, as C(target) and C(recovered_to).
+
+    copy: Request.copy; what is said of another one does not count. Of a copy whose server runs it need not be given.
+    """
     content = read_regular_file(os.path.join(data_directory, RECOVERED))
     try:
         found = json.loads(content or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and {"target", "recovered_to"} <= found.keys() else None
+    if not isinstance(found, dict) or copy not in (None, found.get("copy")):
+        return None
+    target, reached = found.get("target"), found.get("recovered_to")
+    is_whole = isinstance(reached, dict) and reached.keys() == {"time", "lsn", "timeline", "reason"}
+    return found if is_whole and (target is None or isinstance(target, str)) else None
 
 
 def _at(match: re.Match[str] | None) -> str:

@@ -319,7 +319,7 @@ def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, 
     if commit is not None:
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
-    kept = {"target": None if target is None else str(target), "recovered_to": reached}
+    kept = {"copy": plan.request.copy, "target": None if target is None else str(target), "recovered_to": reached}
     _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
     return reached
 

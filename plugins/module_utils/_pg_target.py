@@ -117,7 +117,7 @@ def parse_time(text: str, time_zone: str) -> datetime:
         elif utc is None:
             zone = zoneinfo.ZoneInfo(time_zone)
         return moment.replace(tzinfo=zone)
-    except zoneinfo.ZoneInfoNotFoundError:
+    except (zoneinfo.ZoneInfoNotFoundError, OSError):  # OSError: the name of a directory of time zones
         problem = f"it has no offset from UTC, and the archive's time zone {time_zone} is not known on this host"
     except ValueError as error:
         problem = str(error)
