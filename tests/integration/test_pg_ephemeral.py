@@ -378,11 +378,13 @@ def test_a_superuser_who_may_not_log_in_and_no_database_postgres(
     )
     renamer.sql(f'alter role "chief dba" rename to "{quoted}"; alter role "{quoted}" nologin', database="template1")
     renamer.sql("drop database postgres", database="template1")
-    subprocess.run(["kill", "-INT", str(source.pid)], check=True)
+    subprocess.run(["kill", "-QUIT", str(source.pid)], check=True)
     wait_for(lambda: source.pid is None)
     copy = copy_of(source)
     result = copy.start()
     assert "failed" not in result, result
+    assert result["recovered_to"]["reason"] == "end of the WAL"
+    assert result["recovered_to"]["time"] is not None
     assert result["superuser"] == name
     assert result["databases"] == ["only one; here"]
     assert psql(result, "select current_database()").stdout.strip() == "only one; here"

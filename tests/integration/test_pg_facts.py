@@ -36,6 +36,11 @@ def told(shared_place: Path) -> Iterator[tuple[Cluster, str]]:
             ask("create unique index concurrently u on t (i)", database="it's a \\ shop")
         ask("begin; create table p (i int); prepare transaction 'left waiting'")
         ask("create table last (i int)")
+        # The record of this commit names so many subtransactions that it has 4 kB.
+        ask(
+            "select pg_sleep(1.1); do $$ begin for n in 1 .. 1000 loop begin insert into last values (n);"
+            " exception when others then null; end; end loop; end $$"
+        )
         after = ask("select clock_timestamp()")
         cluster.stop(mode="immediate")
         yield cluster, after

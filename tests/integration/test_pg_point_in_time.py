@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -15,6 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import WalServer
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
+    Start,
+    last_commit,
+    parse_position,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import read_data_directory
 
 from tests.support.cluster import Cluster
 from tests.support.host import processes_below
@@ -204,6 +213,132 @@ def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[[C
     assert ledger(copy) == [1, 2, 3, 4, 6]
     copy.stop()
     assert "was recovered already, to recovery_target_time" in copy.start(recovery_target="immediate")["msg"]
+    assert "was recovered already" in copy.start(**options, recovery_target_inclusive=False)["msg"]
+
+
+def test_what_an_archived_copy_was_recovered_to_does_not_count(
+    story: Story, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    first = copy_of(story.copy("stream"))
+    options = {"wal_source": str(story.wal), "recovery_target_time": story.times[4]}
+    assert "failed" not in first.start(**options)
+    first.sql("insert into ledger values (6)")
+    after = first.sql("select clock_timestamp()")
+    first.stop()
+    production = Cluster(directory=first.tree, data=first.data)
+    second = copy_of(production)
+    result = second.start()
+    assert "failed" not in result, result
+    assert "instant_recovery.json removed" in [entry["what"] for entry in result["neutralised"]]
+    assert result["recovered_to"]["reason"] == "shut down in order"
+    assert second.sql(f"select '{after}' - '{result['recovered_to']['time']}'::timestamptz < '1 second'") == "t"
+    # Its own counts from now on.
+    second.stop()
+    again = second.start()
+    assert again["recovered_to"] == result["recovered_to"]
+    assert "instant_recovery.json removed" not in [entry["what"] for entry in again["neutralised"]]
+    second.stop()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100000, '{"target": 1, "recovered_to": 7}'])
+def test_a_damaged_note_of_an_earlier_recovery_is_none(
+    content: str, story: Story, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(story.copy("stream"))
+    copy.path("instant_recovery.json").write_text(content)
+    result = copy.start(check=True)
+    assert "instant_recovery.json removed" in [entry["what"] for entry in result["neutralised"]]
+
+
+def test_a_link_planted_in_the_place_of_a_pipe_is_not_followed(
+    story: Story, place: Path, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = place / "precious"
+    target.write_text("keep")
+    enter = WalServer.__enter__
+
+    def plant(server: WalServer) -> WalServer:
+        entered = enter(server)
+        (copy.run / "wal.answer").unlink()
+        (copy.run / "wal.answer").symlink_to(target)
+        return entered
+
+    monkeypatch.setattr(WalServer, "__enter__", plant)
+    copy = copy_of(story.copy("none"))
+    result = copy.start(wal_source=str(story.wal))
+    assert result["failed"]
+    assert "something else was put in place of the pipe" in result["msg"]
+    assert target.read_text() == "keep"
+
+
+def test_a_damaged_segment_behind_the_last_that_is_needed_does_not_matter(
+    story: Story, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    wal = place / "damaged"
+    shutil.copytree(story.wal, wal)
+    last = max(path.name for path in wal.iterdir() if len(path.name) == 24)
+    (wal / f"{int(last, 16) + 1:024X}").write_bytes(b"damage" * 1000)
+    (wal / f"{int(last, 16) + 2:024X}").write_bytes(b"damage" * 1000)
+    copy = copy_of(story.copy("none"))
+    result = copy.start(wal_source=str(wal), recovery_target_xid=story.xids[4])
+    assert "failed" not in result, result
+    assert ledger(copy) == [1, 2, 3, 4]
+    other = copy_of(story.copy("none")).start(wal_source=str(wal))
+    assert "has 6000 bytes instead of" in other["msg"]
+
+
+def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+    for zone in ("Middle/Earth", "America"):
+        copy = copy_of(story.copy("none"))
+        with copy.path("postgresql.auto.conf").open("a") as file:
+            file.write(f"TimeZone = '{zone}'\n")
+        said = copy.start(check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01")["msg"]
+        assert f"the archive's time zone {zone} is not known on this host" in said
+        assert "failed" not in copy.start(
+            check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01 00:00:00+00"
+        )
+
+
+def test_wal_source_in_the_archive_is_never_the_hosts(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(story.copy("none"))
+    (copy.tree / "wal").symlink_to(story.wal)
+    said = copy.start(check=True, wal_source=str(copy.tree / "wal"))["msg"]
+    assert said == f"wal_source {copy.tree}/wal is not in the archive: name a directory that it has."
+
+
+def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+    """Where wal_source lacks the history file, and the copy has no manifest."""
+    copy = copy_of(story.copy("none"))
+    copy.path("backup_manifest").unlink()
+    wal = place / "no histories"
+    wal.mkdir()
+    for path in story.wal.iterdir():
+        where = wal if len(path.name) == 24 else copy.path("pg_wal")
+        shutil.copy(path, where)
+    said = copy.start(check=True, wal_source=str(wal), recovery_target_lsn="0/1")["msg"]
+    end = max(
+        path.read_text().split("STOP WAL LOCATION: ")[1].split()[0] for path in copy.path("pg_wal").glob("*.backup")
+    )
+    assert f"which is at {end}" in said
+
+
+def test_the_last_commit_of_a_clean_copy_is_found_by_reading_little(
+    story: Story, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(story.copy("stream"))
+    assert "failed" not in copy.start()
+    before = float(copy.sql("insert into ledger values (6) returning extract(epoch from clock_timestamp())"))
+    copy.sql("checkpoint")
+    copy.stop()
+    control = read_data_directory(str(copy.data)).control
+    start = Start(parse_position(control.redo_lsn), control.timeline, control.wal_segment_size)
+    asked: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(_pg_wal.os, "pread", lambda fd, size, place: asked.append(size) or pread(fd, size, place))
+    found = last_commit(str(copy.path("pg_wal")), start)
+    assert found is not None
+    assert 0 <= found - before < 1
+    assert sum(asked) < 2**20 + 2**16
 
 
 def test_a_snapshot_goes_on_with_archived_wal(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
@@ -392,6 +527,7 @@ def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
             (lambda content: content[:5000], "has 5000 bytes instead of 16777216"),
             (lambda content: content[:24] + bytes(8) + content[32:], "belongs to another cluster"),
             (lambda content: gzip.compress(content)[:500], "cannot be read (Compressed file ended"),
+            (lambda content: bz2.compress(content)[:-8], "cannot be read (Compressed data ended"),
         ]
     ):
         wal = place / f"damaged{number}"

@@ -15,6 +15,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
     reason,
     scram_verifier,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import recovered_to
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 # Printed by PostgreSQL 15.18 on a subscriber.
@@ -119,3 +120,18 @@ def test_the_stored_form_of_a_password() -> None:
 )
 def test_why_a_server_ended(log: list[str], said: str) -> None:
     assert reason(log) == said
+
+
+def test_what_an_earlier_try_reached_is_in_the_log() -> None:
+    log = [
+        "2026-11-22 17:05:32 UTC [7] 00000 LOG:  redo done at 0/3000110 system usage: CPU: user: 0.00 s",
+        "2026-11-22 17:05:32 UTC [7] 00000 LOG:  last completed transaction was at log time 2026-11-22 17:05:31.08+00",
+    ]
+    nothing = {"time": None, "lsn": None, "timeline": 1}
+    assert recovered_to(nothing, log) == {
+        "time": "2026-11-22T17:05:31.08+00:00",
+        "lsn": "0/3000110",
+        "timeline": 1,
+        "reason": "end of the WAL",
+    }
+    assert recovered_to(nothing, []) == {**nothing, "reason": "shut down in order"}

@@ -55,3 +55,13 @@ def test_no_target_and_a_timeline_alone() -> None:
         "recovery_target_timeline": "3",
         "recovery_target_action": "promote",
     }
+
+
+def test_targets_that_differ_are_spelled_differently() -> None:
+    xid = {"recovery_target_xid": "7"}
+    given = [{**xid, **more} for more in ({}, {"recovery_target_inclusive": False}, {"recovery_target_timeline": "2"})]
+    assert [str(read_target(options)) for options in given] == [
+        "recovery_target_xid 7",
+        "recovery_target_xid 7, exclusive",
+        "recovery_target_xid 7, on timeline 2",
+    ]
