@@ -1,0 +1,46 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When pg_waldump may be believed; which files are archived WAL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Catalogue, Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, tablespace_records
+
+FIRST = "000000010000000000000002"
+
+
+@pytest.mark.parametrize(
+    ("others", "is_asked"),
+    [
+        (["000000010000000000000003"], True),
+        (["000000010000000000000001", "000000020000000000000001"], True),  # before the start
+        (["000000020000000000000003"], False),
+        (["000000010000000000000004"], False),  # recovery may fill the gap
+    ],
+)
+def test_pg_waldump_is_asked_only_about_one_timeline(
+    others: list[str], is_asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    run = _pg_wal.run
+    monkeypatch.setattr(_pg_wal, "run", lambda argv, **options: asked.append(argv) or run(argv, **options))
+    for name in (FIRST, *others):
+        (tmp_path / name).touch()
+    start = Start(2 * 2**24, 1, 2**24)
+    assert tablespace_records(str(tmp_path), start, waldump="/bin/false", timeout=10) == []
+    assert bool(asked) == is_asked
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", f"-{'0f' * 20}.zst", ".partial", ".partial.gz", ".gz.partial"])
+def test_what_recovery_can_read_is_listed_as_archived_wal(suffix: str) -> None:
+    catalogue = Catalogue()
+    catalogue.add(Item(f"wal/{FIRST}{suffix}", "-", 100, "postgres"))
+    catalogue.add(Item(f"wal/{FIRST}.00000028.backup", "-", 100, "postgres"))
+    assert [found["segments"] for found in catalogue.wal_archives([])] == [1]
+    assert catalogue.largest_dumps() == []
