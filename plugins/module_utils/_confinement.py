@@ -98,7 +98,7 @@ class Confinement:
         try:
             yield {"preexec_fn": confine}
         except subprocess.SubprocessError as error:
-            if type(error) is not subprocess.SubprocessError:  # a time-out, for one
+            if isinstance(error, (subprocess.TimeoutExpired, subprocess.CalledProcessError)):
                 raise
             raise RecoveryError(f"{REFUSED} (prctl or landlock_restrict_self failed).") from error
         finally:

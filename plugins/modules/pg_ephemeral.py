@@ -323,7 +323,7 @@ data:
   description:
     - What to know about the data before trusting them; Ansible also shows it as warnings. Null with O(state=stopped)
       and in check mode.
-    - Tables and indexes are named as C(DATABASE: SCHEMA.NAME), at most 20 for each database.
+    - "Tables and indexes are named as C(DATABASE: SCHEMA.NAME), at most 20 for each database."
   type: dict
   returned: success
   contains:

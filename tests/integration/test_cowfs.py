@@ -713,7 +713,7 @@ def _use_until_it_ends(root: Path) -> None:
 
 
 def test_it_ends_in_order_as_soon_as_it_is_mounted(place: Path, lower: Path) -> None:
-    for _ in range(5):
+    for _attempt in range(5):
         with Layer(lower=[lower], directory=place / "layer") as layer:
             layer.stop()
 
