@@ -476,7 +476,7 @@ REFUSALS: list[tuple[str, dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "said"), REFUSALS, ids=[f"{kind} {opts}" for kind, opts, _said in REFUSALS])
+@pytest.mark.parametrize(("kind", "options", "said"), REFUSALS, ids=[f"{kind} {opts}" for kind, opts, _s in REFUSALS])
 def test_what_cannot_be_reached_is_said_in_one_sentence(
     kind: str, options: dict[str, str], said: str, story: Story, copy_of: Callable[[Cluster], Copy]
 ) -> None:
