@@ -546,7 +546,7 @@ def test_a_session_records_the_server_and_ends_it(
     again = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
     assert again["changed"]
     segments = shared_memory_of(again["pid"])
-    assert len(segments) >= 2
+    assert segments
     os.kill(again["pid"], signal.SIGKILL)
     wait_for(lambda: identify(again["pid"]) is None)
     assert tear_down(Session.open(session.directory)) == []
