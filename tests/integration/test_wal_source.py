@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
 from tests.support.repository import Repository
 from tests.support.user import ordinary_user
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tests.support.playbook import Playbooks, Run
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and runs servers as them: needs root")
 WAL_ARCHIVE = "wal-2026-11-22T14:05:00"
 
 
