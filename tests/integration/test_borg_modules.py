@@ -224,7 +224,8 @@ BAD_INPUT = [
     ({"archive": "{repo}::app-1", "passcommand": "false"}, "The passcommand for {repo} failed. Run it"),
     ({"archive": "{repo}::app-1", "passphrase_file": "/none"}, "passphrase_file /none cannot be read (No such file"),
     ({"archive": "app-1"}, "No repository was given. Set repository, or write archive as REPOSITORY::NAME."),
-    ({"archive": "ssh://127.0.0.1:9/r::a"}, "ssh://127.0.0.1:9/r cannot be reached: ssh: connect to host 127.0.0.1"),
+    # In ssh's own words, or in Borg's, where it saw the connection end before it read them.
+    ({"archive": "ssh://127.0.0.1:9/r::a"}, "ssh://127.0.0.1:9/r cannot be reached: "),
     ({"archive": "{repo}::app-1", "timeout": 0.1}, "did not finish within 0.1 s"),
 ]
 
