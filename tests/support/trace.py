@@ -49,12 +49,26 @@ def tracing_interpreter(directory: Path) -> Path:
     directory.mkdir()
     program = directory.with_name(f"{directory.name}-python")
     names = ",".join((*OPENS, *CHANGES, *OTHERS))
-    trace = ["strace", "-D", "-ff", "--seccomp-bpf", "-qq", "-y", "-s", "4096", "-e", f"trace={names}"]
+    trace = [
+        "strace",
+        "-D",
+        "-ff",
+        "--seccomp-bpf",
+        "-qq",
+        "-y",
+        "-s",
+        "4096",
+        "-e",
+        f"trace={names}",
+        "-e",
+        "signal=none",
+    ]
+    python = shlex.quote(sys.executable)
     # Each run has a prefix of its own: process numbers come round again.
     program.write_text(
         "#!/bin/sh\n"
         f"prefix=$(mktemp -u {shlex.quote(str(directory))}/XXXXXX)\n"
-        f'exec {shlex.join([*trace, "-e", "signal=none"])} -o "$prefix" -- {shlex.quote(sys.executable)} "$@" 2>>"$prefix.said"\n'
+        f'exec {shlex.join(trace)} -o "$prefix" -- {python} "$@" 2>>"$prefix.said"\n'
     )
     program.chmod(0o755)
     return program
