@@ -76,7 +76,7 @@ _CALLS = {
         architecture=0xC000003E,
         connects=(42, 46, 307),
         sendto=44,
-        # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; and of attributes {,l,f}set, {,l,f}remove
+        # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
     ),
