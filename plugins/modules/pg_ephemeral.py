@@ -124,6 +124,16 @@ options:
     type: str
     choices: [none, host]
     default: none
+  missing_tablespaces:
+    description:
+      - What to do about a tablespace that is not in O(tree).
+      - With V(refuse) nothing is started.
+      - With V(leave_out) the server starts without it. Reading whatever lies in it fails, there being no such file, and
+        so do queries on a table elsewhere that has an index in it, until that is dropped. Nothing of it is taken from
+        the WAL, as this would be only a part. A database whose catalogs lie in it cannot be connected to.
+    type: str
+    choices: [refuse, leave_out]
+    default: refuse
   timeout:
     description: Seconds that recovery and start may take together.
     type: int
@@ -295,6 +305,23 @@ neutralised:
   sample:
     - what: standby.signal removed
       why: as a standby the server would connect to production and never accept a write
+carried_over:
+  description:
+    - What the session has as production had it, because results or recovery depend on it; and what of that this host
+      could not give it. Empty with O(state=stopped).
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    what:
+      description: Settings and their values.
+      type: str
+    why:
+      description: Why they were kept, or were not.
+      type: str
+  sample:
+    - what: TimeZone=Europe/Berlin, DateStyle=iso, dmy
+      why: results of queries depend on it
 recovered_to:
   description:
     - The point in time that the copy shows. Null with O(state=stopped) and in check mode.
@@ -427,6 +454,7 @@ NOTHING: dict[str, Any] = {
     **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only", "network")),
     "settings": {},
     "neutralised": [],
+    "carried_over": [],
     "recovered_to": None,
     "data": None,
     "session": None,
@@ -449,6 +477,7 @@ def main() -> None:
             "settings": {"type": "dict", "default": {}},
             "read_only": {"type": "bool", "default": False},
             "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
+            "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
             **{name: {"type": "str"} for name in POINTS},
             "recovery_target_inclusive": {"type": "bool"},
             "recovery_target_timeline": {"type": "str"},
@@ -507,7 +536,7 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated")
+    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated", "examine")
     wal_source = options["wal_source"]
     data_directory = os.path.realpath(options["data_directory"])
     socket_directory = str(_in_session(options, "socket_directory", "run"))
@@ -518,7 +547,7 @@ def _request(options: dict[str, Any]) -> Request:
         log_directory=_in_session(options, "log_directory", "log") or socket_directory,
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
-        **{name: options[name] for name in (*names, "session_directory", "examine")},
+        **{name: options[name] for name in (*names, "session_directory", "missing_tablespaces")},
     )
 
 
@@ -563,6 +592,7 @@ def _predicted(request: Request) -> dict[str, Any]:
         bindir=plan.binaries.bindir,
         settings=plan.settings,
         neutralised=list(plan.neutralised),
+        carried_over=list(plan.carried_over),
     )
     return {**result, "diff": _difference(plan, result)}
 
@@ -571,7 +601,7 @@ def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
     after = {
         "state": "started",
         "data_directory": plan.data.path,
-        **{key: result[key] for key in ("version", "port", "settings", "neutralised")},
+        **{key: result[key] for key in ("version", "port", "settings", "neutralised", "carried_over")},
         **({"recovery": str(plan.recovery.target)} if plan.recovery else {}),
     }
     return {"before": {"state": "stopped"}, "after": after}

@@ -81,6 +81,11 @@ HAZARDS = (
         (r"subscription s disabled and parted", r"max_logical_replication_workers=0", r"slot s removed"),
         ("slots", "connections", "logs", "rows"),
     ),
+    Hazard(
+        "production's memory and limits do not fit on the host beside it",
+        (r"production's shared_buffers=100GB, huge_pages=on, max_connections=210, .* not taken over",),
+        ("data",),
+    ),
     Hazard("a preloaded library starts its workers", (r"library pg_prewarm not preloaded",), ("data", "logs")),
     Hazard("postmaster.pid names the living production", (r"postmaster\.pid removed",), ("pid", "data")),
     Hazard(
