@@ -30,7 +30,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     report_limits,
     tuning,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, Target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
@@ -45,7 +45,20 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Mapping
 
-__all__ = ["Plan", "Request", "make_plan"]
+__all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
+
+# The options of doc_fragments/postgresql.py.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "bindir": {"type": "path"},
+    "settings": {"type": "dict", "default": {}},
+    "read_only": {"type": "bool", "default": False},
+    "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
+    "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
+    **{name: {"type": "str"} for name in POINTS},
+    "recovery_target_inclusive": {"type": "bool"},
+    "recovery_target_timeline": {"type": "str"},
+    "recovery_target_action": {"type": "str"},
+}
 
 
 @dataclass(frozen=True)

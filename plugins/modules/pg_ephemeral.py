@@ -57,47 +57,6 @@ options:
       - Directory of the log, C(postgresql.log).
       - The default is C(log) in O(session_directory), else O(socket_directory).
     type: path
-  bindir:
-    description:
-      - Directory of the PostgreSQL programs. They must be of the major version of O(data_directory).
-      - The default is where distributions put them, then E(PATH).
-    type: path
-  settings:
-    description:
-      - Settings of the server, by name. They count more than those that the module chooses, see RV(settings).
-      - Those that keep the server away from production cannot be given.
-    type: dict
-    default: {}
-  recovery_target_time:
-    description:
-      - Recover to this time, such as V(2026-11-22 14:05:00+01). Without an offset from UTC it is in the time zone of
-        the archived configuration, or UTC where there is none.
-      - Of O(recovery_target_time), O(recovery_target_xid), O(recovery_target_name), O(recovery_target_lsn) and
-        O(recovery_target) one can be given. Without any of them recovery goes to the end of the WAL.
-      - These options are PostgreSQL's settings of the same names.
-    type: str
-  recovery_target_xid:
-    description: Recover up to this transaction.
-    type: str
-  recovery_target_name:
-    description: Recover to the restore point that C(pg_create_restore_point()) gave this name.
-    type: str
-  recovery_target_lsn:
-    description: Recover up to this position in the write-ahead log, such as V(1A/2B3C4D5E).
-    type: str
-  recovery_target:
-    description: V(immediate) is as soon as the copy is consistent, that is, the end of the backup.
-    type: str
-  recovery_target_inclusive:
-    description: Whether the transaction or record at the target still counts. The default is that it does.
-    type: bool
-  recovery_target_timeline:
-    description: V(latest) (the default), V(current), or the number of a timeline.
-    type: str
-  recovery_target_action:
-    description:
-      - V(promote), the default. PostgreSQL's other actions leave no server that can be connected to, and are refused.
-    type: str
   wal_source:
     description:
       - Directory of archived WAL, for recovery to go beyond what the copy has in C(pg_wal). It is only read, by whoever
@@ -111,29 +70,6 @@ options:
         this costs a tenth of a second or two for each, in which its catalogs are read.
     type: bool
     default: true
-  read_only:
-    description:
-      - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
-    type: bool
-    default: false
-  network:
-    description:
-      - V(none) keeps the server from opening connections, through the network or a socket, so that no trigger, foreign
-        table or library of the copy can reach another server. Clients can connect to it all the same.
-      - V(host) lets it.
-    type: str
-    choices: [none, host]
-    default: none
-  missing_tablespaces:
-    description:
-      - What to do about a tablespace that is not in O(tree).
-      - With V(refuse) nothing is started.
-      - With V(leave_out) the server starts without it. Reading whatever lies in it fails, there being no such file, and
-        so do queries on a table elsewhere that has an index in it, until that is dropped. Nothing of it is taken from
-        the WAL, as this would be only a part. A database whose catalogs lie in it cannot be connected to.
-    type: str
-    choices: [refuse, leave_out]
-    default: refuse
   timeout:
     description: Seconds that recovery and start may take together.
     type: int
@@ -159,6 +95,7 @@ options:
     type: path
 extends_documentation_fragment:
   - phpborg.instant_recovery.attributes
+  - phpborg.instant_recovery.postgresql
 attributes:
   check_mode:
     support: full
@@ -172,6 +109,7 @@ attributes:
     platforms: linux
 seealso:
   - module: phpborg.instant_recovery.pg_binaries_info
+  - module: phpborg.instant_recovery.pg_plan_info
   - module: phpborg.instant_recovery.overlay_mount
 """
 
@@ -429,7 +367,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan, Request, make_plan
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
+    ARGUMENTS,
+    Plan,
+    Request,
+    make_plan,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import read_recovered
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
@@ -441,7 +384,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_serve
     stop_server,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, read_target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     read_data_directory,
@@ -478,15 +421,7 @@ def main() -> None:
             "port": {"type": "int"},
             "socket_directory": {"type": "path"},
             "log_directory": {"type": "path"},
-            "bindir": {"type": "path"},
-            "settings": {"type": "dict", "default": {}},
-            "read_only": {"type": "bool", "default": False},
-            "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
-            "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
-            **{name: {"type": "str"} for name in POINTS},
-            "recovery_target_inclusive": {"type": "bool"},
-            "recovery_target_timeline": {"type": "str"},
-            "recovery_target_action": {"type": "str"},
+            **ARGUMENTS,
             "wal_source": {"type": "path"},
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},

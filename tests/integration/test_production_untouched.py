@@ -186,6 +186,7 @@ class Production:
             """,
             database="shop",
         )
+        ask("select pg_switch_wal()")  # recovery goes on in the next segment, from the middle of this one
         ask(f"create tablespace late location '{self.parts['late space']}'")
         ask(
             "create table lately tablespace late as select generate_series(1, 10) id;"
@@ -273,7 +274,8 @@ def frozen(pids: list[int]) -> Iterator[None]:
     """Processes that do nothing while the with block lasts."""
     try:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # the last client's, on its way out
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
