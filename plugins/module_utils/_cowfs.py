@@ -6,7 +6,8 @@
 
 A stand-alone program (``overlay_mount`` brings this very file to the host): standard library and pyfuse3 only. ::
 
-    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other] MOUNTPOINT
+    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other]
+          [--counters FILE] MOUNTPOINT
 
 Reading top to bottom:
 
@@ -27,11 +28,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import errno
 import functools
 import inspect
 import itertools
 import logging
+import mmap
 import os
 import resource
 import signal
@@ -48,7 +51,7 @@ try:
 except ImportError:  # Where only the text of this file is wanted: in overlay_mount and ansible-test.
     pyfuse3 = trio = None
 
-__all__ = ["BLOCK", "WINDOW", "Content", "CowFs", "Lower", "Node", "main"]
+__all__ = ["BLOCK", "COUNTERS", "WINDOW", "Content", "CowFs", "Lower", "Node", "main"]
 
 #: Unit of copying, bytes: a page of the kernel's cache, which sends whole pages; a PostgreSQL page is two of it.
 BLOCK = 4096
@@ -77,6 +80,11 @@ BATCH = 64
 NAME_MAX = 255
 #: Files that can be made in the upper are kept in reserve too: each file that is changed for the first time needs one.
 FILES_RESERVE = 256
+#: What the file of counters holds, in this order, 64 bits each in the machine's byte order: bytes fetched from the
+#: lower, bytes written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
+COUNTERS = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")
+#: Seconds without a fetch after which memory that only serves fetching is given back.
+REST = 30
 #: What asks the program to end.
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
@@ -457,6 +465,8 @@ class CowFs(Base):  # type: ignore[misc]
     def _complain(self, path: bytes, offset: int | None, error: OSError) -> int:
         """Log a failure once per file and reason; return the error number for the caller."""
         number = error.errno if error.errno == errno.ENOSPC else errno.EIO
+        if number == errno.EIO:
+            self.lower.counters.add(io_errors=1)
         key = (hash(path), number)
         if key not in self.complaints and len(self.complaints) < 1000:
             self.complaints.add(key)
@@ -691,6 +701,7 @@ class Content:
         view, done = memoryview(data), 0
         while done < len(view):
             done += os.pwrite(self._file(), view[done:], offset + done)
+        self.fs.lower.counters.add(written_bytes=done)
         return done
 
     def _mark(self, start: int, stop: int) -> None:
@@ -884,6 +895,7 @@ class Lower:
     def __init__(self, mounts: list[str], cache: Cache) -> None:
         self.readers = [Reader(mount) for mount in mounts]
         self.cache = cache
+        self.counters = cache.counters
         self.run = READ_AHEAD // len(mounts)
         self.hot: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
         self.awaited: dict[tuple[int, int], Fetch] = {}
@@ -961,6 +973,7 @@ class Lower:
             reader.busy = True
             try:
                 fetch.window = Window(await _in_thread(reader.fetch, fetch.content.lower, fetch.index))
+                self.counters.add(fetched_bytes=len(fetch.window.data))
                 self._keep(fetch.key, fetch.window)
             except OSError as error:
                 if reader.died(error) and self.alive():
@@ -971,6 +984,21 @@ class Lower:
                 reader.busy = False
             del self.awaited[fetch.key]
             fetch.done.set()
+
+    async def rest(self) -> None:
+        """Give memory back after a while without fetches: a session is idle most of its life."""
+        before, trim = -1, getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        while True:
+            await trio.sleep(REST)
+            fetched = self.counters.get("fetched_bytes")
+            if fetched == before and self.hot:
+                while self.hot:
+                    key, window = self.hot.popitem(last=False)
+                    self.cache.write(key, window.data)
+                del window
+                if trim:
+                    trim(0)
+            before = fetched
 
     def _keep(self, key: tuple[int, int], window: Window) -> None:
         self.hot[key] = window
@@ -1008,7 +1036,8 @@ class Fetch:
 class Cache:
     """Windows on disk, in one file without a name (it is gone when the program is), least recently used out first."""
 
-    def __init__(self, directory: str, size: int) -> None:
+    def __init__(self, directory: str, size: int, counters: Counters) -> None:
+        self.counters = counters
         self.slots = size // WINDOW
         self.file, path = tempfile.mkstemp(dir=directory)
         os.unlink(path)
@@ -1034,6 +1063,7 @@ class Cache:
             self.give_up(str(error.strerror))
             return
         self.used[key] = slot
+        self.counters.set(cache_bytes=len(self.used) * WINDOW)
 
     def give_up(self, reason: str) -> None:
         """Free its space: the cache is a convenience, changes need the space more."""
@@ -1041,7 +1071,33 @@ class Cache:
             log.warning("cache given up: %s", reason)
             self.slots = 0
             self.used.clear()
+            self.counters.set(cache_bytes=0)
             os.ftruncate(self.file, 0)
+
+
+class Counters:
+    """Numbers for whoever watches, in a file mapped into memory: to tell them costs no system call and no wait."""
+
+    def __init__(self, path: str | None) -> None:
+        size = 8 * len(COUNTERS)
+        if path is None:
+            memory = mmap.mmap(-1, size)
+        else:
+            with open(path, "wb+") as file:
+                os.ftruncate(file.fileno(), size)
+                memory = mmap.mmap(file.fileno(), size)
+        self.values = memoryview(memory).cast("Q")
+
+    def get(self, name: str) -> int:
+        return self.values[COUNTERS.index(name)]
+
+    def set(self, **values: int) -> None:
+        for name, value in values.items():
+            self.values[COUNTERS.index(name)] = value
+
+    def add(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            self.values[COUNTERS.index(name)] += amount
 
 
 # ------------------------------------------------------------------------------------------------------- program
@@ -1053,7 +1109,7 @@ def main(arguments: list[str] | None = None) -> int:
     with open("/proc/self/comm", "w") as comm:
         comm.write("cowfs")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    lower = Lower(options.lower, Cache(options.upper, options.cache_size))
+    lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)))
     filesystem = CowFs(lower, options.upper, options.owner)
     mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs"}
     if options.allow_other:
@@ -1078,6 +1134,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--cache-size", type=int, default=1 << 30, help="bytes of fetched windows kept on disk")
     add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
     add("--allow-other", action="store_true", help="let other users than this one in")
+    add("--counters", help="file to keep counters in")
     add("mountpoint")
     return parser.parse_args(arguments)
 
@@ -1087,6 +1144,7 @@ async def serve(filesystem: CowFs) -> None:
     async with trio.open_nursery() as nursery:
         for reader in filesystem.lower.readers:
             nursery.start_soon(filesystem.lower.serve, reader)
+        nursery.start_soon(filesystem.lower.rest)
         nursery.start_soon(end_on_signal, filesystem.space, nursery.cancel_scope)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()

@@ -40,7 +40,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["Overlay", "OverlayError", "remove_overlay"]
+__all__ = ["Overlay", "OverlayError", "counters_of", "remove_overlay"]
 
 CLAIM = "merged"
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
@@ -135,6 +135,7 @@ class Overlay:
     def _mount_block(self, session: Session | None, undo: ExitStack) -> Process:
         program = _program(self.upper)
         undo.callback(_remove, program)
+        undo.callback(_remove, counters_of(self.upper))
         with open(program, "w", encoding="utf-8") as file:
             file.write(inspect.getsource(_cowfs))
         env = {MARKER: session.directory} if session is not None else {}
@@ -167,7 +168,7 @@ class Overlay:
             command += ["--owner", f"{owner.pw_uid}:{owner.pw_gid}"]
             if owner.pw_uid != os.geteuid():
                 command.append("--allow-other")
-        return [*command, self.mountpoint]
+        return [*command, "--counters", counters_of(self.upper), self.mountpoint]
 
     def _owner(self) -> pwd.struct_passwd | None:
         if self.owner is None:
@@ -210,6 +211,7 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
         raise OverlayError(f"Process {left[0].pid}, which served {mountpoint}, does not end.")
     for _process, upper in servers:
         _remove(_program(upper))
+        _remove(counters_of(upper))
     if session is not None:
         session.release_claim(CLAIM)
     return True
@@ -218,6 +220,11 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
 def _program(upper: str) -> str:
     """Where the program of C(block) lies while it runs: beside the changes, so that C(ps) tells which layer it is."""
     return f"{upper}.cowfs"
+
+
+def counters_of(upper: str) -> str:
+    """Where C(block) keeps its counters, see COUNTERS in _cowfs.py."""
+    return f"{upper}.counters"
 
 
 def _servers(mountpoint: str) -> list[tuple[Process, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import secrets
 import select
 import time
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["STOP_SIGNALS", "Running", "find_running", "recorded_result", "start_server", "stop_server"]
+__all__ = ["STOP_SIGNALS", "Running", "clients_probe", "find_running", "recorded_result", "start_server", "stop_server"]
 
 SERVICE = "instant_recovery"  # in the connection service file
 # What the environment of the one who starts may say is meant for other servers. Names come with their schemas.
@@ -80,8 +81,28 @@ STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
 
+# Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
+# the server counts without an extension.
+PROBED = "template1"
+CLIENTS = """
+with client as (
+    select state from pg_catalog.pg_stat_activity
+    where datname is not null and usesysid is not null and pid <> pg_catalog.pg_backend_pid()
+)
+select pg_catalog.json_build_object(
+    'clients', (select pg_catalog.count(*) from client),
+    'active_clients', (select pg_catalog.count(*) from client where state not like 'idle%'),
+    'queries', (
+        select coalesce(pg_catalog.sum(xact_commit + xact_rollback), 0) from pg_catalog.pg_stat_database
+        where datname is not null and datname <> pg_catalog.current_database()
+    )
+)
+"""
+PASSWORD = re.compile(r":([0-9a-f]{48})\n")
+
 # What a start writes into the socket directory.
-FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "pgpass", "pg_service.conf", "server.json", *PIPES)
+PASSFILE = "pgpass"
+FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", PASSFILE, "pg_service.conf", "server.json", *PIPES)
 HBA = f"""\
 # Through the socket: everybody whom the directory's mode lets in, which is the server's own user.
 local all all trust
@@ -116,14 +137,14 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
     try:
         with reserve_port(plan.request.port, avoid=avoid) as port:
             apply_steps(plan.clone.steps, plan.account)
-            password = secrets.token_hex(24)
+            password = _kept_password(plan) or secrets.token_hex(24)
             argv = _configure(plan, port)
             with plan.confinement.arguments() as confined:
                 prepared = _prepare(plan, argv, password, session, deadline, confined)
                 process = _start(plan, argv, session, deadline, confined)
         databases = prepared.catalogs.databases
         database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
-        _write(plan, "pgpass", f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
+        _write(plan, PASSFILE, f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan, "pg_service.conf", _service(plan, port, database))
         with ThreadPoolExecutor(max_workers=1) as meanwhile:
             unlogged = meanwhile.submit(unlogged_relations, plan.data.path, prepared.catalogs.oids)
@@ -132,11 +153,29 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
         _write(plan, "server.json", json.dumps(result, indent=1))
         return result
     except BaseException:
-        stop_server(plan.data.path, plan.request.socket_directory)
+        stop_server(plan.data.path, plan.request.socket_directory, keep_password=session is not None)
         for directory in made:
             with suppress(OSError):  # a directory with the log in it stays: the log says what happened
                 os.rmdir(directory)
         raise
+
+
+def clients_probe(plan: Plan) -> dict[str, Any]:
+    """What asks the server for its clients, for the session's record: argv, env and user of a command.
+
+    It prints JSON: clients, active_clients and queries. It asks in template1, whose own transactions do not count.
+    """
+    service = f"service={SERVICE} dbname={PROBED}"
+    return {
+        "argv": [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", CLIENTS, service],
+        "env": {
+            "PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"),
+            "PGCONNECT_TIMEOUT": "3",
+            **PSQL_ENVIRONMENT,
+            **_environment(plan),
+        },
+        "user": plan.account.pw_name,
+    }
 
 
 def recorded_result(running: Running) -> dict[str, Any] | None:
@@ -149,8 +188,10 @@ def recorded_result(running: Running) -> dict[str, Any] | None:
     return result if result.get("pid") == running.process.pid else None
 
 
-def stop_server(data_directory: str, socket_directory: str | None) -> bool:
+def stop_server(data_directory: str, socket_directory: str | None, *, keep_password: bool = False) -> bool:
     """Stop the server of data_directory and remove what its start wrote. Returns whether there was anything to do.
+
+    keep_password leaves the session role's password for the next start.
 
     Raises PostgresError when the server does not end.
     """
@@ -164,7 +205,7 @@ def stop_server(data_directory: str, socket_directory: str | None) -> bool:
     left = [os.path.join(data_directory, "postmaster.pid")] if running else []
     directory = socket_directory or (running.socket_directory if running else None)
     if directory is not None:
-        left += [os.path.join(directory, name) for name in FILES]
+        left += [os.path.join(directory, name) for name in FILES if not (keep_password and name == PASSFILE)]
         left += [os.path.join(directory, name) for name in _names(directory) if name.startswith(".s.PGSQL.")]
     removed = [path for path in left if _unlink(path)]
     return running is not None or bool(removed)
@@ -211,6 +252,15 @@ def _serves(pid: int, data_directory: str) -> bool:
         return words[words.index("-D") + 1] == data_directory and owner == os.stat(data_directory).st_uid
     except (OSError, IndexError, ValueError):
         return False
+
+
+def _kept_password(plan: Plan) -> str | None:
+    """The password that an earlier start in the same session gave the session's role."""
+    if plan.request.session_directory is None:
+        return None
+    content = read_regular_file(os.path.join(plan.request.socket_directory, PASSFILE)) or b""
+    found = PASSWORD.search(content.decode("ascii", "replace"))
+    return found.group(1) if found else None
 
 
 def _make_directories(plan: Plan) -> list[str]:
@@ -411,7 +461,7 @@ def _service(plan: Plan, port: int, database: str) -> str:
         "port": str(port),
         "user": SESSION_ROLE,
         "dbname": database,
-        "passfile": os.path.join(plan.request.socket_directory, "pgpass"),
+        "passfile": os.path.join(plan.request.socket_directory, PASSFILE),
         # The server has neither, and the environment of a client may insist on them.
         "sslmode": "disable",
         **({"gssencmode": "disable"} if plan.data.major >= 12 else {}),
@@ -460,7 +510,7 @@ def _result(
     catalogs = prepared.catalogs
     warnings = [*plan.warnings, *catalogs.warnings, *facts.warnings()]
     directory = plan.request.socket_directory
-    passfile = os.path.join(directory, "pgpass")
+    passfile = os.path.join(directory, PASSFILE)
     return {
         "version": plan.binaries.version,
         "port": port,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, find_program, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import floor_of, free_space, in_words
 
 __all__ = [
     "DRIVERS",
@@ -30,6 +32,7 @@ __all__ = [
     "choose_driver",
     "examine",
     "mounting_problems",
+    "parse_floor",
     "parse_size",
 ]
 
@@ -115,13 +118,16 @@ class Host:
         )
 
 
-def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) -> Report:
-    """Everything that is wrong with `host` for sessions below `session_root` with at least `minimum_free` bytes."""
+def examine(host: Host, *, driver: str, session_root: str, minimum_free: int, floor: str = "0") -> Report:
+    """Everything that is wrong with `host` for sessions below `session_root` with at least `minimum_free` bytes.
+
+    `floor` is what sessions leave free, as floor_of() has it.
+    """
     problems = mounting_problems(host)
     resolved, driver_problem, warnings = choose_driver(host, driver)
     if driver_problem is not None:
         problems.append(driver_problem)
-    place = _place_problem(session_root, minimum_free=minimum_free, is_root=host.is_root, user=host.user)
+    place = _place_problem(session_root, needed=(minimum_free, floor), is_root=host.is_root, user=host.user)
     place = place or (_overlay_on_overlay(session_root) if resolved == "overlayfs" else None)
     if place is not None:
         problems.append(place)
@@ -133,6 +139,16 @@ def examine(host: Host, *, driver: str, session_root: str, minimum_free: int) ->
         python=host.python,
         warnings=warnings,
     )
+
+
+def parse_floor(floor: str) -> str:
+    """The option free_space_floor as floor_of() takes it. Raises RecoveryError for what is neither share nor size."""
+    if re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)?%", floor):
+        return floor
+    try:
+        return str(parse_size(floor, option="free_space_floor"))
+    except RecoveryError as error:
+        raise RecoveryError(f"{error}, or a share of the disk such as 5%") from None
 
 
 def parse_size(size: str, *, option: str) -> int:
@@ -211,7 +227,7 @@ def choose_driver(host: Host, driver: str) -> tuple[str | None, Problem | None, 
     return "overlayfs", None, (COPIES_WHOLE_FILES,)
 
 
-def _place_problem(session_root: str, *, minimum_free: int, is_root: bool, user: str) -> Problem | None:
+def _place_problem(session_root: str, *, needed: tuple[int, str], is_root: bool, user: str) -> Problem | None:
     """What is wrong with the session root, which need not exist yet."""
     if not os.path.isabs(session_root):
         return Problem(f"session root {session_root} is not an absolute path", "give session_root from / on")
@@ -228,11 +244,12 @@ def _place_problem(session_root: str, *, minimum_free: int, is_root: bool, user:
             f"session root {session_root} cannot be entered by the database server's user: {closed} is closed to others"
         )
         return Problem(what, elsewhere)
-    state = os.statvfs(place)
-    free = state.f_bavail * state.f_frsize
-    if free < minimum_free:
-        what = f"session root {session_root} has {_in_words(free)} free, and {_in_words(minimum_free)} are needed"
-        return Problem(what, f"free space on the file system of {place}, or {elsewhere}")
+    free, total = free_space(str(place))
+    least = max(needed[0], floor_of(needed[1], total))
+    if free < least:
+        what = f"session root {session_root} has {in_words(free)} free, and {in_words(least)} are needed"
+        option = "minimum_free" if least == needed[0] else "free_space_floor"
+        return Problem(what, f"free space on the file system of {place}, lower {option}, or {elsewhere}")
     return None
 
 
@@ -267,10 +284,6 @@ def _is_read_only(place: Path) -> bool:
 
 def _is_within(path: str, directory: str) -> bool:
     return directory == "/" or path == directory or path.startswith(f"{directory}/")
-
-
-def _in_words(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _script_interpreter(program: str) -> str | None:

@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "MARKER",
     "Process",
+    "ancestors",
+    "controller",
     "descendants",
     "describe",
     "identify",
     "marked",
+    "marks_below",
     "open_pidfd",
     "spawn",
     "stop",
@@ -74,6 +78,30 @@ def identify(pid: int) -> Process | None:
     return None if status is None or status.ended else Process(pid, status.start_time, _boot_id())
 
 
+def ancestors() -> list[int]:
+    """This process, the one that started it, and so on up to the first."""
+    parents = _parents()
+    found, pid = [], os.getpid()
+    while pid and pid not in found:
+        found.append(pid)
+        pid = parents.get(pid, 0)
+    return found
+
+
+def controller() -> Process | None:
+    """The ansible-playbook that this module belongs to, where it runs on this host: it lives as long as the play.
+
+    Of several the outermost: some versions of Ansible fork for each task, under the same name.
+    """
+    for pid in reversed(ancestors()[1:]):
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            # The interpreter may come first.
+            names = [os.path.basename(word) for word in cmdline.read().split(b"\0")[:2]]
+            if any(name.startswith(b"ansible-playbook") for name in names):
+                return identify(pid)
+    return None
+
+
 def marked(session_directory: str) -> list[Process]:
     """The processes of a session, other than this one and those it was started by.
 
@@ -88,6 +116,18 @@ def marked(session_directory: str) -> list[Process]:
         process = identify(pid)
         if process and (_has_mark(pid, mark) or _logs_below(pid, logs)) and process.alive():
             found.append(process)
+    return found
+
+
+def marks_below(root: str) -> set[str]:
+    """The session directories directly below root that processes bear the mark of."""
+    found = set()
+    prefix = os.fsencode(f"{MARKER}={os.path.join(root, '')}")
+    for pid in _parents():
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            for entry in environ.read().split(b"\0"):
+                if entry.startswith(prefix) and b"/" not in entry[len(prefix) :]:
+                    found.add(os.fsdecode(entry.partition(b"=")[2]))
     return found
 
 

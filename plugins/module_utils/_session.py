@@ -22,14 +22,16 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, identity, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
+    "KEEPER",
     "PUBLIC_KEYS",
     "SCHEMA_VERSION",
     "Session",
@@ -37,8 +39,10 @@ __all__ = [
     "SessionGoneError",
     "claiming",
     "default_root",
+    "duration_in_words",
     "parse_duration",
     "public",
+    "started",
     "timestamp",
 ]
 
@@ -48,13 +52,27 @@ PUBLIC_KEYS = (
     "id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port",
     "socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir",
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
-    "timings", "recovered_to",
+    "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
+# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit.
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0}
+# What else the record holds that is nobody's business but the session's own.
+PRIVATE: dict[str, Any] = {
+    "data_directory": None,
+    "starter": None,
+    "options": {},
+    "probe": None,
+    "metrics_textfile": None,
+}
 DIRECTORIES = ("archive", "upper", "merged", "run", "log")
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
+KEEPER = "keeper"  # the claim of the process that ends a session by itself
+# What else can be in a session's directory.
+OTHERS = ("wal", "upper.cowfs", "upper.counters", "keeper.pyz", "sample.json", "sample.json.tmp")
 ENDED_KEPT = 100
+ROOT_PATIENCE = 60  # seconds that a session waits for others that are being made
 SOCKET_NAME_ROOM = 20  # characters, for /mongodb-27017.sock; a socket's whole path has at most 107
 # A session directory that is being made or removed has such a name, so that none is ever seen half done.
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")
@@ -109,26 +127,28 @@ class Session:
 
     @classmethod
     def create(
-        cls, root: str, *, session_id: str | None = None, user: str, fields: Mapping[str, Any] | None = None
+        cls,
+        root: str,
+        *,
+        session_id: str | None = None,
+        user: str,
+        fields: Mapping[str, Any] | None = None,
+        max_sessions: int = 0,
+        who: Mapping[str, str | None] | None = None,
     ) -> Session:
         """Make a session whose server will run as user, with fields in its record; status C(starting).
 
         It appears under its name with its record in it, or not at all. Raises SessionError where the root or the name
-        cannot be used, or the name is taken.
+        cannot be used, the name is taken, or the root holds max_sessions (0: any number) already.
         """
         root = os.path.realpath(os.path.abspath(root))
         _make_root(root)
-        for _attempt in range(20):  # a generated name may have been taken within the same second
-            directory = os.path.join(root, _checked(session_id) if session_id else _new_identifier())
-            _check_length(os.path.join(directory, "run"))
-            try:
-                _make(directory, user, fields or {})
-            except FileExistsError:
-                if session_id:
-                    break
-                continue
-            return cls.open(directory)
-        raise SessionError(f"There is already a session {session_id or directory}: choose another id, or stop it.")
+        with _root_locked(root):  # what is counted here is true until the new one can be counted
+            _check_number(root, max_sessions)
+            directory = _make_named(root, session_id, user, fields or {})
+        session = cls.open(directory)
+        audit(root, "start", session.record, who=who or requester())
+        return session
 
     @classmethod
     def open(cls, directory: str) -> Session:
@@ -243,6 +263,12 @@ class Session:
             claim = {"name": name, "kind": kind, "process": None, **_plain(fields)}
             self.update(claims=[*others, claim])
 
+    def keep_claim(self, name: str) -> None:
+        """As claim, for a process that goes through all of the session's states, and ends after all others."""
+        with self.locked():
+            others = [claim for claim in self.record["claims"] if claim["name"] != name]
+            self.update(claims=[{"name": name, "kind": "process", "process": None}, *others])
+
     def amend_claim(self, name: str, **fields: Any) -> None:
         """Complete a claim with what is known now, usually process."""
         with self.locked():
@@ -255,6 +281,19 @@ class Session:
         """Forget a claim after what it stands for has been undone."""
         with self.locked():
             self.update(claims=[claim for claim in self.record["claims"] if claim["name"] != name])
+
+    def remember(self, module: str, options: Mapping[str, Any]) -> None:
+        """Record the options that a module was called with, to be used again when the session is reset. No secrets."""
+        own = ("state", "session_directory")
+        kept = {name: value for name, value in options.items() if value is not None and name not in own}
+        with self.locked():
+            self.update(options={**self.record["options"], module: kept})
+
+    def remembered(self, module: str) -> dict[str, Any]:
+        """They. Raises SessionError where the module has not worked for the session before."""
+        if module not in self.record["options"]:
+            raise SessionError(f"Session {self.id} has not come as far as {module}: there is nothing to repeat.")
+        return dict(self.record["options"][module])
 
     def timing(self, step: str, seconds: float) -> None:
         """Record how long a step took."""
@@ -272,22 +311,52 @@ class Session:
             if self.record["status"] == "starting":
                 now, ttl = time.time(), self.record["ttl"]
                 fields["started_at"] = timestamp(now)
-                fields["expires_at"] = timestamp(now + ttl) if ttl else None
+                if self.record["expires_at"] is None and ttl:  # a reset gives no more time
+                    fields["expires_at"] = timestamp(now + ttl)
                 fields["timings"] = _summed(self.record, now)
             self.update(status="active", **fields)
+
+    def rewind(self) -> None:
+        """Mark a session whose changes are being dropped as one that starts again, in the time that it has left."""
+        with self.locked():
+            kept = {step: seconds for step, seconds in self.record["timings"].items() if step.startswith("borg_mount")}
+            self.update(
+                status="starting",
+                starter=_starter(),
+                began=time.time(),
+                timings=kept,
+                **dict.fromkeys(("started_at", "pid", "error_message")),
+            )
+
+    def extend(self, *, ttl: float | None = None, idle_timeout: float | None = None) -> None:
+        """Let the session live for ttl seconds from now, or end after so many idle ones; 0 is never, None as it was.
+
+        Raises SessionError for a session that does not run.
+        """
+        with self.locked():
+            if self.record["status"] not in ("active", "failed"):
+                raise SessionError(
+                    f"Session {self.id} is {self.record['status']}, and only one that runs can be extended."
+                )
+            changes: dict[str, Any] = {}
+            if ttl is not None:
+                changes.update(ttl=ttl, expires_at=timestamp(time.time() + ttl) if ttl else None)
+            if idle_timeout is not None:
+                changes.update(idle_timeout=idle_timeout)
+            self.update(**changes)
 
     def _check_open(self) -> None:
         if self.record["status"] not in ("starting", "active"):
             raise SessionError(f"Session {self.id} is {self.record['status']}: nothing can be added to it.")
 
-    def finish(self, *, status: str, error_message: str | None) -> dict[str, Any]:
-        """Keep the last record among the ended ones and remove what is left of the directory: record and lock.
+    def finish(self, **ending: Any) -> dict[str, Any]:
+        """Keep the last record, changed by ending, among the ended ones and remove what is left: record and lock.
 
         To be called under the lock, when nothing else is left in it; raises OSError where something is.
         """
         root = os.path.dirname(self.directory)
         kept = os.path.join(root, ENDED, f"{self.id}.json")
-        final = public(self.record, status=status, error_message=error_message, stopped_at=timestamp())
+        final = public(self.record, stopped_at=timestamp(), **ending)
         os.makedirs(os.path.join(root, ENDED), mode=0o700, exist_ok=True)
         _check_owner(os.path.join(root, ENDED), stat.S_ISDIR)
         try:
@@ -315,6 +384,19 @@ def timestamp(epoch: float | None = None) -> str:
     """A point in time (default: now) as records have it: ISO 8601, UTC, milliseconds."""
     moment = datetime.fromtimestamp(time.time() if epoch is None else epoch, timezone.utc)
     return moment.isoformat(timespec="milliseconds")
+
+
+def started(record: Mapping[str, Any]) -> float:
+    """When the session's server was ready, in seconds since the epoch; 0: not yet."""
+    return datetime.fromisoformat(record["started_at"]).timestamp() if record["started_at"] else 0.0
+
+
+def duration_in_words(seconds: float) -> str:
+    """Such as C(30 min), C(2 h) or C(90 s): in the largest unit of which it is a whole number."""
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds // unit:g} {name}"
+    return f"{seconds:g} s"
 
 
 def parse_duration(text: str) -> float:
@@ -362,16 +444,23 @@ def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[st
         "created_at": timestamp(now),
         "began": fields.get("began") or now,  # when the start began, which looks at the host and the archive first
         "server_user": user,
+        "starter": _starter(),
     }
-    record = {**_blank(own["id"], None), "data_directory": None, "ttl": 0, **layout}
+    record = {**_blank(own["id"], None), **layout}
     record.update({**fields, **own, "timings": dict(fields.get("timings") or {}), "claims": []})
     return record
+
+
+def _starter() -> dict[str, Any] | None:
+    """Who goes on with a start between two modules, as far as that can be seen from here."""
+    process = controller()
+    return process.as_dict() if process else None
 
 
 def _blank(session_id: str, error_message: str | None) -> dict[str, Any]:
     """A record of a session about which nothing is known."""
     known: dict[str, Any] = {"id": session_id, "status": "orphaned", "error_message": error_message, "timings": {}}
-    return {"schema_version": SCHEMA_VERSION, **dict.fromkeys(PUBLIC_KEYS), **known, "claims": []}
+    return {"schema_version": SCHEMA_VERSION, **dict.fromkeys(PUBLIC_KEYS), **LIMITS, **PRIVATE, **known, "claims": []}
 
 
 def _make_root(root: str) -> None:
@@ -402,6 +491,29 @@ def _check_length(run_directory: str) -> None:
             f"The session root is too deep: the path of a server's socket below {run_directory} would have about "
             f"{length} characters, and the system allows 107; choose a shorter session_root."
         )
+
+
+def _check_number(root: str, max_sessions: int) -> None:
+    there = [name for name in _listed(root) if _looks_like_session(os.path.join(root, name))] if max_sessions else []
+    if len(there) >= max_sessions > 0:
+        raise SessionError(
+            f"There are {len(there)} sessions in {root}, and max_sessions is {max_sessions}: stop one "
+            "(instant_recovery_list shows them), or raise max_sessions."
+        )
+
+
+def _make_named(root: str, session_id: str | None, user: str, fields: Mapping[str, Any]) -> str:
+    """Make a session's directory under the name asked for, or a new one; its path."""
+    for _attempt in range(20):  # a generated name may have been taken within the same second
+        directory = os.path.join(root, _checked(session_id) if session_id else _new_identifier())
+        _check_length(os.path.join(directory, "run"))
+        try:
+            _make(directory, user, fields)
+            return directory
+        except FileExistsError:
+            if session_id:
+                break
+    raise SessionError(f"There is already a session {session_id or directory}: choose another id, or stop it.")
 
 
 def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
@@ -490,8 +602,12 @@ def _looks_like_session(directory: str) -> bool:
 
 def _is_leftover(directory: str) -> bool:
     """Whether a directory without a record is the rest of a session and not something of the user's."""
-    generated = GENERATED_IDENTIFIER.fullmatch(os.path.basename(directory))
-    return generated is not None and os.path.lexists(os.path.join(directory, LOCK))
+    if not GENERATED_IDENTIFIER.fullmatch(os.path.basename(directory)):
+        return False
+    if os.path.lexists(os.path.join(directory, LOCK)):
+        return True
+    names = _listed(directory) if os.path.isdir(directory) else []
+    return bool(names) and {*DIRECTORIES, f"{RECORD}.tmp", *OTHERS}.issuperset(names)
 
 
 def _check_owner(path: str, is_kind: Callable[[int], bool]) -> None:
@@ -580,6 +696,18 @@ def _acquire(directory: str, timeout: float) -> int:
         os.close(lock)
         raise
     return lock
+
+
+@contextmanager
+def _root_locked(root: str) -> Iterator[None]:
+    """Hold what makes sessions one after the other."""
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not _flock(directory, ROOT_PATIENCE):
+            raise SessionError(f"Others have been making sessions in {root} for {ROOT_PATIENCE} s: try again.")
+        yield
+    finally:
+        os.close(directory)
 
 
 def _flock(lock: int, timeout: float) -> bool:

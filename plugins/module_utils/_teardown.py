@@ -15,6 +15,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     MountError,
     mount_at,
@@ -29,15 +30,16 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import LOCK, RECORD
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import release
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Mapping
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["remove_tree", "tear_down"]
+__all__ = ["drop_changes", "remove_tree", "tear_down"]
 
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # where a claim says nothing else
 # A FUSE server ends by itself once its mount is gone: Borg then closes its repository in order.
@@ -47,9 +49,18 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def tear_down(
-    session: Session, *, status: str = "stopped", error_message: str | None = None, timeout: float = 30
+    session: Session,
+    *,
+    status: str = "stopped",
+    error_message: str | None = None,
+    reason: str | None = None,
+    event: str = "stop",
+    who: Mapping[str, str | None] | None = None,
+    timeout: float = 30,
 ) -> list[str]:
     """End session with this status (C(stopped) or C(failed)) and return what could not be removed.
+
+    reason is why it is ended, for its last record; event and who are for the audit log (default: whoever runs this).
 
     An empty list: nothing is left but the last record, with its error_message, among the ended ones. Otherwise the
     session stays, as C(stopping), and its error_message says what remains and what to do. timeout (seconds) is for the
@@ -57,7 +68,7 @@ def tear_down(
     """
     with session.locked(timeout=timeout):
         # An earlier attempt may have known more: that the start had failed, and why.
-        ending = session.record.get("ending") or {"status": status, "error_message": error_message}
+        ending = session.record.get("ending") or _ending(session, status, error_message, reason)
         _note(session, status="stopping", error_message=None, ending=ending)
         for claim in reversed(session.record["claims"]):
             _undo(session, claim)
@@ -65,12 +76,32 @@ def tear_down(
         remains = _remains(session) or remove_tree(session.directory, keep=(RECORD, f"{RECORD}.tmp", LOCK))
         if not remains:
             try:
+                textfile = session.record["metrics_textfile"]
                 session.record = session.finish(**ending)
+                why = ending["error_message"] or ending["stop_reason"]
+                audit(os.path.dirname(session.directory), event, session.record, who=who or requester(), reason=why)
+                if textfile:
+                    with suppress(OSError):  # the session has ended all the same
+                        write_textfile(textfile, os.path.dirname(session.directory))
                 return []
             except OSError as error:
                 remains = [f"{error.filename or session.directory} ({error.strerror})"]
         _note(session, error_message=_advice(session, remains))
         return remains
+
+
+def drop_changes(session: Session, *, layer: str) -> list[str]:
+    """Undo the claim called layer and those made after it, and empty the upper; return what could not be removed.
+
+    The archive stays mounted and the keeper at work. To be called under the lock.
+    """
+    names = [claim["name"] for claim in session.record["claims"]]
+    later = session.record["claims"][names.index(layer) :] if layer in names else []
+    for claim in reversed(later):
+        _undo(session, claim)
+        session.release_claim(claim["name"])
+    remains = [describe(process) for process in _processes_of(later) if process.alive()]
+    return remains or remove_tree(session.path("upper"))
 
 
 def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
@@ -93,6 +124,8 @@ def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
 def _undo(session: Session, claim: dict[str, Any]) -> None:
     """Undo one claim as far as possible; what remains is found out in the end."""
     process = Process.from_dict(claim["process"]) if claim["process"] else None
+    if process is not None and process.pid == os.getpid():
+        return  # the keeper, ending its session: it goes by itself when all is done
     signals = [(str(name), float(seconds)) for name, seconds in claim.get("signals", SIGNALS)]
     if claim["kind"] == "mount" and _unmount_all(claim["mountpoint"]) and process:
         wait_for_end([process], timeout=UNMOUNTED_SERVER_ENDS)
@@ -149,7 +182,20 @@ def _remains(session: Session) -> list[str]:
 
 
 def _claimed(session: Session) -> list[Process]:
-    return [Process.from_dict(claim["process"]) for claim in session.record["claims"] if claim["process"]]
+    return _processes_of(session.record["claims"])
+
+
+def _processes_of(claims: Iterable[Mapping[str, Any]]) -> list[Process]:
+    """The processes of claims, except this one."""
+    known = [Process.from_dict(claim["process"]) for claim in claims if claim["process"]]
+    return [process for process in known if process.pid != os.getpid()]
+
+
+def _ending(session: Session, status: str, error_message: str | None, reason: str | None) -> dict[str, Any]:
+    """What the last record will say. A session that had failed while it ran has failed."""
+    if session.record["status"] == "failed":
+        status, error_message = "failed", session.record["error_message"]
+    return {"status": status, "error_message": error_message, "stop_reason": reason}
 
 
 def _advice(session: Session, remains: list[str]) -> str:

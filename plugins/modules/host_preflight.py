@@ -35,6 +35,10 @@ options:
       - How many bytes must be free on the file system of O(session_root); V(500M) or V(2G) are understood, too.
     type: str
     default: 1G
+  free_space_floor:
+    description: Room that sessions leave to others, a share of the disk such as V(5%), but 1 GiB at least, or a size.
+    type: str
+    default: 5%
 extends_documentation_fragment:
   - phpborg.instant_recovery.attributes
 attributes:
@@ -130,6 +134,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     DRIVERS,
     Host,
     examine,
+    parse_floor,
     parse_size,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import default_root
@@ -141,17 +146,20 @@ def main() -> None:
             "session_root": {"type": "path"},
             "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
             "minimum_free": {"type": "str", "default": "1G"},
+            "free_space_floor": {"type": "str", "default": "5%"},
         },
         supports_check_mode=True,
     )
     run_module(module, lambda: _result(module, **module.params))
 
 
-def _result(module: AnsibleModule, *, session_root: str | None, driver: str, minimum_free: str) -> dict[str, object]:
+def _result(
+    module: AnsibleModule, *, session_root: str | None, driver: str, minimum_free: str, free_space_floor: str
+) -> dict[str, object]:
     root = session_root or default_root()
     host = Host.look()
     free = parse_size(minimum_free, option="minimum_free")
-    report = examine(host, driver=driver, session_root=root, minimum_free=free)
+    report = examine(host, driver=driver, session_root=root, minimum_free=free, floor=parse_floor(free_space_floor))
     for warning in report.warnings:
         module.warn(warning)
     return {"changed": False, **report.as_result(), "user": host.user, "session_root": root}

@@ -29,9 +29,8 @@ options:
       - Required with O(state=mounted).
     type: path
   mountpoint:
-    description: Directory to mount on, empty or not existing yet.
+    description: Directory to mount on, empty or not existing yet. Required unless O(state=remounted).
     type: path
-    required: true
   driver:
     description:
       - V(block) is a FUSE program of this collection. It copies blocks of 4 KiB when they are changed, so that opening
@@ -64,8 +63,10 @@ options:
     description:
       - V(mounted) leaves the same layer as it is, and refuses anything else that is mounted there.
       - V(unmounted) unmounts the layer and waits for its process to end. A dead one is cleaned up.
+      - V(remounted) mounts the layer that the session had, after M(phpborg.instant_recovery.session) has reset it. Only
+        O(session_directory) counts then.
     type: str
-    choices: [mounted, unmounted]
+    choices: [mounted, unmounted, remounted]
     default: mounted
   log_directory:
     description:
@@ -161,7 +162,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     choose_driver,
     parse_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import claiming
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
 
 
 def main() -> None:
@@ -169,21 +170,24 @@ def main() -> None:
         argument_spec={
             "lower": {"type": "list", "elements": "path", "default": []},
             "upper": {"type": "path"},
-            "mountpoint": {"type": "path", "required": True},
+            "mountpoint": {"type": "path"},
             "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
             "owner": {"type": "str"},
             "cache_size": {"type": "str"},
             "python": {"type": "path"},
-            "state": {"type": "str", "choices": ["mounted", "unmounted"], "default": "mounted"},
+            "state": {"type": "str", "choices": list(ACTIONS), "default": "mounted"},
             "log_directory": {"type": "path"},
             "timeout": {"type": "float", "default": 30},
             "session_directory": {"type": "path"},
         },
-        required_if=[("state", "mounted", ["lower", "upper"])],
+        required_if=[
+            ("state", "mounted", ["lower", "upper", "mountpoint"]),
+            ("state", "unmounted", ["mountpoint"]),
+            ("state", "remounted", ["session_directory"]),
+        ],
         supports_check_mode=True,
     )
-    action = _mount if module.params["state"] == "mounted" else _unmount
-    run_module(module, lambda: action(module))
+    run_module(module, lambda: ACTIONS[module.params["state"]](module))
 
 
 def _mount(module: AnsibleModule) -> dict[str, Any]:
@@ -203,10 +207,16 @@ def _mount(module: AnsibleModule) -> dict[str, Any]:
                 session.update(
                     driver=overlay.driver, overlay_upper_dir=overlay.upper, overlay_merged_dir=overlay.mountpoint
                 )
+                session.remember("overlay_mount", {**module.params, "driver": overlay.driver, "python": overlay.python})
                 session.timing("overlay_mount", time.monotonic() - begun)
     else:
         pid = overlay.pid()
     return _result(overlay.mountpoint, before=before, after=True, driver=overlay.driver, upper=overlay.upper, pid=pid)
+
+
+def _remount(module: AnsibleModule) -> dict[str, Any]:
+    module.params.update(Session.open(module.params["session_directory"]).remembered("overlay_mount"))
+    return _mount(module)
 
 
 def _unmount(module: AnsibleModule) -> dict[str, Any]:
@@ -266,6 +276,9 @@ def _result(
         "pid": pid,
         "diff": {"before": {"mounted": before}, "after": {"mounted": after}},
     }
+
+
+ACTIONS = {"mounted": _mount, "unmounted": _unmount, "remounted": _remount}
 
 
 if __name__ == "__main__":

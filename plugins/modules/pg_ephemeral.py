@@ -26,8 +26,8 @@ options:
   data_directory:
     description:
       - The data directory. It holds C(PG_VERSION), C(base) and C(global).
+      - Required unless O(state=restarted).
     type: path
-    required: true
   tree:
     description:
       - Root of the copied tree that O(data_directory) is in. No link may lead out of it.
@@ -136,9 +136,12 @@ options:
   state:
     description:
       - V(started) leaves a server alone that runs already.
-      - V(stopped) stops it, with force if it must, and removes the files that belonged to it.
+      - V(stopped) stops it, with force if it must, and removes the files that belonged to it. In a session the password
+        stays for the next start.
+      - V(restarted) stops it and starts it as the session's server was started before, on its port and with its
+        password. Only O(session_directory) counts then.
     type: str
-    choices: [started, stopped]
+    choices: [started, stopped, restarted]
     default: started
   session_directory:
     description:
@@ -392,6 +395,7 @@ elapsed:
   sample: 0.25
 """
 
+import dataclasses
 import os
 import time
 from typing import Any
@@ -403,6 +407,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import read_recovered
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
     Running,
+    clients_probe,
     find_running,
     recorded_result,
     start_server,
@@ -439,7 +444,7 @@ def main() -> None:
     """Wire the arguments to starting or stopping."""
     module = AnsibleModule(
         argument_spec={
-            "data_directory": {"type": "path", "required": True},
+            "data_directory": {"type": "path"},
             "tree": {"type": "path"},
             "relocated": {"type": "dict", "default": {}},
             "port": {"type": "int"},
@@ -457,13 +462,18 @@ def main() -> None:
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
             "user": {"type": "str"},
-            "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+            "state": {"type": "str", "choices": list(ACTIONS), "default": "started"},
             "session_directory": {"type": "path"},
         },
-        required_if=[("state", "started", ["session_directory", "socket_directory"], True)],
+        required_if=[
+            ("state", "started", ["data_directory"]),
+            ("state", "started", ["session_directory", "socket_directory"], True),
+            ("state", "stopped", ["data_directory"]),
+            ("state", "restarted", ["session_directory"]),
+        ],
         supports_check_mode=True,
     )
-    action = _start if module.params["state"] == "started" else _stop
+    action = ACTIONS[module.params["state"]]
     run_module(module, lambda: action(module.params, check_mode=module.check_mode))
 
 
@@ -479,14 +489,28 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         if unchanged is not None:
             return {**unchanged, "session": public(session.record) if session is not None else None}
         if running is not None:  # an earlier start was cut off
-            stop_server(request.data_directory, request.socket_directory)
+            stop_server(request.data_directory, request.socket_directory, keep_password=True)
+        if session is not None and request.port is None:  # it had one before
+            request = dataclasses.replace(request, port=session.record["port"])
         plan = make_plan(request)
         result = start_server(plan, session=session, avoid=_ports_of_others(session))
         if session is not None:
+            session.remember("pg_ephemeral", options)
             session.timing("pg_ephemeral", time.monotonic() - begun)
-            session.activate(engine_version=result["version"], **{key: result[key] for key in RECORDED})
+            recorded = {key: result[key] for key in RECORDED}
+            session.activate(engine_version=result["version"], probe=clients_probe(plan), **recorded)
             result["session"] = public(session.record)
     return {**result, "changed": True, "diff": _difference(plan, result)}
+
+
+def _restart(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    """Stop it if it runs, and start it as it was started before."""
+    remembered = Session.open(options["session_directory"]).remembered("pg_ephemeral")
+    again = {**options, **remembered}
+    if check_mode:
+        return {**_predicted(_request(again)), "changed": True}
+    _stop(again, check_mode=False)
+    return _start(again, check_mode=False)
 
 
 def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
@@ -497,7 +521,7 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         changed = running is not None
     else:
         with claiming(options["session_directory"]) as session:
-            changed = stop_server(data_directory, socket_directory)
+            changed = stop_server(data_directory, socket_directory, keep_password=session is not None)
             if session is not None:
                 session.release_claim("server")
                 session.update(pid=None)
@@ -583,6 +607,9 @@ def _ports_of_others(session: Session | None) -> frozenset[int]:
         return frozenset()
     others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
     return frozenset(other.record["port"] for other in others if other.record["port"] is not None)
+
+
+ACTIONS = {"started": _start, "stopped": _stop, "restarted": _restart}
 
 
 if __name__ == "__main__":

@@ -22,12 +22,19 @@ options:
         It becomes C(active) when the engine's module has started the server.
       - V(absent) stops its server, unmounts what it mounted, removes its directory and keeps its last record. It undoes
         what the session has recorded, in reverse order, and works after a crash or a reboot, too.
+      - V(extended) lets a running session live for O(ttl) from now, and gives it a keeper if it has none any more.
+      - V(reset) stops its server, unmounts the copy-on-write layer and drops all changes. Archive, port and credentials
+        stay. Then O(phpborg.instant_recovery.overlay_mount#module:state=remounted) and, with PostgreSQL,
+        O(phpborg.instant_recovery.pg_ephemeral#module:state=restarted) start it again.
+      - V(reaped) ends every session below O(session_root) that is dead or was cut off, and whatever else bears the mark
+        of a session that is none any more.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, extended, reset, reaped]
     default: present
   session_id:
     description:
-      - Name of the session. Required unless O(state=present), which otherwise makes one up from the time.
+      - Name of the session. With O(state=present) one is made up from the time where it is not given; O(state=reaped)
+        goes through all of them.
       - With O(state=absent), V(all) stands for every session below O(session_root).
     type: str
   session_root:
@@ -99,9 +106,35 @@ options:
       - The default is the time when the session is made.
     type: float
   ttl:
-    description: How long the session is to live once its server runs, such as V(2h). V(0) is for ever.
+    description:
+      - How long the session is to live once its server runs, such as V(2h). V(0) is for ever.
+      - With O(state=extended), how long from now on. Without it, only O(idle_timeout) is changed.
+    type: str
+  idle_timeout:
+    description: After how long without a client's query the session is to end, such as V(30m). V(0) is never.
+    type: str
+  free_space_floor:
+    description:
+      - Room that sessions leave to others, as a share of the disk such as V(5%), but 1 GiB at least, or a size such as
+        V(10G). When less is free, the session with the most changes ends.
+    type: str
+    default: 5%
+  max_upper_size:
+    description: Disk space that the session's changes may take, such as V(20G), before it ends. V(0) is any.
     type: str
     default: "0"
+  max_sessions:
+    description: How many sessions there may be below O(session_root), this one included. V(0) is any number.
+    type: int
+    default: 50
+  metrics_textfile:
+    description:
+      - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. That one takes
+        names that end in C(.prom). It is written anew about once a minute.
+    type: path
+  requested_by:
+    description: Who wants this, for the audit log.
+    type: str
   error_message:
     description: Why the start has failed, for O(state=absent). The session ends as C(failed) and not as C(stopped).
     type: str
@@ -139,6 +172,16 @@ EXAMPLES = r"""
     state: absent
     session_id: "{{ begun.session.id }}"
 
+- name: Give it four hours from now
+  phpborg.instant_recovery.session:
+    state: extended
+    session_id: "{{ begun.session.id }}"
+    ttl: 4h
+
+- name: Remove what crashes have left
+  phpborg.instant_recovery.session:
+    state: reaped
+
 - name: Stop all sessions of this host
   phpborg.instant_recovery.session:
     state: absent
@@ -146,9 +189,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+reaped:
+  description: What was dead, one sentence each.
+  type: list
+  elements: str
+  returned: when O(state=reaped)
+  sample: ["20261122-130501-9c1e: The process server (4711) is gone"]
 session:
   description:
-    - The session's record. Null with O(session_id=all).
+    - The session's record. Null with O(session_id=all) and O(state=reaped).
     - Its keys are those that M(phpborg.instant_recovery.session_info) explains.
   type: dict
   returned: success
@@ -219,32 +268,40 @@ import pwd
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine as look_at
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import CLAIM as LAYER
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
     DRIVERS,
     Host,
     Report,
     examine,
+    parse_floor,
     parse_size,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import dead_sessions, strays, sweep
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     DIRECTORIES,
     Session,
     SessionError,
     SessionGoneError,
     default_root,
+    duration_in_words,
     parse_duration,
     public,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import drop_changes, tear_down
 
 FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
+KEPT = ("metrics_textfile", "requested_by")  # in the record, without being looked at
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": list(ACTIONS), "default": "present"},
             "session_id": {"type": "str"},
             "session_root": {"type": "path"},
             "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
@@ -262,16 +319,21 @@ def main() -> None:
             "data_directory": {"type": "str"},
             "timings": {"type": "dict", "default": {}},
             "began": {"type": "float"},
-            "ttl": {"type": "str", "default": "0"},
+            "ttl": {"type": "str"},
+            "idle_timeout": {"type": "str"},
+            "free_space_floor": {"type": "str", "default": "5%"},
+            "max_upper_size": {"type": "str", "default": "0"},
+            "max_sessions": {"type": "int", "default": 50},
+            "metrics_textfile": {"type": "path"},
+            "requested_by": {"type": "str"},
             "error_message": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
         },
-        required_if=[("state", "absent", ["session_id"])],
+        required_if=[("state", state, ["session_id"]) for state in ("absent", "extended", "reset")],
         supports_check_mode=True,
     )
-    actions = {"present": _present, "absent": _absent}
     root = module.params["session_root"] or default_root()
-    run_module(module, lambda: actions[module.params["state"]](root, module.params, module.check_mode))
+    run_module(module, lambda: ACTIONS[module.params["state"]](root, module.params, module.check_mode))
 
 
 def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -281,23 +343,49 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         return _result(session.directory, public(session.record), public(session.record))
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
-    fields = {**{name: params[name] for name in FIELDS}, "ttl": parse_duration(params["ttl"])}
+    fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
     report = _ready_host(root, params)
     user = params["server_user"] or _server_user(params["server_user_choices"])
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}
         made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     else:
-        session = Session.create(root, session_id=session_id, user=user, fields=fields)
+        session = _create(root, session_id, user, fields, params)
         made = _result(session.directory, {}, public(session.record))
     warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
     return {**made, **warnings, "driver": report.driver, "python": report.python, "server_user": user}
 
 
+def _create(root: str, session_id: str | None, user: str, fields: dict[str, Any], params: dict[str, Any]) -> Session:
+    """A session with its keeper, or none."""
+    who = requester(params["requested_by"])
+    session = Session.create(
+        root, session_id=session_id, user=user, fields=fields, max_sessions=params["max_sessions"], who=who
+    )
+    try:
+        with session.locked():
+            ensure_keeper(session)
+    except BaseException as error:
+        tear_down(session, status="failed", error_message=f"Its keeper did not start: {error}", who=who)
+        raise
+    return session
+
+
+def _limits(params: dict[str, Any]) -> dict[str, Any]:
+    """The limits as the record has them. Raises RecoveryError for what cannot be meant."""
+    return {
+        "ttl": parse_duration(params["ttl"] or "0"),
+        "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
+        "free_space_floor": parse_floor(params["free_space_floor"]),
+        "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
+    }
+
+
 def _ready_host(root: str, params: dict[str, Any]) -> Report:
     """What the host has for a session. Raises SessionError where something is missing."""
     free = parse_size(params["minimum_free"], option="minimum_free")
-    report = examine(Host.look(), driver=params["driver"], session_root=root, minimum_free=free)
+    floor = parse_floor(params["free_space_floor"])
+    report = examine(Host.look(), driver=params["driver"], session_root=root, minimum_free=free, floor=floor)
     if report.problems:
         sentences = " ".join(f"{problem.what}: {problem.remedy}." for problem in report.problems)
         raise SessionError(f"This host cannot run sessions. {sentences}", problems=report.as_result()["problems"])
@@ -345,13 +433,95 @@ def _end(root: str, session: Session, params: dict[str, Any], check_mode: bool) 
         return _result(session.directory, before, public({**before, "status": status}), ended=True)
     try:
         remains = tear_down(
-            session, status=status, error_message=params["error_message"], timeout=params["lock_timeout"]
+            session,
+            status=status,
+            error_message=params["error_message"],
+            who=requester(params["requested_by"]),
+            timeout=params["lock_timeout"],
         )
     except SessionGoneError:  # somebody else was quicker
         return _already_ended(root, session.id)
     if remains:
         raise SessionError(str(session.record["error_message"]), remains=remains)
     return _result(session.directory, before, public(session.record), ended=True)
+
+
+def _extended(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    times = {name: parse_duration(params[name]) for name in ("ttl", "idle_timeout") if params[name] is not None}
+    if not times:
+        raise SessionError(
+            "Neither ttl nor idle_timeout is given: say how long the session is to live, such as ttl 2h."
+        )
+    session = _existing(root, params["session_id"])
+    before = public(session.record)
+    if check_mode:
+        return {**_result(session.directory, before, before), "changed": True}
+    with session.locked(timeout=params["lock_timeout"]):
+        session.extend(**times)
+        ensure_keeper(session)
+        told = ", ".join(f"{name} {duration_in_words(seconds)}" for name, seconds in times.items())
+        audit(root, "extend", session.record, who=requester(params["requested_by"]), reason=told)
+    return {**_result(session.directory, before, public(session.record)), "changed": True}
+
+
+def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    session = _existing(root, params["session_id"])
+    before = public(session.record)
+    _check_archive(session)
+    if not check_mode:
+        with session.locked(timeout=params["lock_timeout"]):
+            _check_archive(session)
+            session.rewind()
+            remains = drop_changes(session, layer=LAYER)
+            if remains:
+                raise SessionError(f"Session {session.id} cannot be reset. Still there: {'; '.join(remains)}.")
+            audit(root, "reset", session.record, who=requester(params["requested_by"]))
+    done = _result(session.directory, before, public(session.record))
+    return {**done, "changed": True}
+
+
+def _check_archive(session: Session) -> None:
+    """Refuse a reset of a session of which there is nothing to start again from."""
+    findings = look_at(session)
+    lost = [one["mountpoint"] for one in findings.checks["mounts"] if one["name"] != LAYER and not one["responding"]]
+    if session.record["status"] in ("stopping", "orphaned") or not session.record["options"].get("overlay_mount"):
+        raise SessionError(f"Session {session.id} is {session.record['status']}: stop it and start another one.")
+    if lost or session.record["status"] == "failed":
+        why = f"{', '.join(lost)} cannot be read" if lost else str(session.record["error_message"])
+        raise SessionError(f"Session {session.id} has lost its archive ({why}): stop it and start another one.")
+
+
+def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    dead, lost = dead_sessions(root), strays(root)
+    reaped = [f"{session.id}: {why}" for session, why in dead] + lost
+    before = [public(session.record) for session, _why in dead]
+    remains: list[str] = []
+    for session, why in [] if check_mode else dead:
+        try:
+            remains += tear_down(
+                session, status="failed", error_message=why, event="reap", who=requester(params["requested_by"])
+            )
+        except SessionGoneError:
+            continue  # somebody else was quicker
+        except RecoveryError as error:
+            remains.append(str(error))
+    remains += [] if check_mode else sweep(root)
+    damaged = [session.problem for session in Session.all(root) if session.problem]
+    if remains or damaged:
+        raise SessionError(" ".join(["Not all could be reaped.", *remains, *damaged]), remains=[*remains, *damaged])
+    result = {**_result(None, None, None), "changed": bool(reaped), "reaped": reaped}
+    return {
+        **result,
+        "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
+        "sessions": before if check_mode else [public(session.record) for session, _why in dead],
+    }
+
+
+def _existing(root: str, session_id: str) -> Session:
+    session = Session.find(root, session_id)
+    if session is None:
+        raise _unknown(root, session_id)
+    return session
 
 
 def _already_ended(root: str, session_id: str) -> dict[str, Any]:
@@ -382,6 +552,15 @@ def _result(
         "session_directory": directory,
         "directories": {name: os.path.join(directory, name) for name in DIRECTORIES} if directory else {},
     }
+
+
+ACTIONS = {
+    "present": _present,
+    "absent": _absent,
+    "extended": _extended,
+    "reset": _reset,
+    "reaped": _reaped,
+}
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ sessions:
     status:
       description:
         - C(starting), C(active), C(stopping), C(stopped) or C(failed) as recorded.
+        - C(failed) while it still runs, where the archive could not be read any more.
         - C(orphaned) where that is not true any more, because a process, a mount or the port is gone, or because a
           start or stop was cut off. Stopping the session removes what is left of it.
       type: str
@@ -141,6 +142,9 @@ sessions:
     timings:
       description: Seconds per step of the start, their C(total), and the C(overhead) that no step accounts for.
       type: dict
+    stop_reason:
+      description: Why it ended by itself, such as C(idle for 30 min). Null where somebody stopped it.
+      type: str
     recovered_to:
       description:
         - The point in time that the data are of. The engine's module says what is in it, for PostgreSQL
@@ -184,6 +188,49 @@ sessions:
         port:
           description: Whether something listens on RV(sessions[].port). Null where no port is recorded.
           type: bool
+    metrics:
+      description: What the session uses and does just now. What cannot be known is null.
+      type: dict
+      contains:
+        uptime:
+          description: Seconds since it was ready.
+          type: float
+        time_left:
+          description: Seconds until it ends by itself; null for never.
+          type: float
+        idle:
+          description: Seconds since a client's query was last seen, to the interval of its keeper's samples.
+          type: float
+        clients:
+          description: Connected clients.
+          type: int
+        active_clients:
+          description: Clients whose query is running.
+          type: int
+        queries:
+          description: Queries since the server started, as it counts them; PostgreSQL counts transactions.
+          type: int
+        queries_per_second:
+          description: How fast RV(sessions[].metrics.queries) has grown since the keeper's last sample.
+          type: float
+        cpu_seconds:
+          description: CPU time of all of the session's processes.
+          type: float
+        memory_bytes:
+          description: Memory of all of the session's processes, with shared pages divided among those that share them.
+          type: int
+        archive_bytes_read:
+          description: Bytes that driver C(block) has fetched from the archive.
+          type: int
+        repository_bytes_read:
+          description: Bytes that Borg has read, from the repository and its own cache.
+          type: int
+        upper_bytes:
+          description: Disk space that the changes take.
+          type: int
+        cache_bytes:
+          description: Disk space that the cache of what was fetched takes.
+          type: int
   sample:
     - id: 20261122-130501-9c1e
       status: active
@@ -218,6 +265,7 @@ sessions:
         lsn: 1A/2B3C4D5E
         timeline: 2
         reason: end of the WAL
+      stop_reason: null
       checks:
         mounts:
           - name: archive
@@ -228,6 +276,20 @@ sessions:
           - {name: archive, pid: 4650, alive: true}
           - {name: server, pid: 4711, alive: true}
         port: true
+      metrics:
+        uptime: 605.2
+        time_left: 6594.8
+        idle: 12.0
+        clients: 1
+        active_clients: 0
+        queries: 318
+        queries_per_second: 0.5
+        cpu_seconds: 6.21
+        memory_bytes: 214958080
+        archive_bytes_read: 48234496
+        repository_bytes_read: 21364736
+        upper_bytes: 1130496
+        cache_bytes: 0
 elapsed:
   description: Seconds this took.
   type: float
@@ -236,25 +298,22 @@ elapsed:
 """
 
 import os
-import sys
-import time
-from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import is_responding, mount_at
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
+    METRICS,
+    measure,
+    no_metrics,
+    read_sample,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
-    RECORD,
     Session,
     default_root,
     public,
 )
-
-LISTENING = "0A"  # the state's number in /proc/net/tcp
-# Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
-IDLE = 300  # seconds without a change after which a start or stop that nobody works on was cut off
 
 
 def main() -> None:
@@ -278,7 +337,7 @@ def _sessions(*, session_root: str | None, session_id: str | None, ended: bool) 
         past = [record] if record else []
     else:
         past = Session.all_ended(root) if ended else []
-    return [{**public(record), "checks": _nothing_checked()} for record in past] + found
+    return [{**public(record), **_nothing_known()} for record in past] + found
 
 
 def _live(session: Session) -> dict[str, Any] | None:
@@ -294,73 +353,20 @@ def _live(session: Session) -> dict[str, Any] | None:
 def _examined(session: Session) -> dict[str, Any]:
     record = session.record
     if session.problem:
-        return {**public(record), "checks": _nothing_checked()}
-    checks = {
-        "mounts": [_check_mount(claim) for claim in record["claims"] if claim["kind"] == "mount"],
-        "processes": [_check_process(claim) for claim in record["claims"] if claim["process"]],
-        "port": _is_listening(record["port"]) if record["port"] else None,
-    }
-    live = public(record, upper_bytes=_disk_usage(session.path("upper")))
-    wrong = _wrong(session, checks)
-    if wrong:
-        live.update(status="orphaned", error_message=f"{'; '.join(wrong)}. Stop the session to remove what is left.")
-    return {**live, "checks": checks}
+        return {**public(record), **_nothing_known()}
+    findings, metrics = examine(session), measure(session, earlier=read_sample(session))
+    live = public(record, upper_bytes=metrics["upper_bytes"])
+    if findings.wrong and record["status"] != "failed":  # which says more
+        live.update(
+            status="orphaned", error_message=f"{'; '.join(findings.wrong)}. Stop the session to remove what is left."
+        )
+    elif findings.notes and not live["error_message"]:
+        live.update(error_message=f"{'; '.join(findings.notes)}.")
+    return {**live, "checks": findings.checks, "metrics": {name: metrics[name] for name in METRICS}}
 
 
-def _wrong(session: Session, checks: dict[str, Any]) -> list[str]:
-    """Why the recorded status is not true; empty when it is."""
-    status = session.record["status"]
-    if status in ("starting", "stopping") and session.is_locked():
-        return []  # at work: things come and go rightly
-    if status == "stopping":
-        return [] if session.record["error_message"] else ["Stopping was cut off"]
-    wrong = [f"The process {one['name']} ({one['pid']}) is gone" for one in checks["processes"] if not one["alive"]]
-    if status == "active":
-        wrong += [f"Nothing is mounted at {one['mountpoint']}" for one in checks["mounts"] if not one["mounted"]]
-        if checks["port"] is False:
-            wrong.append(f"Nothing listens on port {session.record['port']}")
-    elif status == "starting" and not wrong and time.time() - os.path.getmtime(session.path(RECORD)) > IDLE:
-        wrong.append("The start was cut off")
-    dead = [one["mountpoint"] for one in checks["mounts"] if one["mounted"] and not one["responding"]]
-    return wrong + [f"The mount {mountpoint} does not answer" for mountpoint in dead]
-
-
-def _check_mount(claim: dict[str, Any]) -> dict[str, Any]:
-    mountpoint = claim["mountpoint"]
-    mounted = mount_at(mountpoint) is not None
-    responding = mounted and is_responding(mountpoint)
-    return {"name": claim["name"], "mountpoint": mountpoint, "mounted": mounted, "responding": responding}
-
-
-def _check_process(claim: dict[str, Any]) -> dict[str, Any]:
-    process = Process.from_dict(claim["process"])
-    return {"name": claim["name"], "pid": process.pid, "alive": process.alive()}
-
-
-def _is_listening(port: int) -> bool:
-    """Whether a server listens on this port of 127.0.0.1. Asking the kernel leaves no trace in the server's log."""
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        sockets = [line.split() for line in table.readlines()[1:]]
-    hosts = [int.from_bytes(bytes(address), sys.byteorder) for address in ((127, 0, 0, 1), (0, 0, 0, 0))]
-    wanted = [f"{host:08X}:{port:04X}" for host in hosts]
-    return any(socket[1] in wanted and socket[3] == LISTENING for socket in sockets)
-
-
-def _disk_usage(directory: str) -> int:
-    """Bytes that directory and all below it take on its file system; a file with several names counts once."""
-    sizes: dict[int, int] = {}
-    device = os.lstat(directory).st_dev
-    for parent, directories, files in os.walk(directory):
-        for name in [*directories, *files]:
-            with suppress(FileNotFoundError):  # the session goes on meanwhile
-                status = os.lstat(os.path.join(parent, name))
-                if status.st_dev == device:
-                    sizes[status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values())
-
-
-def _nothing_checked() -> dict[str, Any]:
-    return {"mounts": [], "processes": [], "port": None}
+def _nothing_known() -> dict[str, Any]:
+    return {"checks": {"mounts": [], "processes": [], "port": None}, "metrics": no_metrics()}
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ class StartOptions(TypedDict, total=False):
     ttl: str | None
     idle_timeout: str | None
     minimum_free: str | None
+    free_space_floor: str | None
+    max_upper_size: str | None
+    max_sessions: int | None
+    metrics_textfile: str | None
     server_user: str | None
     install_packages: bool | None
     borg_passphrase: str | None
@@ -154,6 +158,32 @@ class InstantRecovery:
         """Stop every session of the inventory's hosts; returns their final states. Raises PlaybookError."""
         return self._stop("all", timeout)
 
+    def extend(
+        self,
+        session: Session | str,
+        ttl: str | None = None,
+        *,
+        idle_timeout: str | None = None,
+        timeout: float = 300.0,
+    ) -> Session:
+        """Let a session live for `ttl` from now on (4h; 0 is for ever); returns its state.
+
+        `idle_timeout` is how long it may be idle, None leaves it. Raises SessionNotFoundError and PlaybookError.
+        """
+        return self._change("extend", session, _given(ttl=ttl, idle_timeout=idle_timeout), timeout)
+
+    def reset(self, session: Session | str, *, timeout: float = 600.0) -> Session:
+        """Take a session back to the archive's state, with its port and credentials; returns its state.
+
+        Its clients are disconnected. Raises SessionNotFoundError and PlaybookError.
+        """
+        return self._change("reset", session, {}, timeout)
+
+    def reap(self, *, timeout: float = 600.0) -> tuple[str, ...]:
+        """Remove what crashes have left on the inventory's hosts; returns what that was. Raises PlaybookError."""
+        stats = self._run("instant_recovery_reap", {}, timeout)
+        return tuple(stats["instant_recovery_reaped"])
+
     def list(self, *, timeout: float = 300.0) -> tuple[Session, ...]:
         """Every session of the inventory's hosts, its status held against what is really there.
 
@@ -197,6 +227,16 @@ class InstantRecovery:
             except TaskError as error:
                 _tell_unknown(error, "instant_recovery_log_hosts")
                 raise
+
+    def _change(self, what: str, session: Session | str, variables: Mapping[str, object], timeout: float) -> Session:
+        session_id = session.id if isinstance(session, Session) else session
+        try:
+            stats = self._run(f"instant_recovery_{what}", {"session_id": session_id, **variables}, timeout)
+        except TaskError as error:
+            if error.message.startswith(f"No session {session_id} is known"):
+                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            raise
+        return self._session(stats["instant_recovery_session"])
 
     def _stop(self, session_id: str, timeout: float) -> tuple[Session, ...]:
         stats = self._run("instant_recovery_stop", {"session_id": session_id}, timeout)

@@ -43,7 +43,8 @@ class Session:
     """A session at the time it was started, stopped or listed. A context manager that stops it at the end.
 
     The fields are the keys of the record that the playbooks leave (times in ISO 8601, sizes in bytes, `timings` in
-    seconds by step). None: not known yet, or no longer. `record` is the whole record, later versions' keys included.
+    seconds by step, `metrics` as session_info explains them). None: not known yet, or no longer. `record` is the whole
+    record, later versions' keys included.
     """
 
     id: str
@@ -70,6 +71,8 @@ class Session:
     stopped_at: str | None = None
     expires_at: str | None = None
     error_message: str | None = None
+    stop_reason: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _stop: Callable[[str], Session] | None = field(default=None, repr=False, compare=False)

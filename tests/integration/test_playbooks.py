@@ -28,7 +28,7 @@ CONTRACT = [
     *("id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port"),
     *("socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir"),
     *("overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message"),
-    *("timings", "recovered_to"),
+    *("timings", "recovered_to", "stop_reason"),
 ]
 STATUSES = {"starting", "active", "stopping", "stopped", "failed", "orphaned"}
 

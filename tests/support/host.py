@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
+_HISTORY = re.compile(r"ended|audit\.log(\.[0-9])?")  # what tells of sessions that have been
 
 
 def remains(root: str | Path) -> list[str]:
     """Everything of sessions below the session root `root` that is still there, one sentence each; [] is a clean host.
 
     Mounts, processes, listening sockets of these processes, Unix sockets, and files and directories, except `root`
-    itself and `root`/ended with the final records.
+    itself, `root`/ended with the final records and `root`/audit.log.
     """
     top = str(root)
     found = [f"mount {mountpoint}" for mountpoint in _mountpoints() if _is_below(mountpoint, top)]
@@ -124,7 +126,7 @@ def _unix_sockets() -> Iterator[str]:
 def _leftover_paths(root: Path) -> list[str]:
     if not root.exists():
         return []
-    return sorted(str(path) for path in root.iterdir() if path.name != "ended")
+    return sorted(str(path) for path in root.iterdir() if not _HISTORY.fullmatch(path.name))
 
 
 def _uses(process: Path, command: str, root: str) -> bool:

@@ -98,8 +98,8 @@ class Playbooks:
         return self.run("list", *options, **variables)
 
     def run(self, name: str, *options: str, timeout: float = 600, **variables: Any) -> Run:
-        """Run playbooks/instant_recovery_NAME.yml, or any other playbook named by its path or FQCN."""
-        if name in ("start", "stop", "list"):
+        """Run playbooks/instant_recovery_NAME.yml (start, stop …), or another playbook named by its path or FQCN."""
+        if name.isalpha():
             name = str(CHECKOUT / "playbooks" / f"instant_recovery_{name}.yml")
         return self.ansible("ansible-playbook", name, *self._arguments(variables), *options, timeout=timeout)
 

@@ -37,6 +37,8 @@ RECORD: dict[str, Any] = {
     "error_message": None,
     "timings": {"borg_mount": 0.63, "total": 5.5},
     "recovered_to": {"time": None, "lsn": "1A/2B3C4D5E", "timeline": 2, "reason": "end of the WAL"},
+    "stop_reason": None,
+    "metrics": {"clients": 2, "time_left": 6954.1},
 }
 
 

@@ -61,6 +61,11 @@ def on_disk(session: Session) -> dict[str, Any]:
     return record
 
 
+def entries(root: str) -> list[str]:
+    """What is in the session root, without what tells of sessions that have been."""
+    return sorted(name for name in os.listdir(root) if name != "audit.log")
+
+
 def test_a_new_session(root: str) -> None:
     session = create(root, engine="postgresql", archive={"name": "a"}, timings={"look": 0.5})
     assert set(PUBLIC_KEYS) <= set(session.record)
@@ -72,7 +77,7 @@ def test_a_new_session(root: str) -> None:
     assert session.record["server_user"] == ME
     assert abs(datetime.fromisoformat(session.record["created_at"]).timestamp() - time.time()) < 5
     assert sorted(os.listdir(session.directory)) == ["archive", "lock", "log", "merged", "run", "session.json", "upper"]
-    assert os.listdir(root) == [session.id]
+    assert entries(root) == [session.id]
     for name, mode in {"": 0o700, "session.json": 0o600, "lock": 0o600, "run": 0o700, "upper": 0o700}.items():
         assert os.stat(session.path(name)).st_mode & 0o777 == mode, name
 
@@ -98,7 +103,7 @@ def test_a_name_is_taken_once(root: str) -> None:
     create(root, "mine")
     with pytest.raises(SessionError, match="already a session mine"):
         create(root, "mine")
-    assert os.listdir(root) == ["mine"]
+    assert entries(root) == ["mine"]
 
 
 def test_twenty_at_once_get_names_of_their_own(root: str) -> None:
@@ -109,7 +114,7 @@ def test_twenty_at_once_get_names_of_their_own(root: str) -> None:
     for thread in threads:
         thread.join()
     assert len({session.id for session in sessions}) == 20
-    assert sorted(os.listdir(root)) == sorted(session.id for session in sessions)
+    assert entries(root) == sorted(session.id for session in sessions)
 
 
 def test_a_root_that_is_too_deep_for_sockets(tmp_path: Path) -> None:
@@ -173,7 +178,7 @@ def test_what_a_killed_creation_left_is_cleared_and_nothing_else(root: str) -> N
     for name in (old, users):
         os.utime(os.path.join(root, name), (0, 0))
     create(root, "next")
-    assert sorted(os.listdir(root)) == sorted([fresh, users, "mine", "next"])
+    assert entries(root) == sorted([fresh, users, "mine", "next"])
 
 
 def test_the_record_is_replaced_as_a_whole(root: str) -> None:
@@ -348,9 +353,37 @@ def test_a_session_without_its_record(root: str) -> None:
     assert [one.id for one in Session.all(root)] == [session.id]
 
 
+def test_a_session_of_which_only_mount_points_are_left(root: str) -> None:
+    os.makedirs(os.path.join(root, "20261122-130501-9c1e", "merged"))
+    (session,) = Session.all(root)
+    assert session.record["status"] == "orphaned"
+
+
+def test_no_more_sessions_than_allowed(root: str) -> None:
+    made: list[Session] = []
+    refused: list[str] = []
+
+    def one() -> None:
+        try:
+            made.append(Session.create(root, user=ME, max_sessions=7))
+        except SessionError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=one) for _number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == len(Session.all(root)) == 7
+    assert len(refused) == 13
+    assert all(message.startswith(f"There are 7 sessions in {root}, and max_sessions is 7") for message in refused)
+
+
 def test_other_things_in_the_session_root_are_not_sessions(root: str) -> None:
     os.makedirs(os.path.join(root, "documents"))
     os.mkdir(os.path.join(root, "20261122-130501-9c1e"))
+    os.makedirs(os.path.join(root, "20261122-130501-9c21", "run", "of-mine"))
+    open(os.path.join(root, "20261122-130501-9c21", "notes"), "w").close()
     os.symlink("/etc", os.path.join(root, "20261122-130501-9c1f"))
     open(os.path.join(root, "20261122-130501-9c20"), "w").close()
     assert Session.all(root) == []
@@ -409,8 +442,8 @@ def test_the_last_record_is_kept_and_the_newest_hundred_are(root: str) -> None:
     for name in ("archive", "upper", "merged", "run", "log"):
         os.rmdir(session.path(name))
     with session.locked():
-        session.finish(status="failed", error_message="why")
-    assert os.listdir(root) == ["ended"]
+        session.finish(status="failed", error_message="why", stop_reason=None)
+    assert entries(root) == ["ended"]
     assert Session.find(root, "mine") is None
     kept = Session.ended(root, "mine")
     assert kept is not None

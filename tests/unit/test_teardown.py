@@ -332,7 +332,7 @@ def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
         session = Session.open(os.path.join(root, name))
         assert tear_down(session) == []
         assert last(session)["status"] == "stopped"
-    assert sorted(os.listdir(root)) == ["ended", "filler"]
+    assert sorted(os.listdir(root)) == ["audit.log", "ended", "filler"]
 
 
 @needs_root

@@ -1,0 +1,117 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's audit log: one JSON line for whatever begins, ends or changes a session, and who wanted it. Rotated."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pwd
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LOG", "audit", "requester"]
+
+LOG = "audit.log"  # in the session root; older ones are LOG.1 (the newest of them), LOG.2 …
+LIMIT = 1 << 20  # bytes after which a new one is begun: some 2000 sessions
+KEPT = 5  # older ones
+NOBODY = 2**32 - 1  # in /proc/self/loginuid: nobody has logged in
+
+
+def requester(named: str | None = None) -> dict[str, str | None]:
+    """Who wants what is about to happen: C(by), as the caller is named, C(user) of this host, and C(from) where.
+
+    user is the one who logged in, also behind sudo; from is the address of an SSH client, or C(local).
+    """
+    with suppress(OSError, ValueError, KeyError), open("/proc/self/loginuid", encoding="ascii") as login:
+        uid = int(login.read())
+        if uid != NOBODY:
+            return {"by": named, "user": pwd.getpwuid(uid).pw_name, "from": _origin()}
+    user = os.environ.get("SUDO_USER") or _name(os.geteuid())
+    return {"by": named, "user": user, "from": _origin()}
+
+
+def audit(
+    root: str,
+    event: str,
+    record: Mapping[str, Any],
+    *,
+    who: Mapping[str, str | None],
+    reason: str | None = None,
+) -> None:
+    """Append one event about a session's record: C(start), C(extend), C(reset), C(stop), C(automatic stop), C(reap).
+
+    A full disk loses the line and not the session: what is told here must not keep a session from ending.
+    """
+    archive = record.get("archive") or {}
+    line = {
+        "time": datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="milliseconds"),
+        "event": event,
+        "session": record["id"],
+        "host": record.get("host"),
+        **who,
+        "engine": record.get("engine"),
+        "archive": {key: archive.get(key) for key in ("repository", "name")},
+        "reason": reason,
+    }
+    try:
+        _append(os.path.join(root, LOG), f"{json.dumps(line)}\n".encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _append(path: str, line: bytes) -> None:
+    while True:
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX)  # held by others like this one, for as long as a line takes
+            if not _is_still(log, path):
+                continue  # rotated meanwhile
+            if os.fstat(log).st_size + len(line) > LIMIT:
+                _rotate(path)
+                continue
+            os.write(log, line)
+            return
+        finally:
+            os.close(log)
+
+
+def _is_still(log: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(log), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _rotate(path: str) -> None:
+    for number in range(KEPT, 1, -1):
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}.{number - 1}", f"{path}.{number}")
+    os.replace(path, f"{path}.1")
+
+
+def _origin() -> str:
+    """The address that an SSH client came from. sudo hides it from us, but not from the shell that called sudo."""
+    for pid in ancestors():
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            for entry in environ.read().split(b"\0"):
+                if entry.startswith(b"SSH_CONNECTION="):
+                    return entry.partition(b"=")[2].split(b" ")[0].decode("ascii", "replace")
+    return "local"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,259 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The keeper of a session: a process of its own on the session's host, which ends it when its time has come.
+
+It needs no Ansible and no controller. It looks at the clock, the disk, the layer's counters and, less often, at the
+clients, and ends the session in the one way in which sessions end. It holds nothing that it could not read again:
+killed, it can be started anew.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
+    layer_counters,
+    measure,
+    read_sample,
+    write_sample,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, Process, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    KEEPER,
+    Session,
+    SessionError,
+    SessionGoneError,
+    duration_in_words,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import (
+    disk_usage,
+    floor_of,
+    free_space,
+    in_words,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["ensure_keeper", "main"]
+
+TICK = 2.0  # seconds between two looks, which cost some system calls; a session is that late at most
+LATER = 30.0  # seconds until the next attempt, after one to end the session that did not succeed
+# Seconds between two samples, which cost a connection to the server. To see an idle_timeout pass, a tenth of it.
+SAMPLES, LEAST_SAMPLES = 60.0, 1.0
+# Seconds after which a start or stop that was cut off is cleared away. Until then it can be looked at.
+ABANDONED = 900
+# Without counters of the layer, what the session wrote is added up anew each so many seconds.
+UNCOUNTED = 10.0
+PROGRAM = "keeper.pyz"
+PACKAGES = ("ansible_collections", "phpborg", "instant_recovery", "plugins", "module_utils")
+
+log = logging.getLogger("keeper")
+
+
+def ensure_keeper(session: Session) -> None:
+    """Start a keeper for the session, unless it has one. To be called under the lock."""
+    claims = {claim["name"]: claim for claim in session.record["claims"]}
+    known = claims.get(KEEPER, {}).get("process")
+    if known and Process.from_dict(known).alive():
+        return
+    program = session.path(PROGRAM)
+    with suppress(FileNotFoundError):
+        os.unlink(program)
+    with open(program, "xb") as file:
+        file.write(_packed())
+    session.keep_claim(KEEPER)
+    argv = [sys.executable, "-I", program, session.directory]
+    process = spawn(argv, log=session.path("log/keeper.log"), env={MARKER: session.directory})
+    session.amend_claim(KEEPER, process=process)
+
+
+def main() -> NoReturn:
+    """The program: C(keeper.pyz SESSION_DIRECTORY)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s", stream=sys.stderr)
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("ir-keeper")
+    raise SystemExit(_Keeper(Session.open(sys.argv[1])).watch())
+
+
+class _Keeper:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.next_sample = 0.0
+        self.patience = 0.0  # until when no attempt to end the session is made
+        self.usage = (0.0, 0, 0)  # of the upper: when it was added up, bytes, and bytes written until then
+
+    def watch(self) -> int:
+        """Look now and then until the session has ended."""
+        while True:
+            try:
+                self.session = Session.open(self.session.directory)
+                self._look()
+                time.sleep(self._pause())
+            except SessionGoneError:
+                return 0
+            except Exception:  # nobody else would end the session
+                log.exception("the look at the session failed")
+                time.sleep(LATER)
+
+    def _pause(self) -> float:
+        end = expiry(self.session.record)
+        return min(TICK, max(0.05, end - time.time())) if end else TICK
+
+    def _look(self) -> None:
+        record = self.session.record
+        if record["status"] in ("starting", "stopping"):
+            if unattended(self.session) > ABANDONED and (found := examine(self.session)).wrong:
+                self._end(status="failed", error_message=found.wrong[-1])
+            return
+        self._note_failure()
+        if time.time() >= self.next_sample:
+            self._sample()
+        if self._reason() is not None:
+            self._end()
+
+    def _end(self, *, status: str = "stopped", error_message: str | None = None) -> None:
+        """End the session, if that is still due when nobody else is at work on it."""
+        if time.time() < self.patience:
+            return
+        self.patience = time.time() + LATER
+        try:
+            with self.session.locked(timeout=0):
+                record, reason = self.session.record, None
+                if record["status"] in ("active", "failed"):
+                    reason = self._reason()  # it may have been extended
+                    if reason is None:
+                        return
+                log.info("ending the session: %s", reason or error_message)
+                remains = tear_down(
+                    self.session,
+                    status=status,
+                    error_message=error_message,
+                    reason=reason,
+                    event="automatic stop",
+                    who={**requester(KEEPER), "from": "local"},
+                )
+        except SessionGoneError:
+            raise
+        except SessionError as error:
+            log.info("not now: %s", error)
+            return
+        if remains:
+            log.error("still there: %s", "; ".join(remains))
+            return
+        raise SessionGoneError("it has ended")
+
+    def _reason(self) -> str | None:
+        """Why the session has to end now; None: it has not."""
+        record = self.session.record
+        end = expiry(record)
+        if end and time.time() >= end:
+            return f"its time is over (ttl {duration_in_words(record['ttl'])})"
+        idle = (read_sample(self.session) or {}).get("idle") or 0
+        if 0 < record["idle_timeout"] <= idle:
+            return f"idle for {duration_in_words(record['idle_timeout'])}"
+        return self._too_large() or self._disk_is_full()
+
+    def _too_large(self) -> str | None:
+        limit = self.session.record["max_upper_size"]
+        if limit and self._upper_bytes(limit) > limit:
+            return f"its changes take {in_words(self.usage[1])}, and max_upper_size is {in_words(limit)}"
+        return None
+
+    def _upper_bytes(self, limit: int) -> int:
+        """What the upper takes, added up only when it can have come to limit since the last time."""
+        when, size, written_then = self.usage
+        written = layer_counters(self.session).get("written_bytes")
+        grown = limit if written is None else written - written_then
+        if not when or (size + grown >= limit and (written is not None or time.time() > when + UNCOUNTED)):
+            self.usage = (time.time(), disk_usage(self.session.path("upper")), written or 0)
+        return self.usage[1]
+
+    def _disk_is_full(self) -> str | None:
+        """Of several sessions, the one that has written most goes first: that may do for the others."""
+        root = os.path.dirname(self.session.directory)
+        free, total = free_space(root)
+        floor = floor_of(self.session.record["free_space_floor"], total)
+        if free >= floor:
+            return None
+        sizes = {one.id: disk_usage(one.path("upper")) for one in Session.all(root) if one.record["status"] == "active"}
+        own = sizes.get(self.session.id, 0)
+        if any((size, name) > (own, self.session.id) for name, size in sizes.items()):
+            return None
+        return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
+
+    def _note_failure(self) -> None:
+        """A read that failed may have been any page of any table: the session is not whole any more."""
+        errors = layer_counters(self.session).get("io_errors", 0)
+        if not errors or self.session.record["status"] != "active":
+            return
+        with self.session.locked():
+            if self.session.record["status"] == "active":
+                self.session.update(status="failed", error_message=_read_failure(self.session))
+                log.error("%s", self.session.record["error_message"])
+
+    def _sample(self) -> None:
+        record = self.session.record
+        sample = measure(self.session, earlier=read_sample(self.session))
+        write_sample(self.session, sample)
+        wanted = record["idle_timeout"] / 10 if record["idle_timeout"] else SAMPLES
+        self.next_sample = time.time() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
+        if record["metrics_textfile"]:
+            write_textfile(record["metrics_textfile"], os.path.dirname(self.session.directory))
+
+
+def _read_failure(session: Session) -> str:
+    """Why the layer could not read the archive, in its own words."""
+    with suppress(OSError), open(session.path("log/overlay.log"), encoding="utf-8", errors="replace") as file:
+        errors = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line]
+        if errors:
+            return (
+                f"The archive's data cannot be read any more ({errors[-1]}): the repository is out of reach, or borg "
+                "compact has removed or moved them. What can be read is right, for the rest start another session"
+            )
+    return "The archive's data cannot be read any more: start another session"
+
+
+def _packed() -> bytes:
+    """This program as a zip file: this module and those of the collection that it needs, and what calls main."""
+    content = io.BytesIO()
+    prefix = ".".join(PACKAGES)
+    with zipfile.ZipFile(content, "w") as archive:
+        for depth in range(len(PACKAGES)):
+            archive.writestr("/".join((*PACKAGES[: depth + 1], "__init__.py")), "")
+        for name in NEEDED:
+            archive.writestr("/".join((*PACKAGES, f"{name}.py")), _source(f"{prefix}.{name}"))
+        archive.writestr("__main__.py", f"from {prefix}._keeper import main\nmain()\n")
+    return content.getvalue()
+
+
+# Which these are is tested.
+NEEDED = (
+    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_processes", "_prometheus"),
+    *("_session", "_shared_memory", "_space", "_teardown"),
+)
+
+
+def _source(module: str) -> bytes:
+    """The text of a module, which may lie in the zip file that Ansible made of ours."""
+    spec = find_spec(module)
+    if spec is None or spec.loader is None or spec.origin is None:
+        raise ImportError(module)
+    data: bytes = spec.loader.get_data(spec.origin)  # type: ignore[attr-defined]
+    return data
+
+
+if __name__ == "__main__":
+    main()

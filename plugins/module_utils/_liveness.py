@@ -1,0 +1,145 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether what a session's record says is still true: held against its processes, mounts and port."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import is_responding, mount_at
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import KEEPER, RECORD, SUMS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+
+__all__ = ["Findings", "examine", "expiry", "unattended"]
+
+LISTENING = "0A"  # the state's number in /proc/net/tcp
+# Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
+IDLE = 300  # seconds without a change after which a start or stop that nobody works on was cut off
+OVERDUE = 60  # seconds after its end at which a session should have stopped by itself
+READER = re.compile(r"(.+)-[0-9]+")  # claims of mounts that can stand in for one another
+
+
+@dataclass(frozen=True)
+class Findings:
+    """checks is what was looked at, wrong why the recorded status is not true any more, notes what works less well."""
+
+    checks: dict[str, Any]
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def examine(session: Session) -> Findings:
+    """Look at everything that the session's record claims."""
+    record = session.record
+    checks: dict[str, Any] = {
+        "mounts": [_check_mount(claim) for claim in record["claims"] if claim["kind"] == "mount"],
+        "processes": [_check_process(claim) for claim in record["claims"] if claim["process"]],
+        "port": _is_listening(record["port"]) if record["port"] else None,
+    }
+    if record["status"] in ("starting", "stopping") and session.is_locked():
+        return Findings(checks)  # at work: things come and go rightly
+    if record["status"] == "stopping":
+        return Findings(checks, [] if record["error_message"] else ["Stopping was cut off"])
+    if record["status"] == "starting":
+        return Findings(checks, [*_gone(checks, ()), *_silent(checks), *_cut_off(session)])
+    spare = _spare(checks)
+    wrong = [*_gone(checks, spare), *_silent(checks)]
+    if record["status"] == "active":
+        wrong += [
+            f"Nothing is mounted at {one['mountpoint']}"
+            for one in checks["mounts"]
+            if not one["mounted"] and one["name"] not in spare
+        ]
+        if checks["port"] is False:
+            wrong.append(f"Nothing listens on port {record['port']}")
+    keeper = _keeper_note(session, checks)
+    if keeper and expiry(record) and time.time() > expiry(record) + OVERDUE:
+        wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
+    lost = [f"The mount {name} is gone, the others are read instead" for name in spare]
+    return Findings(checks, wrong, [*lost, *keeper])
+
+
+def unattended(session: Session) -> float:
+    """Seconds for which nobody has worked on the session; 0 while its lock is held."""
+    return 0.0 if session.is_locked() else time.time() - os.path.getmtime(session.path(RECORD))
+
+
+def expiry(record: dict[str, Any]) -> float:
+    """When the session is to end, in seconds since the epoch; 0: never."""
+    text = record["expires_at"]
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def _gone(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
+    return [
+        f"The process {one['name']} ({one['pid']}) is gone"
+        for one in checks["processes"]
+        if not one["alive"] and one["name"] not in (*spare, KEEPER)
+    ]
+
+
+def _silent(checks: dict[str, Any]) -> list[str]:
+    dead = [one["mountpoint"] for one in checks["mounts"] if one["mounted"] and not one["responding"]]
+    spare = _spare(checks)
+    names = {one["mountpoint"]: one["name"] for one in checks["mounts"]}
+    return [f"The mount {mountpoint} does not answer" for mountpoint in dead if names[mountpoint] not in spare]
+
+
+def _spare(checks: dict[str, Any]) -> list[str]:
+    """The names of mounts that are dead, while another one of the same archive works."""
+    works = {one["name"]: one["mounted"] and one["responding"] for one in checks["mounts"]}
+    groups: dict[str, list[str]] = {}
+    for name in works:
+        match = READER.fullmatch(name)
+        if match:
+            groups.setdefault(match.group(1), []).append(name)
+    return [name for names in groups.values() if any(map(works.get, names)) for name in names if not works[name]]
+
+
+def _cut_off(session: Session) -> list[str]:
+    """Whether nobody goes on with a start, and how far it came."""
+    starter = session.record["starter"]
+    is_abandoned = starter is not None and not Process.from_dict(starter).alive()
+    if not is_abandoned and unattended(session) <= IDLE:
+        return []
+    steps = [step for step in session.record["timings"] if step not in SUMS]
+    return [f"The start was cut off after {steps[-1]}" if steps else "The start was cut off"]
+
+
+def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
+    """That nobody is left to end the session by itself."""
+    if any(one["name"] == KEEPER and not one["alive"] for one in checks["processes"]):
+        return ["Its keeper is gone, so it does not end by itself: extend it (which starts another one), or stop it"]
+    return []
+
+
+def _check_mount(claim: dict[str, Any]) -> dict[str, Any]:
+    mountpoint = claim["mountpoint"]
+    mounted = mount_at(mountpoint) is not None
+    responding = mounted and is_responding(mountpoint)
+    return {"name": claim["name"], "mountpoint": mountpoint, "mounted": mounted, "responding": responding}
+
+
+def _check_process(claim: dict[str, Any]) -> dict[str, Any]:
+    process = Process.from_dict(claim["process"])
+    return {"name": claim["name"], "pid": process.pid, "alive": process.alive()}
+
+
+def _is_listening(port: int) -> bool:
+    """Whether a server listens on this port of 127.0.0.1. Asking the kernel leaves no trace in the server's log."""
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        sockets = [line.split() for line in table.readlines()[1:]]
+    hosts = [int.from_bytes(bytes(address), sys.byteorder) for address in ((127, 0, 0, 1), (0, 0, 0, 0))]
+    wanted = [f"{host:08X}:{port:04X}" for host in hosts]
+    return any(socket[1] in wanted and socket[3] == LISTENING for socket in sockets)

@@ -1,0 +1,154 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session uses and does: time, clients, queries, CPU, memory, bytes read and written.
+
+Its keeper takes a sample now and then and leaves it in the session's directory; whoever wants to know takes a fresh one
+and has the older to tell how fast things go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import expiry
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, descendants
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import started
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import disk_usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+
+__all__ = ["METRICS", "Sample", "layer_counters", "measure", "no_metrics", "read_sample", "write_sample"]
+
+METRICS = (
+    *("uptime", "time_left", "idle", "clients", "active_clients", "queries", "queries_per_second", "cpu_seconds"),
+    *("memory_bytes", "archive_bytes_read", "repository_bytes_read", "upper_bytes", "cache_bytes"),
+)
+SAMPLE = "sample.json"
+PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
+LEAST_SPAN = 1.0  # seconds between two samples that can tell a speed: servers count in steps of about this
+TICKS = os.sysconf("SC_CLK_TCK")
+ARCHIVE = "archive"  # claims of the archive's mounts begin with it
+
+Sample = dict[str, Any]
+
+
+def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
+    """A fresh sample: METRICS, and C(time) in seconds since the epoch. What cannot be known now is None.
+
+    earlier is a sample to tell queries_per_second and idle from.
+    """
+    record, now = session.record, time.time()
+    claims = [claim for claim in record["claims"] if claim["process"]]
+    processes = {claim["name"]: Process.from_dict(claim["process"]) for claim in claims}
+    family = {one for process in processes.values() for one in (process, *descendants(process)) if one.alive()}
+    readers = [process for name, process in processes.items() if name.startswith(ARCHIVE)]
+    counters = layer_counters(session)
+    sample: Sample = {
+        **no_metrics(),
+        "time": now,
+        **_clients(record["probe"]),
+        "uptime": round(now - started(record), 1) if record["started_at"] else None,
+        "time_left": round(max(0.0, expiry(record) - now), 1) if record["expires_at"] else None,
+        "cpu_seconds": round(sum(map(_cpu_seconds, family)), 2),
+        "memory_bytes": sum(map(_memory, family)),
+        "archive_bytes_read": counters.get("fetched_bytes"),
+        "repository_bytes_read": sum(map(_read_bytes, readers)),
+        "upper_bytes": disk_usage(session.path("upper")),
+        "cache_bytes": counters.get("cache_bytes"),
+    }
+    return {**sample, **_pace(sample, earlier, begin=started(record))}
+
+
+def no_metrics() -> Sample:
+    """METRICS of a session of which nothing can be known."""
+    return dict.fromkeys(METRICS)
+
+
+def layer_counters(session: Session) -> dict[str, int]:
+    """The counters of the copy-on-write layer by their names; none where its driver counts nothing."""
+    try:
+        with open(f"{session.record['overlay_upper_dir']}.counters", "rb") as file:
+            names = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")  # as COUNTERS in _cowfs.py
+            return dict(zip(names, struct.unpack("4Q", file.read(8 * len(names)))))
+    except (OSError, struct.error):
+        return {}
+
+
+def read_sample(session: Session) -> Sample | None:
+    """The keeper's last sample."""
+    try:
+        with open(session.path(SAMPLE), encoding="utf-8") as file:
+            sample: Sample = json.load(file)
+            return sample
+    except (OSError, ValueError):
+        return None
+
+
+def write_sample(session: Session, sample: Sample) -> None:
+    """Leave a sample for others."""
+    temporary = session.path(f"{SAMPLE}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(sample, file)
+    os.rename(temporary, session.path(SAMPLE))
+
+
+def _clients(probe: dict[str, Any] | None) -> Sample:
+    """What the engine's probe says: clients, active_clients and queries since the server started."""
+    if probe is None:
+        return {}
+    try:
+        answer = json.loads(run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], user=probe["user"]).stdout)
+        return {key: int(answer[key]) for key in ("clients", "active_clients", "queries")}
+    except (CommandError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _pace(sample: Sample, earlier: Sample | None, *, begin: float) -> Sample:
+    """queries_per_second since an earlier sample, and idle: seconds without a client's query, as samples tell."""
+    if sample["queries"] is None:
+        return {}
+    if earlier is None or earlier.get("queries") is None:
+        earlier = {"time": begin, "queries": 0, "active_at": begin, "queries_per_second": None}
+    span, more = sample["time"] - earlier["time"], sample["queries"] - earlier["queries"]
+    is_active = bool(sample["active_clients"] or more)
+    active_at = sample["time"] if is_active else earlier["active_at"]
+    speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN else earlier["queries_per_second"]
+    return {"queries_per_second": speed, "active_at": active_at, "idle": round(sample["time"] - active_at, 1)}
+
+
+def _cpu_seconds(process: Process) -> float:
+    """Of the process and of those of its children that have ended: user and system time in /proc/PID/stat (proc(5))."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{process.pid}/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+        return sum(map(int, fields[11:15])) / TICKS
+    return 0.0
+
+
+def _memory(process: Process) -> int:
+    """Bytes of memory, what is shared with other processes divided among them (Pss)."""
+    return _number(f"/proc/{process.pid}/smaps_rollup", "Pss:") * 1024
+
+
+def _read_bytes(process: Process) -> int:
+    """Bytes that a Borg has read, from a disk's cache or through a connection, too."""
+    return _number(f"/proc/{process.pid}/io", "rchar:")
+
+
+def _number(path: str, name: str) -> int:
+    with suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        return _first(line for line in file if line.startswith(name))
+    return 0
+
+
+def _first(lines: Iterable[str]) -> int:
+    return next((int(line.split()[1]) for line in lines), 0)

@@ -1,0 +1,92 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sessions of a host as a text file for Prometheus, as node_exporter's textfile collector reads it.
+
+Source of the format: Prometheus's documentation, "Exposition formats", text-based format.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import read_sample
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["render", "write_textfile"]
+
+PREFIX = "instant_recovery"
+STATUSES = ("starting", "active", "stopping", "failed", "orphaned")
+# Key of the sample, name, type, and what it is. Base units and suffixes are those that Prometheus asks for.
+SERIES = (
+    ("uptime", "session_uptime_seconds", "gauge", "Time since the session's server was ready."),
+    ("time_left", "session_time_left_seconds", "gauge", "Time until the session ends by itself."),
+    ("idle", "session_idle_seconds", "gauge", "Time since a client's query was last seen."),
+    ("clients", "session_clients", "gauge", "Connected clients."),
+    ("active_clients", "session_active_clients", "gauge", "Clients whose query is running."),
+    ("queries", "session_queries_total", "counter", "Queries, as the database server counts them."),
+    ("cpu_seconds", "session_cpu_seconds_total", "counter", "CPU time of all of the session's processes."),
+    ("memory_bytes", "session_memory_bytes", "gauge", "Memory of all of the session's processes."),
+    ("archive_bytes_read", "session_archive_read_bytes_total", "counter", "Bytes fetched from the archive."),
+    ("repository_bytes_read", "session_repository_read_bytes_total", "counter", "Bytes that Borg has read."),
+    ("upper_bytes", "session_upper_bytes", "gauge", "Disk space that the session's changes take."),
+    ("cache_bytes", "session_cache_bytes", "gauge", "Disk space that the session's cache takes."),
+)
+
+
+def write_textfile(path: str, root: str) -> None:
+    """Replace the file by what the sessions below root have last told of themselves. Raises OSError.
+
+    Everybody may read it. It appears as a whole, whoever reads it when.
+    """
+    sessions = [(one.record, read_sample(one) or {}) for one in Session.all(root)]
+    # The collector takes names that end in .prom.
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{PREFIX}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(render(sessions))
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def render(sessions: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """The text for these records, each with its sample."""
+    sessions = list(sessions)
+    statuses = [record["status"] for record, _sample in sessions]
+    lines = _series(
+        "sessions", "gauge", "Sessions on this host.", [({"status": s}, statuses.count(s)) for s in STATUSES]
+    )
+    told = [(_labels(record), 1) for record, _sample in sessions]
+    lines += _series("session_info", "gauge", "What a session is of.", told)
+    for key, name, kind, text in SERIES:
+        values = [({"session": record["id"]}, sample.get(key)) for record, sample in sessions]
+        lines += _series(name, kind, text, [(labels, value) for labels, value in values if value is not None])
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _labels(record: Mapping[str, Any]) -> dict[str, str]:
+    archive = record["archive"] or {}
+    named = {"session": record["id"], "archive": archive.get("name"), "repository": archive.get("repository")}
+    others = {key: record[key] for key in ("status", "engine", "engine_version", "driver", "port")}
+    return {key: "" if value is None else str(value) for key, value in {**named, **others}.items()}
+
+
+def _series(name: str, kind: str, text: str, values: Iterable[tuple[Mapping[str, str], Any]]) -> list[str]:
+    lines = [f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} {kind}"]
+    for labels, value in values:
+        listed = ",".join(f'{label}="{_escaped(content)}"' for label, content in labels.items())
+        lines.append(f"{PREFIX}_{name}{{{listed}}} {value}")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
