@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_log
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,6 @@ SOURCES = {"postgresql": "server", "mariadb": "server", "mongodb": "server", "ov
 ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of WAL
 # A log may not have begun when it is asked for.
 USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper"})
-OVER = ("stopped", "failed")
 # A terminal would obey them, and whoever queries the server can put them into its log. Tabs are harmless.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 STDOUT = 1
@@ -166,8 +165,9 @@ class _Logs:
     def read(self) -> Reading:
         """The next lines of all files."""
         # In this order: what was written until the end is read before the end is told.
-        ended = _is_over(self._session)
+        ended = not os.path.lexists(self._session.directory)
         self._look()
+        self._forget_read()
         lines: list[tuple[str, str]] = []
         more = False
         waiting = [file for file in self._chosen() if file.size != file.offset]
@@ -266,15 +266,6 @@ def _find(directory: int, inode: int, source: str) -> _File | None:
     return None
 
 
-def _is_over(session: Session) -> bool:
-    root = os.path.dirname(session.directory)
-    try:
-        found = Session.find(root, session.id)
-    except SessionError:
-        return not os.path.lexists(session.directory)  # its record is damaged: it may run on all the same
-    return found is None or found.record["status"] in OVER
-
-
 def _checked(cursor: Mapping[str, Any] | None) -> dict[str, dict[str, int]] | None:
     """The cursor, which has been through templates and JSON. Raises RecoveryError where it is not one of ours."""
     if cursor is None:
@@ -308,11 +299,12 @@ def _unfinished_character(data: bytes) -> int:
 # From <sys/inotify.h>.
 _MODIFY, _MOVED, _CREATE, _DELETE = 0x2, 0xC0, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _ONLYDIR, _DONT_FOLLOW = 0x400, 0x800, 0x1000000, 0x2000000
-_DIRECTORY_ITSELF = _MOVED | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
+_GONE = _DELETE_SELF | _MOVE_SELF  # the tear-down renames the session's directory before it removes it
+_WRITTEN = _MODIFY | _MOVED | _CREATE | _DELETE
 
 
 class _Changes:
-    """Tells when something in a session's directory or its logs has changed."""
+    """Tells when a session's logs have changed, or its directory is gone."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -336,8 +328,8 @@ def _changes(session: Session) -> Iterator[_Changes]:
     if descriptor < 0:
         raise _unwatchable(ctypes.get_errno(), "instances")
     try:
-        for path, mask in ((session.directory, 0), (session.path("log"), _MODIFY)):
-            watched = _DIRECTORY_ITSELF | mask | _ONLYDIR | _DONT_FOLLOW
+        for path, mask in ((session.directory, _GONE), (session.path("log"), _GONE | _WRITTEN)):
+            watched = mask | _ONLYDIR | _DONT_FOLLOW
             added = libc.inotify_add_watch(descriptor, os.fsencode(path), ctypes.c_uint32(watched))
             # What has gone is found out by the first look.
             if added < 0 and ctypes.get_errno() not in (errno.ENOENT, errno.ENOTDIR):

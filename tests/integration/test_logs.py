@@ -102,7 +102,7 @@ def test_follow_and_end_with_the_session(client: InstantRecovery, sample: Sample
         reader.until(f'column "{column}" does not exist')
     session.stop()
     rest = reader.end(timeout=60)
-    assert {line.source for line in rest} <= {"server", "layer", "archive"}
+    assert {line.source for line in rest} <= {"server", "layer", "archive", "keeper"}
     # Nothing of it can be read any more, and it is told why.
     with pytest.raises(TaskError, match=rf"Session {session.id} has ended \(stopped\), and its logs with it"):
         next(client.logs(session))
@@ -125,7 +125,7 @@ def test_the_last_lines_of_one_source(client: InstantRecovery, session: Session,
 
     with pytest.raises(SessionNotFoundError, match="No session 20200101-000000-0000 is known on"):
         next(client.logs("20200101-000000-0000"))
-    with pytest.raises(TaskError, match=r"has no log of sever\. It has logs of: archive, layer, server"):
+    with pytest.raises(TaskError, match=r"has no log of sever\. It has logs of: archive, keeper, layer, server"):
         next(client.logs(session, sources=["sever"]))
 
 
