@@ -71,6 +71,7 @@ class StartOptions(TypedDict, total=False):
     borg_remote_path: str | None
     accept_unencrypted: bool | None
     accept_relocated: bool | None
+    lock: Literal["auto", "hold", "bypass"] | None
 
 
 class InstantRecovery:
