@@ -188,9 +188,11 @@ class _Keeper:
         floor = floor_of(self.session.record["free_space_floor"], total)
         if free >= floor:
             return None
-        sizes = {one.id: disk_usage(one.path("upper")) for one in Session.all(root) if one.record["status"] == "active"}
-        own = sizes.get(self.session.id, 0)
-        if any((size, name) > (own, self.session.id) for name, size in sizes.items()):
+        others = [one for one in Session.all(root) if one.id != self.session.id]
+        if any(one.record["status"] == "stopping" and one.is_locked() for one in others):
+            return None  # room is being made
+        sizes = [(disk_usage(one.path("upper")), one.id) for one in others if one.record["status"] == "active"]
+        if max(sizes, default=(0, "")) > (disk_usage(self.session.path("upper")), self.session.id):
             return None
         return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
 
