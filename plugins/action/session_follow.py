@@ -36,7 +36,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Print until there is nothing more to print; returns how many lines, or the module's failure."""
         super().run(tmp, task_vars)
-        _, options = self.validate_argument_spec(
+        _validated, options = self.validate_argument_spec(
             argument_spec={
                 "session_id": {"type": "str", "required": True},
                 "session_root": {"type": "path"},

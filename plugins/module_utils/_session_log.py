@@ -126,7 +126,7 @@ class _File:
         begin = max(0, self.size - LIMIT)
         data = os.pread(self.descriptor, LIMIT, begin)
         position = data.rfind(b"\n") + 1
-        for _ in range(lines):
+        for _line in range(lines):
             if position == 0:
                 break
             position = data.rfind(b"\n", 0, position - 1) + 1

@@ -117,7 +117,8 @@ def test_the_last_lines_of_one_source(client: InstantRecovery, session: Session,
 
     # As people see it: one line each, and nothing of JSON.
     playbooks = Playbooks(directory=place / "ansible", session_root=root)
-    run = playbooks.run(str(CHECKOUT / "playbooks/instant_recovery_logs.yml"), session_id=session.id, sources="server")
+    variables = {"session_id": session.id, "sources": "server", "follow": True, "follow_for": "1s"}
+    run = playbooks.run(str(CHECKOUT / "playbooks/instant_recovery_logs.yml"), **variables)
     assert run.returncode == 0
     assert not run.changed
     assert f"\nserver | {found[0].text}\nserver | {found[1].text}\n" in run.output
