@@ -26,9 +26,15 @@ def floor_of(limit: str, total: int) -> int:
 
 
 def disk_usage(directory: str) -> int:
-    """Bytes that directory and all below it take on its file system; a file with several names counts once."""
+    """Bytes that directory and all below it take on its file system; a file with several names counts once.
+
+    0 where it is gone.
+    """
     sizes: dict[int, int] = {}
-    device = os.lstat(directory).st_dev
+    try:
+        device = os.lstat(directory).st_dev
+    except FileNotFoundError:
+        return 0
     for parent, directories, files in os.walk(directory):
         for name in [*directories, *files]:
             with suppress(FileNotFoundError):  # the session goes on meanwhile

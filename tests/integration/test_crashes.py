@@ -1,0 +1,282 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every process of a session killed at every step, plays cut off, repositories that vanish, twenty starts at once.
+
+Each time the list tells the true state, stop or reap leaves a clean host, and the next session starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import fingerprint
+from tests.support.forked import forked
+from tests.support.host import remains
+from tests.support.modules import call
+from tests.support.stack import PHASES, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.integration.conftest import Sample
+    from tests.support.playbook import Playbooks
+
+# What each step adds; all that is there by then is killed in turn.
+PROCESSES = {"recorded": ["keeper"], "mounted": ["archive-1", "archive-2"], "layered": ["merged"], "active": ["server"]}
+SECONDS = 20.0  # for what is to happen soon, on a busy machine
+
+
+@pytest.fixture(name="root")
+def _root(place: Path) -> Iterator[Path]:
+    root = place / "sessions"
+    yield root
+    left = remains(root)
+    if left:
+        call(session_module.main, session_root=str(root), state="absent", session_id="all")
+    assert left == []
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_any_process_killed_at_any_step(root: Path, sample: Sample, phase: str) -> None:
+    there = [name for step in PHASES[: PHASES.index(phase) + 1] for name in PROCESSES[step]]
+    for number, name in enumerate(there):
+        stack = Stack(root, sample).start(phase)
+        assert sorted(stack.processes()) == sorted(there)
+        stack.kill(name)
+        check_told(stack, name, phase)
+        if number % 2 or stack.info()["status"] != "orphaned":
+            assert stack.change("absent")["changed"]
+        else:
+            (reaped,) = stack.change("reaped")["reaped"]
+            assert reaped.startswith(f"{stack.id}: ")
+        assert remains(root) == [], f"{name} killed when {phase}"
+
+
+def check_told(stack: Stack, name: str, phase: str) -> None:
+    """The state is true at once: what works less well is told, what does not work any more is orphaned."""
+    told = stack.info()
+    message = told["error_message"] or ""
+    if name == "keeper":
+        assert told["status"] == ("active" if phase == "active" else "starting")
+        assert phase != "active" or "Its keeper is gone" in message
+    elif name.startswith("archive") and phase == "active":
+        assert (told["status"], message) == ("active", f"The mount {name} is gone, the others are read instead.")
+        assert fingerprint(stack.connection()) == stack.sample.tables
+    else:
+        assert told["status"] == "orphaned"
+        assert f"The process {name}" in message
+
+
+def test_all_at_once(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample).start()
+    for pid in stack.processes().values():
+        os.kill(pid, signal.SIGKILL)
+    assert stack.info()["status"] == "orphaned"
+    assert len(stack.change("reaped")["reaped"]) == 1
+    assert remains(root) == []
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3, 0.9])
+def test_a_stop_that_is_killed(root: Path, sample: Sample, delay: float) -> None:
+    stack = Stack(root, sample).start()
+    cut_off(lambda: stack.change("absent"), delay)
+    if stack.directory.exists():
+        assert stack.info()["status"] in ("active", "orphaned", "stopping")
+        assert stack.change("absent")["session"]["status"] == "stopped"
+    assert remains(root) == []
+
+
+@pytest.mark.parametrize("delay", [0.4, 0.9, 1.4, 2.0, 2.6])
+def test_a_step_of_a_start_that_is_killed(root: Path, sample: Sample, delay: float) -> None:
+    """At any moment, in the middle of a module."""
+    cut_off(lambda: Stack(root, sample).start(), delay)
+    for one in call(session_info.main, session_root=str(root))["sessions"]:
+        assert one["status"] in ("starting", "active", "orphaned")
+    stopped = call(session_module.main, session_root=str(root), state="absent", session_id="all")
+    assert not stopped.get("failed"), stopped["msg"]
+    assert remains(root) == []
+
+
+def cut_off(function: Callable[[], Any], delay: float) -> None:
+    """Call function in a process of its own, and kill that after so many seconds."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            function()
+        os._exit(0)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("step", ["borg_mount", "overlay_mount"])
+def test_a_play_that_is_killed(playbooks: Playbooks, sample: Sample, step: str) -> None:
+    """The list says within seconds that nobody goes on, and how far it came."""
+    root = playbooks.session_root
+    assert root is not None
+    record = playbooks.directory / "killed.jsonl"
+    playbooks.directory.mkdir(parents=True)
+    variables = json.dumps({"archive": sample.name, "session_root": str(root)})
+    play = Path(__file__).parents[2] / "playbooks" / "instant_recovery_start.yml"
+    ansible = subprocess.Popen(
+        [*playbooks.command("ansible-playbook"), str(play), "--extra-vars", variables],
+        env=playbooks.process_environment(record),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not [path for path in root.glob("*/session.json") if f'"{step}"' in path.read_text()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ansible.kill()
+    ansible.wait()
+    killed = time.monotonic()
+    while True:  # the module in flight may still come to its end
+        (told,) = call(session_info.main, session_root=str(root))["sessions"]
+        if told["status"] == "orphaned":
+            break
+        assert time.monotonic() < killed + SECONDS, told
+        time.sleep(0.2)
+    assert told["error_message"].startswith("The start was cut off after ")
+    assert step in told["timings"]
+    reaped = playbooks.run("reap")
+    assert reaped.returncode == 0, reaped.output
+    assert reaped.stats["instant_recovery_reaped"] == [f"{told['id']}: {told['error_message'].partition('. ')[0]}"]
+    assert remains(root) == []
+
+
+def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> None:
+    """What was read stays right, what was not gives an error, and the session says so and why."""
+    here = sample.repository.copy(place / "repository", owner="root")
+    stack = Stack(root, _at(sample, here)).start()
+    (place / "repository").rename(place / "gone")
+    for data in (place / "gone/data").rglob("[0-9]*"):
+        if data.is_file():
+            os.truncate(data, 8)  # what is open is gone, too
+    with pytest.raises(RuntimeError, match="Input/output error"):
+        fingerprint(stack.connection())
+    deadline = time.monotonic() + SECONDS
+    while stack.info()["status"] != "failed":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert stack.info()["error_message"].startswith("The archive's data cannot be read any more (")
+    assert "failed" in stack.change("reset")
+    last = stack.change("absent")["session"]
+    assert last["status"] == "failed"
+    assert last["error_message"].startswith("The archive's data cannot be read any more (")
+
+
+def _at(sample: Sample, repository: Any) -> Sample:
+    return dataclasses.replace(sample, repository=repository)
+
+
+@needs_root
+def test_a_disk_that_fills_up(place: Path, sample: Sample) -> None:
+    """Not even a floor watched: the server may fall, but nothing else does, and stopping works without any room."""
+    root = place / "small"
+    root.mkdir(mode=0o711)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200M,mode=711", "tmpfs", root], check=True)
+    try:
+        stack = Stack(root, sample, {"minimum_free": "1M", "free_space_floor": "0"}).start()
+        with contextlib.suppress(OSError), (root / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1 << 20))
+        with pytest.raises(RuntimeError):
+            stack.connection().sql("create table t as select repeat('x', 1000) from generate_series(1, 200000)")
+        assert stack.info()["status"] in ("active", "orphaned")
+        assert stack.change("absent")["session"]["status"] == "stopped"
+        (root / "filler").unlink()
+        assert remains(root) == []
+        Stack(root, sample, {"minimum_free": "1M", "free_space_floor": "0"}).start().change("absent")
+    finally:
+        subprocess.run(["umount", root], check=True)
+
+
+def test_twenty_at_once(root: Path, sample: Sample) -> None:
+    with ThreadPoolExecutor(20) as pool:  # each in a process of its own, as modules are
+        started = list(pool.map(lambda _number: forked(lambda: _started(root, sample)), range(20)))
+    for key in ("id", "port", "socket_directory", "pid"):
+        assert len({one[key] for one in started}) == 20, key
+    listed = call(session_info.main, session_root=str(root))["sessions"]
+    assert [one["status"] for one in listed] == ["active"] * 20
+    with pytest.raises(AssertionError, match=r"There are 20 sessions in .*, and max_sessions is 20: stop one"):
+        Stack(root, sample, {"max_sessions": 20}).start()
+    call(session_module.main, session_root=str(root), state="absent", session_id="all")
+
+
+def _started(root: Path, sample: Sample) -> dict[str, Any]:
+    stack = Stack(root, sample, {"max_sessions": 20}, readers=1).start()
+    record: dict[str, Any] = stack.info()
+    assert stack.connection().sql("select count(*) > 0 from pg_class") == "t"
+    return record
+
+
+def test_start_and_stop_of_one_session_exclude_each_other(root: Path, sample: Sample) -> None:
+    """A stop in the middle of a step waits for it; the steps after it are refused."""
+    stack = Stack(root, sample).start("layered")
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(forked, lambda: stack.change("absent"))
+        with contextlib.suppress(AssertionError):
+            stack._serve()
+        assert stopping.result()["session"]["status"] == "stopped"
+    assert remains(root) == []
+
+
+def test_what_lost_its_session_is_reaped_and_nothing_else(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample).start()
+    lost = str(root / "20200101-000000-0000")
+    (root / "notes").mkdir()
+    stray = spawn(["sleep", "600"], log=str(root / "notes" / "log"), env={MARKER: lost})
+    other = spawn(["sleep", "600"], log=str(root / "notes" / "log"), env={MARKER: "/elsewhere/20200101-000000-0000"})
+    try:
+        planned = call(session_module.main, session_root=str(root), state="reaped", check=True)
+        reaped = call(session_module.main, session_root=str(root), state="reaped")
+        assert planned["reaped"] == reaped["reaped"] == [f"process {stray.pid} (sleep)"]
+        assert not stray.alive()
+        assert other.alive()
+        assert stack.info()["status"] == "active"
+        assert call(session_module.main, session_root=str(root), state="reaped")["reaped"] == []
+    finally:
+        for process in (stray, other):
+            if process.alive() and identify(process.pid) == process:
+                os.kill(process.pid, signal.SIGKILL)
+        (root / "notes" / "log").unlink()
+        (root / "notes").rmdir()
+        stack.change("absent")
+
+
+def test_a_session_without_its_record_is_reaped(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample).start()
+    for name in ("session.json", "lock"):
+        (stack.directory / name).unlink()
+    assert len(stack.change("reaped")["reaped"]) == 1
+
+
+def test_a_keeper_that_was_killed_is_started_again(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample, {"ttl": "1h"}).start()
+    before = stack.processes()
+    stack.kill("keeper")
+    stack.change("extended", ttl="3s")
+    assert stack.processes()["keeper"] != before["keeper"]
+    deadline = time.monotonic() + 3 + SECONDS
+    while stack.directory.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert stack.info()["stop_reason"] == "its time is over (ttl 3 s)"

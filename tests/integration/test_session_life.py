@@ -1,0 +1,242 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A session's life after its start: it ends by itself, is extended, reset and watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import DATABASE, fingerprint
+from tests.support.host import remains
+from tests.support.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.integration.conftest import Sample
+    from tests.support.playbook import Playbooks
+
+SLACK = 15.0  # seconds that a keeper on a busy machine may be late
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(name="begin")
+def _begin(place: Path, sample: Sample) -> Iterator[Callable[..., Stack]]:
+    """Starts sessions; the test fails when anything of one is left at its end."""
+    root = place / "sessions"
+
+    made: list[Stack] = []
+
+    def begin(*, root: Path = root, **options: Any) -> Stack:
+        made.append(Stack(root, sample, options))
+        return made[-1].start()
+
+    yield begin
+    left = remains(root)
+    for stack in made:
+        if stack.begun and stack.directory.exists():
+            stack.change("absent")
+    assert left == []
+
+
+def await_end(stack: Stack, *, within: float) -> dict[str, Any]:
+    """The last record of a session that ends by itself in so many seconds."""
+    deadline = time.monotonic() + within + SLACK
+    while stack.directory.exists():
+        assert time.monotonic() < deadline, f"still there: {stack.info()}"
+        time.sleep(0.1)
+    return stack.info()
+
+
+def audit_log(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "audit.log").read_text().splitlines()]
+
+
+def test_ttl_ends_it_and_extending_gives_more_time(begin: Callable[..., Stack]) -> None:
+    stack = begin(ttl="3s", requested_by="alice@controller")
+    assert stack.change("extended", ttl="6s")["changed"]
+    extended = time.monotonic()
+    time.sleep(4)
+    assert stack.info()["status"] == "active"
+    assert 0 < stack.info()["metrics"]["time_left"] <= 2
+    last = await_end(stack, within=2)
+    assert time.monotonic() - extended >= 5.9
+    assert (last["status"], last["stop_reason"]) == ("stopped", "its time is over (ttl 6 s)")
+    told = [(line["event"], line["by"], line["reason"]) for line in audit_log(stack.root)]
+    assert told == [
+        ("start", "alice@controller", None),
+        ("extend", None, "ttl 6 s"),
+        ("automatic stop", "keeper", "its time is over (ttl 6 s)"),
+    ]
+
+
+def test_idle_ends_it_and_queries_do_not(begin: Callable[..., Stack]) -> None:
+    stack = begin(idle_timeout="4s")
+    server = stack.connection()
+    for _second in range(8):  # short connections, of which a sample sees none
+        server.sql("select 1")
+        time.sleep(1)
+    assert stack.info()["status"] == "active"
+    quiet = time.monotonic()
+    last = await_end(stack, within=6)
+    assert time.monotonic() - quiet >= 2
+    assert last["stop_reason"] == "idle for 4 s"
+
+
+def test_a_query_that_runs_on_is_not_idle(begin: Callable[..., Stack]) -> None:
+    stack = begin(idle_timeout="2s")
+    assert stack.connection().sql("select pg_sleep(7) is not null") == "t"
+    assert stack.info()["status"] == "active"
+    await_end(stack, within=4)
+
+
+def test_too_many_changes_end_it(begin: Callable[..., Stack]) -> None:
+    stack = begin(max_upper_size="24M")
+    write(stack, megabytes=8)
+    time.sleep(5)
+    assert stack.info()["status"] == "active"
+    write_until_it_ends(stack)
+    last = await_end(stack, within=4)
+    assert last["status"] == "stopped"
+    assert last["stop_reason"].endswith("and max_upper_size is 24 MiB")
+
+
+@needs_root
+def test_a_full_disk_ends_the_largest_session_first(place: Path, sample: Sample, begin: Callable[..., Stack]) -> None:
+    root = place / "small"
+    root.mkdir(mode=0o711)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400M,mode=711", "tmpfs", root], check=True)
+    try:
+        limits = {"root": root, "minimum_free": "1M", "free_space_floor": "100M"}
+        small, large = begin(**limits), begin(**limits)
+        write(large, megabytes=40)
+        free = shutil.disk_usage(root).free
+        (root / "filler").write_bytes(bytes(free - 90 * MEGABYTE))
+        last = await_end(large, within=4)
+        assert last["stop_reason"].startswith(f"{root} has ")
+        assert last["stop_reason"].endswith("and free_space_floor is 100 MiB")
+        time.sleep(5)
+        assert small.info()["status"] == "active"
+        assert fingerprint(small.connection()) == sample.tables
+        refused = Stack(root, sample, {"minimum_free": "1M", "free_space_floor": "300M"})
+        with pytest.raises(AssertionError, match=r"and 300 MiB are needed.*lower free_space_floor"):
+            refused.start()
+        small.change("absent")
+        (root / "filler").unlink()
+        assert remains(root) == []
+    finally:
+        subprocess.run(["umount", root], check=True)
+
+
+def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sample) -> None:
+    stack = begin(ttl="1h")
+    before, password = stack.info(), (stack.directory / "run/pgpass").read_text()
+    server = stack.connection()
+    server.sql("drop table notes; update pgbench_accounts set abalance = 4711", database=DATABASE)
+    server.sql("checkpoint")
+    archive = {name: pid for name, pid in stack.processes().items() if name.startswith("archive")}
+    stack.reset()
+    after = stack.info()
+    same = ("id", "status", "port", "connection_string", "expires_at", "created_at")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    assert (stack.directory / "run/pgpass").read_text() == password
+    assert archive.items() <= stack.processes().items()
+    assert fingerprint(stack.connection()) == sample.tables
+    with psycopg2.connect(after["connection_string"]) as connection, connection.cursor() as cursor:
+        cursor.execute("select 1")
+    connection.close()
+    assert [line["event"] for line in audit_log(stack.root)] == ["start", "reset"]
+    stack.change("absent")
+
+
+def test_what_is_measured_is_what_happened(begin: Callable[..., Stack], sample: Sample) -> None:
+    stack = begin()
+    server = stack.connection()
+    first = stack.info()["metrics"]
+    server.sql("select sum(length(t::text)) from pgbench_accounts t", database=DATABASE)
+    for _number in range(20):
+        server.sql("select 1", database=DATABASE)
+    write(stack, megabytes=16)
+    holding = psycopg2.connect(stack.info()["connection_string"])
+    try:
+        second = stack.info()["metrics"]
+    finally:
+        holding.close()
+    assert second["clients"] == 1
+    assert second["active_clients"] == 0
+    assert second["queries"] - first["queries"] >= 21
+    assert second["queries_per_second"] > 0
+    assert second["uptime"] > first["uptime"] > 0
+    assert second["time_left"] is None
+    assert second["cpu_seconds"] > first["cpu_seconds"] > 0
+    assert second["upper_bytes"] - first["upper_bytes"] >= 15 * MEGABYTE
+    table = int(server.sql("select pg_relation_size('pgbench_accounts')", database=DATABASE))
+    assert second["archive_bytes_read"] >= table
+    assert second["repository_bytes_read"] >= first["repository_bytes_read"] > 0
+    assert 20 * MEGABYTE < second["memory_bytes"] < 1024 * MEGABYTE
+    stack.change("absent")
+
+
+def test_the_text_file_for_prometheus(begin: Callable[..., Stack], place: Path) -> None:
+    textfile = place / "instant_recovery.prom"
+    stack = begin(metrics_textfile=str(textfile), idle_timeout="30s", ttl="1h")
+    stack.connection().sql("select 1")
+    time.sleep(4)  # the interval of samples is a tenth of idle_timeout
+    families = {family.name: family for family in text_string_to_metric_families(textfile.read_text())}
+    (info,) = families["instant_recovery_session_info"].samples
+    assert info.labels["session"] == stack.id
+    assert (info.labels["status"], info.labels["port"]) == ("active", str(stack.info()["port"]))
+    (left,) = families["instant_recovery_session_time_left_seconds"].samples
+    assert 3500 < left.value <= 3600
+    assert families["instant_recovery_session_queries"].samples[0].value > 0
+    assert os.stat(textfile).st_mode & 0o777 == 0o644
+    stack.change("absent")
+    counts = [line for line in textfile.read_text().splitlines() if line.startswith("instant_recovery_sessions{")]
+    assert counts
+    assert all(line.endswith(" 0") for line in counts)
+
+
+def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
+    session = playbooks.start(archive=sample.name, ttl="1h").session
+    extended = playbooks.run("extend", session_id=session["id"], ttl="4h")
+    assert extended.returncode == 0, extended.output
+    assert extended.stats["instant_recovery_session"]["expires_at"] > session["expires_at"]
+    reset = playbooks.run("reset", session_id=session["id"])
+    assert reset.returncode == 0, reset.output
+    again = reset.stats["instant_recovery_session"]
+    assert (again["status"], again["port"]) == ("active", session["port"])
+    assert again["started_at"] > session["started_at"]
+    playbooks.stop(session["id"])
+    ended = playbooks.sessions(ended=True).stats["instant_recovery_sessions"]
+    assert [(one["id"], one["status"], one["stop_reason"]) for one in ended] == [(session["id"], "stopped", None)]
+    for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
+        assert missing.returncode != 0
+        assert missing.message.startswith("No session none is known on localhost")
+
+
+def write(stack: Stack, *, megabytes: int) -> None:
+    stack.connection().sql(
+        "create table if not exists filler (t text); alter table filler alter t set storage plain;"
+        f"insert into filler select repeat('x', 8000) from generate_series(1, {megabytes * 128})"
+    )
+    stack.connection().sql("checkpoint")
+
+
+def write_until_it_ends(stack: Stack) -> None:
+    for _round in range(30):
+        try:
+            write(stack, megabytes=8)
+        except (RuntimeError, FileNotFoundError, AssertionError, ValueError):
+            return
+    pytest.fail("240 MB were written")

@@ -1,0 +1,157 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A session made step by step by the modules themselves, without the time that plays take, to be broken at any step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify, wait_for_end
+from ansible_collections.phpborg.instant_recovery.plugins.modules import (
+    borg_mount,
+    overlay_mount,
+    pg_ephemeral,
+    session,
+    session_info,
+)
+
+from tests.support.cluster import Connection
+from tests.support.modules import call
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Sample
+
+__all__ = ["PHASES", "Stack"]
+
+PHASES = ("recorded", "mounted", "layered", "active")
+
+
+@dataclass
+class Stack:
+    """One session below `root`; `options` are those of the module session."""
+
+    root: Path
+    sample: Sample
+    options: dict[str, Any] = field(default_factory=dict)
+    driver: str = "block"
+    readers: int = 2
+    begun: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, phase: str = "active") -> Stack:
+        """Do the steps up to this phase; fails where one of them does."""
+        steps = (self._record, self._mount, self._layer, self._serve)
+        for step in steps[: PHASES.index(phase) + 1]:
+            step()
+        return self
+
+    @property
+    def id(self) -> str:
+        return str(self.begun["session"]["id"])
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.begun["session_directory"])
+
+    def info(self) -> dict[str, Any]:
+        """What session_info tells, also when the session has ended."""
+        (found,) = call(session_info.main, session_root=str(self.root), session_id=self.id)["sessions"]
+        known: dict[str, Any] = found
+        return known
+
+    def change(self, state: str, **options: Any) -> dict[str, Any]:
+        """The result of the module session with this state."""
+        own = {} if state == "reaped" else {"session_id": self.id}
+        return call(session.main, session_root=str(self.root), state=state, **own, **options)
+
+    def reset(self) -> None:
+        """The three modules of a reset."""
+        _done(self.change("reset"))
+        where = {"session_directory": str(self.directory)}
+        _done(call(overlay_mount.main, state="remounted", **where))
+        _done(call(pg_ephemeral.main, state="restarted", **where))
+
+    def processes(self) -> dict[str, int]:
+        """The pids of the session's processes by the names of their claims."""
+        return {one["name"]: one["pid"] for one in self.info()["checks"]["processes"]}
+
+    def kill(self, name: str) -> None:
+        """Kill a process of the session, as the kernel does when memory is short."""
+        process = identify(self.processes()[name])
+        assert process is not None, name
+        os.kill(process.pid, signal.SIGKILL)
+        assert wait_for_end([process], timeout=10) == []
+
+    def connection(self) -> Connection:
+        """To the session's server, through its socket."""
+        record = self.info()
+        return Connection(
+            socket_directory=record["socket_directory"],
+            port=record["port"],
+            user=self.sample.superuser,
+            bindir=self.sample.bindir,
+        )
+
+    def _record(self) -> None:
+        archive = {"repository": self.sample.repository.location, "name": self.sample.archive}
+        self.begun = _done(
+            call(
+                session.main,
+                session_root=str(self.root),
+                server_user_choices=["postgres"],
+                engine="postgresql",
+                driver=self.driver,
+                archive=archive,
+                **self.options,
+            )
+        )
+
+    def _mount(self) -> None:
+        # As the play does; the environment is the test's own.
+        os.environ["BORG_BASE_DIR"] = str(self.sample.repository.base)
+        self.mounted = _done(
+            call(
+                borg_mount.main,
+                repository=self.sample.repository.location,
+                archive=self.sample.archive,
+                mountpoint=self.begun["directories"]["archive"],
+                paths=[self.sample.data_directory],
+                readers=self.readers if self.driver == "block" else 1,
+                owner=self.begun["server_user"],
+                passphrase=self.sample.repository.passphrase,
+                session_directory=str(self.directory),
+            )
+        )
+
+    def _layer(self) -> None:
+        _done(
+            call(
+                overlay_mount.main,
+                lower=self.mounted["mountpoints"],
+                upper=self.begun["directories"]["upper"],
+                mountpoint=self.begun["directories"]["merged"],
+                driver=self.driver,
+                owner=self.begun["server_user"],
+                session_directory=str(self.directory),
+            )
+        )
+
+    def _serve(self) -> None:
+        merged = self.begun["directories"]["merged"]
+        _done(
+            call(
+                pg_ephemeral.main,
+                data_directory=os.path.join(merged, self.sample.data_directory),
+                tree=merged,
+                examine=False,
+                session_directory=str(self.directory),
+            )
+        )
+
+
+def _done(result: dict[str, Any]) -> dict[str, Any]:
+    assert not result.get("failed"), result["msg"]
+    return result
