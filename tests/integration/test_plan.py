@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 pytestmark = needs_root  # its clusters belong to postgres
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Backups:
     """Archives: `whole` with the tablespace, `part` without it, `base` a base backup without WAL, `wal` its WAL."""
 
@@ -71,11 +71,26 @@ def backups(shared_place: Path) -> Iterator[Backups]:
         yield Backups(repository, str(cluster.data)[1:], cluster.bindir)
 
 
-def left_over() -> list[str]:
+@pytest.fixture(autouse=True)
+def temporary(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made: others look into archives at the same time."""
+    directory = place / "temporary"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
+
+
+@pytest.fixture
+def looking(playbooks: Playbooks, temporary: Path) -> Playbooks:
+    """Playbooks whose temporary directories are made there, too."""
+    return dataclasses.replace(playbooks, environment={**playbooks.environment, "TMPDIR": str(temporary)})
+
+
+def left_over(temporary: Path) -> list[str]:
     """Mounts and directories of a look that should be gone."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    top = Path(tempfile.gettempdir())
-    return [*(path for path in mounts if "instant-recovery-" in path), *map(str, top.glob("instant-recovery-*"))]
+    return [*(path for path in mounts if path.startswith(str(temporary))), *map(str, temporary.glob("instant-*"))]
 
 
 def plan_of(run: Run) -> str:
@@ -84,15 +99,15 @@ def plan_of(run: Run) -> str:
     return "\n".join(said)
 
 
-def test_check_mode_tells_what_a_start_then_does(playbooks: Playbooks, backups: Backups) -> None:
-    told = plan_of(playbooks.start("--check", archive=backups.of("whole")))
+def test_check_mode_tells_what_a_start_then_does(looking: Playbooks, backups: Backups, temporary: Path) -> None:
+    told = plan_of(looking.start("--check", archive=backups.of("whole")))
     assert "would carry over: TimeZone=Asia/Kathmandu, " in told
     assert re.search(r"would do: creation of tablespace \d+ in \S+/space taken out of the WAL", told)
     assert "would do: standby.signal removed: as a standby the server would connect to production" in told
-    assert left_over() == []
-    assert not Path(str(playbooks.session_root)).exists()
+    assert left_over(temporary) == []
+    assert not Path(str(looking.session_root)).exists()
 
-    started = playbooks.start("--diff", archive=backups.of("whole"))
+    started = looking.start("--diff", archive=backups.of("whole"))
     assert started.returncode == 0, started.output
     (result,) = (task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
     directory = str(Path(started.session["overlay_merged_dir"]).parent)
@@ -101,25 +116,25 @@ def test_check_mode_tells_what_a_start_then_does(playbooks: Playbooks, backups: 
     # What --diff printed.
     for line in ("standby.signal removed", "archive_mode=off, archive_command emptied", "TimeZone=Asia/Kathmandu"):
         assert any(line in printed and printed.startswith("+") for printed in started.output.splitlines()), line
-    playbooks.stop(started.session["id"])
+    looking.stop(started.session["id"])
 
 
-def test_check_mode_refuses_what_a_start_would(playbooks: Playbooks, backups: Backups) -> None:
-    refused = playbooks.start("--check", archive=backups.of("part"))
+def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Backups, temporary: Path) -> None:
+    refused = looking.start("--check", archive=backups.of("part"))
     assert refused.returncode != 0
     assert "or go on without what lies there (missing_tablespaces=leave_out)" in refused.message, refused.message
     assert "SESSION/merged/" in refused.message
-    told = plan_of(playbooks.start("--check", archive=backups.of("base"), wal_source=backups.of("wal")))
+    told = plan_of(looking.start("--check", archive=backups.of("base"), wal_source=backups.of("wal")))
     assert "would do: restore_command emptied" in told
-    assert left_over() == []
+    assert left_over(temporary) == []
 
-    started = playbooks.start(archive=backups.of("part"), missing_tablespaces="leave_out")
+    started = looking.start(archive=backups.of("part"), missing_tablespaces="leave_out")
     assert started.returncode == 0, started.output
     connection = Connection.of_session(started.session, bindir=backups.bindir)
     assert connection.sql("select one from kept") == "1"
     with pytest.raises(RuntimeError, match="could not open file"):
         connection.sql("select two from lost")
-    playbooks.stop(started.session["id"])
+    looking.stop(started.session["id"])
 
 
 def options(backups: Backups) -> dict[str, Any]:
@@ -127,16 +142,14 @@ def options(backups: Backups) -> dict[str, Any]:
     return {"archive": backups.of("whole"), "paths": [backups.data], "data_directory": backups.data, **secret}
 
 
-def test_the_module_alone(backups: Backups, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORG_BASE_DIR", str(backups.repository.base))
     given = {**options(backups), "user": "postgres", "missing_tablespaces": "leave_out"}
     result = call(pg_plan_info.main, **given)
     assert not result["changed"], result
     assert result["version"].startswith("15.")
     assert result["recovery"] is None
-    assert any(
-        "left out: its link leads to the empty directory SESSION/merged/" in str(one) for one in result["neutralised"]
-    )
+    assert "left out: its link leads to the empty directory SESSION/merged/" in str(result["neutralised"])
     for more, said in (
         ({"user": "root"}, "PostgreSQL refuses to run as root"),
         ({"user": "postgres", "recovery_target_time": "soon"}, "recovery_target_time 'soon' cannot be used"),
@@ -145,10 +158,10 @@ def test_the_module_alone(backups: Backups, monkeypatch: pytest.MonkeyPatch) -> 
         result = call(pg_plan_info.main, **{**options(backups), **more})
         assert result["failed"]
         assert said in result["msg"], result["msg"]
-        assert left_over() == []
+        assert left_over(temporary) == []
 
 
-def test_a_look_that_is_killed_leaves_no_mount(backups: Backups) -> None:
+def test_a_look_that_is_killed_leaves_no_mount(backups: Backups, temporary: Path) -> None:
     """Borg gets SIGINT when the module ends, however that comes."""
     script = (
         "import os, signal, sys\n"
@@ -161,10 +174,7 @@ def test_a_look_that_is_killed_leaves_no_mount(backups: Backups) -> None:
     killed = subprocess.run([sys.executable, "-c", script], env=environment, cwd=Path(__file__).parents[2], check=False)
     assert killed.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
-    while any("merged" in path for path in left_over()) and time.monotonic() < deadline:
+    while any("merged" in path for path in left_over(temporary)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    directories = [Path(path) for path in left_over()]
-    for directory in directories:  # an empty directory is all that is left
-        (directory / "merged").rmdir()
-        directory.rmdir()
-    assert len(directories) == 1
+    (directory,) = left_over(temporary)
+    assert [str(path.relative_to(directory)) for path in Path(directory).rglob("*")] == ["merged"]

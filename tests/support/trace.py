@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +26,10 @@ CHANGES = (
     *("removexattr", "lremovexattr", "fremovexattr"),
 )
 # Where a process is, and whom it starts there; a socket is a file, too.
-OTHERS = ("chdir", "fchdir", "clone", "clone3", "fork", "vfork", "bind")
+STARTS = ("clone", "clone3", "fork", "vfork")
+OTHERS = ("chdir", "fchdir", "bind", *STARTS)
 WRITES = re.compile(r"\bO_(?:WRONLY|RDWR|CREAT|TRUNC|TMPFILE|APPEND)\b")
-CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>-?\d+)")
+CALL = re.compile(r"(?P<time>[0-9.]+) (?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>-?\d+)")
 # An open directory with its path, or a path in quotes: their order is that of the call.
 PATH = re.compile(r'(?:AT_FDCWD|\d+)<(?P<directory>(?:[^<>\\]|\\.)*)>|"(?P<path>(?:[^"\\]|\\.)*)"')
 
@@ -49,20 +50,8 @@ def tracing_interpreter(directory: Path) -> Path:
     directory.mkdir()
     program = directory.with_name(f"{directory.name}-python")
     names = ",".join((*OPENS, *CHANGES, *OTHERS))
-    trace = [
-        "strace",
-        "-D",
-        "-ff",
-        "--seccomp-bpf",
-        "-qq",
-        "-y",
-        "-s",
-        "4096",
-        "-e",
-        f"trace={names}",
-        "-e",
-        "signal=none",
-    ]
+    trace = ["strace", "-D", "-ff", "--seccomp-bpf", "-qq", "-ttt", "-y", "-s", "4096", "-e", "signal=none"]
+    trace += ["-e", f"trace={names}"]
     python = shlex.quote(sys.executable)
     # Each run has a prefix of its own: process numbers come round again.
     program.write_text(
@@ -78,33 +67,48 @@ def changes(directory: Path) -> Iterator[Change]:
     """All that the traced processes changed, in no particular order. Links on the way are looked at as they are now."""
     for path in directory.iterdir():
         if path.suffix != ".said":
-            yield from _changes_of(path, _working_directories(path))
+            yield from _changes_of(path, _first_directory(path))
 
 
-def _working_directories(path: Path) -> str:
-    """Where the process of this file began: where the one was that started it, at that moment."""
+def _first_directory(path: Path) -> str:
+    """Where the process of this file began: where the one was that started it, at that moment.
+
+    Numbers come round again, so several may have had its number.
+    """
     prefix, pid = path.name.split(".")
-    for other in path.parent.glob(f"{prefix}.*"):
-        if other != path and other.suffix != ".said":
-            for call, _arguments, result, directory in _calls(other, ""):
-                if call in ("clone", "clone3", "fork", "vfork") and result == int(pid):
-                    return directory or _working_directories(other)
-    return "/"
+    began = next((call.time for call in _calls(path, "")), 0.0)
+    started = [
+        (call.time, call.directory or _first_directory(other))
+        for other in path.parent.glob(f"{prefix}.*")
+        if other != path and other.suffix != ".said"
+        for call in _calls(other, "")
+        if call.name in STARTS and call.result == int(pid) and call.time <= began
+    ]
+    return max(started, default=(0.0, "/"))[1]
 
 
-def _calls(path: Path, directory: str) -> Iterator[tuple[str, str, int, str]]:
-    """Name, arguments, result and working directory of each call that succeeded."""
+class _Call(NamedTuple):
+    """A call that succeeded: when it began, its name, arguments and result, and where its process was then."""
+
+    time: float
+    name: str
+    arguments: str
+    result: int
+    directory: str
+
+
+def _calls(path: Path, directory: str) -> Iterator[_Call]:
     for line in path.read_text(errors="surrogateescape").splitlines():
-        match = CALL.search(line)
+        match = CALL.match(line)
         if match is None or int(match["result"]) < 0:
             continue
         if match["name"] in ("chdir", "fchdir"):
             directory = os.path.join(directory, *_paths(match["arguments"], directory))
-        yield match["name"], match["arguments"], int(match["result"]), directory
+        yield _Call(float(match["time"]), match["name"], match["arguments"], int(match["result"]), directory)
 
 
 def _changes_of(path: Path, directory: str) -> Iterator[Change]:
-    for name, arguments, _result, here in _calls(path, directory):
+    for _time, name, arguments, _result, here in _calls(path, directory):
         if name in CHANGES or (name in OPENS and (name == "creat" or WRITES.search(arguments))):
             # What a symbolic link says is no path that is changed.
             paths = _paths(arguments, here)[-1:] if name.startswith("symlink") else _paths(arguments, here)
