@@ -234,8 +234,7 @@ class InstantRecovery:
         try:
             stats = self._run(f"instant_recovery_{what}", {"session_id": session_id, **variables}, timeout)
         except TaskError as error:
-            if error.message.startswith(f"No session {session_id} is known"):
-                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            _tell_unknown(error, "instant_recovery_found")
             raise
         return self._session(stats["instant_recovery_session"])
 
