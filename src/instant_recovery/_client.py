@@ -42,6 +42,7 @@ class StartOptions(TypedDict, total=False):
     driver: Literal["auto", "block", "overlayfs"] | None
     read_only: bool | None
     network: Literal["none", "host"] | None
+    missing_tablespaces: Literal["refuse", "leave_out"] | None
     recovery_target_time: str | None
     recovery_target_xid: str | int | None
     recovery_target_name: str | None
