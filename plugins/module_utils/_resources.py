@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+import pwd
 import re
-import resource
 import time
 import zlib
 from contextlib import suppress
@@ -35,7 +35,7 @@ LEAST_MEMORY = 256 << 20  # bytes; with less a session does not start: Borg alon
 
 USUAL_ROOT = "/var/lib/instant_recovery"
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-PATIENCE = 3.0  # seconds for systemd, and for ionice
+PATIENCE = 3.0  # seconds for systemd, and for renice and the like
 # A reboot waits for nobody's queries: systemd's own 90 s are too long for what is thrown away.
 STOPPING = 10_000_000  # microseconds
 
@@ -58,7 +58,7 @@ def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Proc
             warn(f"systemd did not take {claim} of session {os.path.basename(directory)} into a unit: {error}")
     try:
         _restrain(limits, process, is_server=is_server)
-    except (OSError, RecoveryError) as error:
+    except (OSError, KeyError, RecoveryError) as error:
         if process.alive():
             warn(f"The limits of session {os.path.basename(directory)} do not hold for {claim}: {error}")
 
@@ -119,7 +119,7 @@ def _start_scope(name: str, pids: Sequence[int], slice_name: str, directory: str
     ]
     slices = [] if _exists(slice_name) else [slice_name, "5" if limits["memory_max"] else "4", *_caps(limits)]
     call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", "6", *scope, "1" if slices else "0", *slices]
-    run([find_program("busctl") or "busctl", "--system", "call", *MANAGER, *call], timeout=PATIENCE)
+    _run("busctl", "--system", "call", *MANAGER, *call)
 
 
 def _caps(limits: Mapping[str, Any]) -> list[str]:
@@ -147,31 +147,28 @@ def _restrain(limits: Mapping[str, Any], process: Process, *, is_server: bool) -
         return
     _restrain_one(limits, process, is_server=is_server)
     for child in descendants(process):
-        _restrain_one(limits, child, is_server=is_server)
+        with suppress(OSError, RecoveryError):  # it may have ended, and by now children are born with the limits
+            _restrain_one(limits, child, is_server=is_server)
 
 
 def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: bool) -> None:
+    # Nice and I/O priority are each thread's own; those that are started later take over their parent's.
+    threads = sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)
+    owner = pwd.getpwuid(os.stat(f"/proc/{process.pid}").st_uid).pw_name
     nice = nice_of(limits["cpu_weight"], is_root=os.geteuid() == 0)
-    with suppress(ProcessLookupError, FileNotFoundError):
-        if nice:
-            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
-            for thread in _threads(process):
-                os.setpriority(os.PRIO_PROCESS, thread, nice)
-            _renice_group(process, nice)
-        if is_server and limits["memory_max"]:
-            allowed = resource.prlimit(process.pid, resource.RLIMIT_DATA)[1]
-            limit = limits["memory_max"] if allowed == resource.RLIM_INFINITY else min(allowed, limits["memory_max"])
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))
-        if limits["io_weight"] != UNLIMITED["io_weight"]:
-            level = io_priority_of(limits["io_weight"])
-            ionice = [find_program("ionice") or "ionice", "--class", "best-effort", "--classdata", str(level), "--pid"]
-            run([*ionice, str(process.pid)], timeout=PATIENCE)
-            run([*ionice, *map(str, _threads(process))], timeout=PATIENCE)
+    if nice:
+        # Downwards as the owner, who may always do that: the root of a container lacks the capability for others.
+        _run("renice", "-n", str(nice), "-p", *threads, user=owner if nice > 0 else None)
+        _renice_group(process, nice)
+    if limits["io_weight"] != UNLIMITED["io_weight"]:
+        level = io_priority_of(limits["io_weight"])
+        _run("ionice", "--class", "2", "--classdata", str(level), "--pid", *threads, user=owner)
+    if is_server and limits["memory_max"]:
+        _run("prlimit", "--pid", str(process.pid), f"--data={limits['memory_max']}", user=owner)
 
 
-def _threads(process: Process) -> list[int]:
-    """Nice and I/O priority are each thread's own; those that are started later take over their parent's."""
-    return [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
+def _run(program: str, *arguments: str, user: str | None = None) -> None:
+    run([find_program(program) or program, *arguments], timeout=PATIENCE, user=user)
 
 
 def _renice_group(process: Process, nice: int) -> None:

@@ -203,6 +203,9 @@ def test_session_root_nearly_full(playbooks: Playbooks, sample: Sample, place: P
         ("read_only", "maybe", "true nor false"),
         ("settings", "work_mem", "JSON"),
         ("readers", "many", "1 to 16"),
+        ("cpu_weight", "0", "1 to 10000"),
+        ("io_weight", "10001", "1 to 10000"),
+        ("memory_max", "lots", "512M or 4G"),
     ],
 )
 def test_unknown_value(playbooks: Playbooks, sample: Sample, variable: str, value: str, choices: str) -> None:
