@@ -88,13 +88,15 @@ class Container:
                 self._enter("mount", "-o", "remount,bind,rw", str(CGROUPS / name))
             self._enter("systemctl", "daemon-reexec")
 
-    def command(self, environment: Mapping[str, str]) -> list[str]:
-        """The beginning of a command line that runs the rest of it as a service in there, as Ansible over ssh would.
+    def command(self, environment: Mapping[str, str], *properties: str) -> list[str]:
+        """The beginning of a command line that runs the rest of it in there, as a service with these properties.
 
-        `environment`: what it gets of the caller's variables; only the names count.
+        Whatever the service leaves running ends with it, unless it is in another unit by then. `environment`: what it
+        gets of the caller's variables; only the names count.
         """
         service = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect"]
-        return [*self._namespaces(), *service, *[f"--setenv={name}" for name in environment], "--"]
+        options = [f"--setenv={name}" for name in environment] + [f"--property={one}" for one in properties]
+        return [*self._namespaces(), *service, *options, "--"]
 
     def run(self, *argv: str, timeout: float = 60, check: bool = True) -> str:
         """The output of a command in there."""
