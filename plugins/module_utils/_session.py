@@ -277,7 +277,7 @@ class Session:
             for claim in amended:
                 claim.update(_plain(fields))
             self.update()
-            for claim in amended if "process" in fields else ():
+            for claim in amended if fields.get("process") else ():
                 is_server = claim["kind"] == "process" and name != KEEPER
                 confine(self.directory, self.record, name, fields["process"], is_server=is_server)
 

@@ -9,6 +9,7 @@ mounts and control groups, and this machine's kernel and network. Needs root.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 import subprocess
@@ -72,7 +73,7 @@ class Container:
         """Boot it; returns when systemd has started everything."""
         self._groups = set(_groups())
         argv = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--capability=all"]
-        argv += [f"--directory={self.root}", f"--machine={self.directory.name}", "--bind=/dev/fuse"]
+        argv += [f"--directory={self.root}", f"--machine=ir-{os.getpid()}", "--bind=/dev/fuse"]
         argv += [f"--bind={path}" for path in self.shared]
         argv += [f"--bind-ro={path}" for path in _pythons()]
         with (self.directory / "boot.log").open("wb") as output:
