@@ -42,18 +42,30 @@ options:
     description:
       - Borg's program on the repository's host, where it is not C(borg).
     type: str
-  bypass_lock:
+  lock:
     description:
-      - Whether to read the repository without taking Borg's lock.
-      - A mount that holds the lock keeps C(borg create), C(borg prune), C(borg delete) and C(borg compact) of everybody
-        else from running for as long as it is mounted, and can itself not be made while one of them runs.
-      - Without the lock all of them work. Reading stays right until the archive is deleted B(and) the repository
-        compacted; then reading what is gone gives an I/O error, never other data.
+      - Whether to take Borg's lock on the repository.
+      - With V(hold), a mount keeps C(borg create), C(borg prune), C(borg delete) and C(borg compact) of everybody else
+        from running for as long as it is mounted (they fail, with exit status 2), and can itself not be made while one
+        of them runs. Nobody can take the archive away.
+      - With V(bypass) all of them work as if there were no mount, and reading stays right whatever C(borg create),
+        C(borg prune) and C(borg delete) do.
+      - C(borg compact) is another matter. It removes the data of deleted archives, B(and) writes anew the segments in
+        which they stood together with data of others, which may be those of the mounted archive. A mount does not know
+        where these have gone. It goes on until it is asked for the first of them; then Borg 1 ends, and reading fails
+        with C(Transport endpoint is not connected), here and in all of the mount. Wrong data are never read. Where the
+        archive itself was not deleted, a new mount has all of it.
+      - V(auto) is V(bypass). Every supported version of Borg can do so.
       - A repository that can only be read, such as a read-only file system, can only be opened without the lock.
       - Borg 1 brings its index up to date when it opens a repository whose writer has just committed, or has crashed.
         Without the lock this can coincide with the end of a C(borg create), or with C(borg compact).
+    type: str
+    choices: [auto, hold, bypass]
+    default: auto
+  bypass_lock:
+    description:
+      - Another way to write O(lock). V(true) is O(lock=bypass), V(false) is O(lock=hold).
     type: bool
-    default: true
   accept_unencrypted:
     description:
       - Whether to open an unencrypted repository that was never opened from this host by this user.

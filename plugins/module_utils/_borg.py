@@ -54,7 +54,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "passphrase_file": {"type": "path", "no_log": False},
     "rsh": {"type": "str"},
     "remote_path": {"type": "str"},
-    "bypass_lock": {"type": "bool", "default": True},
+    "lock": {"type": "str", "choices": ["auto", "hold", "bypass"], "default": "auto"},
+    "bypass_lock": {"type": "bool"},
     "accept_unencrypted": {"type": "bool", "default": False},
     "accept_relocated": {"type": "bool", "default": False},
     "timeout": {"type": "float", "default": 300},
@@ -123,10 +124,11 @@ class Repository:
         passphrase = options["passphrase"]
         if options["passphrase_file"]:
             passphrase = _read_secret(options["passphrase_file"])
-        others = ("passcommand", "rsh", "remote_path", "bypass_lock", "accept_unencrypted", "accept_relocated")
+        others = ("passcommand", "rsh", "remote_path", "accept_unencrypted", "accept_relocated")
         return cls(
             location=given,
             passphrase=passphrase,
+            bypass_lock=_bypasses_lock(options["lock"], options["bypass_lock"]),
             timeout=options["timeout"],
             **{name: options[name] for name in others},
         )
@@ -430,8 +432,8 @@ EXPLANATIONS = {
     "PasswordRetriesExceeded": NO_PASSPHRASE,
     "PasscommandFailure": "The passcommand for {repository} failed. Run it on that host, as the user that runs borg.",
     "KeyfileNotFoundError": "The key of {repository} is not on this host. Copy it to ~/.config/borg/keys there.",
-    "LockTimeout": "{repository} is locked by another borg. Wait until that has finished, or set bypass_lock.",
-    "LockFailed": "{message} Act as a user that may write there (become), or set bypass_lock.",
+    "LockTimeout": "{repository} is locked by another borg. Wait until that has finished, or set lock to bypass.",
+    "LockFailed": "{message} Act as a user that may write there (become), or set lock to bypass.",
     "ConnectionClosed": UNREACHABLE,
     "ConnectionClosedWithHint": UNREACHABLE,
     "Cache.CacheInitAbortedError": (
@@ -499,6 +501,15 @@ def _unsupported_version() -> str | None:
 
 
 SUPPORTED = ("borg 1.2.", "borg 1.4.")
+
+
+def _bypasses_lock(lock: str, bypass_lock: bool | None) -> bool:
+    """What the two options come to. Every Borg that is supported can do without its lock, so auto does."""
+    if bypass_lock is None:
+        return lock != "hold"
+    if lock not in ("auto", "bypass" if bypass_lock else "hold"):
+        raise BorgError(f"lock is {lock}, but bypass_lock is {str(bypass_lock).lower()}. Give one of them.")
+    return bypass_lock
 
 
 def _answer(accepted: bool, name: str) -> str:

@@ -41,6 +41,13 @@ __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
 # Decoded chunks (of about 2 MiB) that each mount keeps. Borg keeps as many as there are CPUs, which is less than the
 # files that a starting server reads alternately.
 DATA_CACHE_ENTRIES = "8"
+# On a host with more sessions than CPUs memory counts more than the tenth of Borg's time that it costs to return each
+# chunk's memory at once: mallopt(3), thresholds in bytes.
+THRIFTY = {
+    "BORG_MOUNT_DATA_CACHE_ENTRIES": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 SOURCE = "borgfs"  # as every borg mount is called in the mount table
 SERVER_ENDS = 10.0  # seconds that borg has to close its repository after its mount is gone
 SIGNALS = (("SIGTERM", 5.0), ("SIGKILL", 5.0))
@@ -119,7 +126,8 @@ class ArchiveMount:
             owner=_owner_ids(self.owner),
             allow_other=self.allow_other,
         )
-        env = {"BORG_MOUNT_DATA_CACHE_ENTRIES": os.environ.get("BORG_MOUNT_DATA_CACHE_ENTRIES", DATA_CACHE_ENTRIES)}
+        env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
+        env.update({name: os.environ[name] for name in env if name in os.environ})
         if session is not None:
             env[MARKER] = session.directory
             session.claim(name=name, kind="mount", mountpoint=mountpoint)
@@ -267,6 +275,12 @@ def _serving() -> dict[str, _Serving]:
         if process is not None:
             found[argv[position + 1]] = _Serving(process, argv[position])
     return found
+
+
+def _is_crowded(session: Session | None) -> bool:
+    if session is None:
+        return False
+    return len(Session.all(os.path.dirname(session.directory))) > len(os.sched_getaffinity(0))
 
 
 def _owner_ids(owner: str | None) -> tuple[int, int] | None:

@@ -9,14 +9,13 @@ killed, it can be started anew.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import os
 import sys
 import time
-import zipfile
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
@@ -75,7 +74,8 @@ def ensure_keeper(session: Session) -> None:
     with open(program, "xb") as file:
         file.write(_packed())
     session.keep_claim(KEEPER)
-    argv = [sys.executable, "-I", program, session.directory]
+    # That of the layer, where there is one: several processes of the same program share its memory.
+    argv = [session.record["python"] or sys.executable, "-I", program, session.directory]
     process = spawn(argv, log=session.path("log/keeper.log"), env={MARKER: session.directory})
     session.amend_claim(KEEPER, process=process)
 
@@ -85,6 +85,9 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s", stream=sys.stderr)
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write("ir-keeper")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim:
+        trim(0)  # what compiling this program took
     raise SystemExit(_Keeper(Session.open(sys.argv[1])).watch())
 
 
@@ -230,6 +233,8 @@ def _read_failure(session: Session) -> str:
 
 def _packed() -> bytes:
     """This program as a zip file: this module and those of the collection that it needs, and what calls main."""
+    import zipfile  # not for the keeper itself, which is to be small
+
     content = io.BytesIO()
     prefix = ".".join(PACKAGES)
     with zipfile.ZipFile(content, "w") as archive:
@@ -237,7 +242,8 @@ def _packed() -> bytes:
             archive.writestr("/".join((*PACKAGES[: depth + 1], "__init__.py")), "")
         for name in NEEDED:
             archive.writestr("/".join((*PACKAGES, f"{name}.py")), _source(f"{prefix}.{name}"))
-        archive.writestr("__main__.py", f"from {prefix}._keeper import main\nmain()\n")
+        # Beside a start that is under way it takes its time.
+        archive.writestr("__main__.py", f"import os\nos.nice(10)\nfrom {prefix}._keeper import main\nmain()\n")
     return content.getvalue()
 
 
@@ -250,6 +256,8 @@ NEEDED = (
 
 def _source(module: str) -> bytes:
     """The text of a module, which may lie in the zip file that Ansible made of ours."""
+    from importlib.util import find_spec
+
     spec = find_spec(module)
     if spec is None or spec.loader is None or spec.origin is None:
         raise ImportError(module)

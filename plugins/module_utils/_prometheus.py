@@ -8,7 +8,6 @@ Source of the format: Prometheus's documentation, "Exposition formats", text-bas
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +45,10 @@ def write_textfile(path: str, root: str) -> None:
     """
     sessions = [(one.record, read_sample(one) or {}) for one in Session.all(root)]
     # The collector takes names that end in .prom.
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{PREFIX}.")
+    temporary = f"{path}.{os.urandom(4).hex()}"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o644)
+        with open(temporary, "x", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
             file.write(render(sessions))
         os.replace(temporary, path)
     except BaseException:

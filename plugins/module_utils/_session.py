@@ -14,7 +14,6 @@ import json
 import os
 import pwd
 import re
-import secrets
 import stat
 import subprocess
 import time
@@ -431,7 +430,7 @@ def _name(directory: str) -> str:
 
 
 def _new_identifier() -> str:
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
 
 
 def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -541,7 +540,7 @@ def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
 
 
 def _unfinished(root: str) -> str:
-    return os.path.join(root, f".unfinished-{secrets.token_hex(4)}")
+    return os.path.join(root, f".unfinished-{os.urandom(4).hex()}")
 
 
 def _discard(directory: str) -> None:

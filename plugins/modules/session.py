@@ -260,7 +260,7 @@ python:
   returned: success
   sample: /usr/bin/python3
 cpus:
-  description: How many CPUs the session may use.
+  description: How many CPUs the session may use, the host's divided among its sessions. At least one.
   type: int
   returned: success
   sample: 2
@@ -372,6 +372,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
     report = _ready_host(root, params)
+    fields["python"] = report.python
     user = params["server_user"] or _server_user(params["server_user_choices"])
     if check_mode:
         planned = {**fields, "id": session_id, "status": "starting"}
@@ -380,7 +381,16 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         session = _create(root, session_id, user, fields, params)
         made = _result(session.directory, {}, public(session.record))
     warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
-    return {**made, **warnings, "driver": report.driver, "python": report.python, "server_user": user}
+    sessions = len(Session.all(root)) + check_mode
+    cpus = max(1, len(os.sched_getaffinity(0)) // max(1, sessions))
+    return {
+        **made,
+        **warnings,
+        "driver": report.driver,
+        "python": report.python,
+        "server_user": user,
+        "cpus": cpus,
+    }
 
 
 def _create(root: str, session_id: str | None, user: str, fields: dict[str, Any], params: dict[str, Any]) -> Session:
@@ -586,8 +596,7 @@ def _result(
         "diff": {"before": before or {}, "after": {} if ended else after or {}},
         "session": after,
         "sessions": [after] if after else [],
-        **dict.fromkeys(("driver", "python", "server_user")),
-        "cpus": len(os.sched_getaffinity(0)),
+        **dict.fromkeys(("driver", "python", "server_user", "cpus")),
         "session_directory": directory,
         "directories": {name: os.path.join(directory, name) for name in DIRECTORIES} if directory else {},
     }

@@ -28,6 +28,7 @@ from ._errors import (
     UnreachableError,
     UsageError,
 )
+from ._logs import LogLine
 from ._progress import Progress
 from ._session import Archive, Session, Status
 
@@ -38,6 +39,7 @@ __all__ = [
     "Failure",
     "InstantRecovery",
     "InstantRecoveryError",
+    "LogLine",
     "PlaybookError",
     "Progress",
     "RunTimeoutError",

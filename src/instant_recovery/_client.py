@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
-from ._playbook import Inventory, inventory_sources, run_playbook, with_secret
+from ._logs import LogLine, log_lines
+from ._playbook import Inventory, inventory_sources, playbook_events, run_playbook, with_secret
 from ._progress import ProgressCallback, Reporter
 from ._session import Session
 
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from typing import Unpack
 
 __all__ = ["InstantRecovery", "StartOptions"]
+
+LOGS_TIMEOUT = 300.0  # seconds, for the logs that there are already
 
 logger = logging.getLogger("instant_recovery")
 
@@ -70,6 +74,7 @@ class StartOptions(TypedDict, total=False):
     borg_remote_path: str | None
     accept_unencrypted: bool | None
     accept_relocated: bool | None
+    lock: Literal["auto", "hold", "bypass"] | None
 
 
 class InstantRecovery:
@@ -148,8 +153,7 @@ class InstantRecovery:
         try:
             stopped = self._stop(session_id, timeout)
         except TaskError as error:
-            if error.stats.get("instant_recovery_stopped") == []:
-                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            _tell_unknown(error, "instant_recovery_stopped")
             raise
         logger.info("session %s is stopped", session_id)
         return stopped[0]
@@ -192,6 +196,42 @@ class InstantRecovery:
         stats = self._run("instant_recovery_list", {}, timeout)
         return self._sessions(stats["instant_recovery_sessions"])
 
+    def logs(
+        self,
+        session: Session | str,
+        *,
+        lines: int = 100,
+        sources: Sequence[str] | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
+    ) -> Generator[LogLine, None, None]:
+        """The logs of a session (or of its id), wherever among the inventory's hosts it runs, as a generator.
+
+        It begins with the last `lines` lines of each log; `sources` chooses some ("server", "layer", "archive").
+        With `follow` it goes on live until the session ends. Closing it, as `contextlib.closing` does, or Ctrl-C
+        ends the run behind it, with nothing left. It must not outlive `timeout` seconds; None is 300, and without an
+        end when following. Raises SessionNotFoundError, PlaybookError (a session that has ended has no logs),
+        RunTimeoutError, all at the first line or later.
+        """
+        session_id = session.id if isinstance(session, Session) else session
+        variables = _given(session_id=session_id, lines=lines, sources=sources, follow=follow)
+        events = playbook_events(
+            "instant_recovery_logs",
+            collection=self._collection,
+            inventory=self._inventory,
+            variables={**self._variables, **variables, "session_log_format": "json"},
+            timeout=LOGS_TIMEOUT if timeout is None and not follow else timeout,
+            # It changes nothing: there is nothing to wait for.
+            module_grace=0.0,
+        )
+        with contextlib.closing(events):
+            try:
+                for event in events:
+                    yield from log_lines(event)
+            except TaskError as error:
+                _tell_unknown(error, "instant_recovery_log_hosts")
+                raise
+
     def _change(self, what: str, session: Session | str, variables: Mapping[str, object], timeout: float) -> Session:
         session_id = session.id if isinstance(session, Session) else session
         try:
@@ -231,10 +271,16 @@ class InstantRecovery:
         )
 
     def _session(self, record: Mapping[str, Any]) -> Session:
-        return Session.from_record(record, stop=self.stop)
+        return Session.from_record(record, stop=self.stop, logs=self.logs)
 
     def _sessions(self, records: Iterable[Mapping[str, Any]]) -> tuple[Session, ...]:
         return tuple(self._session(record) for record in records)
+
+
+def _tell_unknown(error: TaskError, found: str) -> None:
+    """Raise SessionNotFoundError where the play said in its statistics, by the name `found`, that no host has it."""
+    if error.stats.get(found) == []:
+        raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
 
 
 def _given(**values: object) -> dict[str, object]:

@@ -21,7 +21,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ansible_runner.interface import init_runner
 from ._errors import CancelledError, RunTimeoutError, UsageError
 from ._outcome import Event, Outcome
 
-__all__ = ["Inventory", "Sources", "inventory_sources", "run_playbook", "with_secret"]
+__all__ = ["Inventory", "Sources", "inventory_sources", "playbook_events", "run_playbook", "with_secret"]
 
 Inventory = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | None
 Sources = list[str] | dict[str, Any] | None
@@ -66,6 +66,35 @@ def run_playbook(
     RunTimeoutError, CancelledError, whatever `on_event` raises, and KeyboardInterrupt. In each of these cases Ansible
     is gone when it raises, and the module that was in flight on this host, so that a stop run finds it at rest.
     """
+    events = playbook_events(
+        playbook, collection=collection, inventory=inventory, variables=variables, timeout=timeout, cancel=cancel
+    )
+    with contextlib.closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                stats: dict[str, Any] = end.value
+                return stats
+            if on_event is not None:
+                on_event(event)
+
+
+def playbook_events(
+    playbook: str,
+    *,
+    collection: Path,
+    inventory: Sources,
+    variables: Mapping[str, object],
+    timeout: float | None,
+    cancel: threading.Event | None = None,
+    module_grace: float = MODULE_GRACE,
+) -> Generator[Event, None, dict[str, Any]]:
+    """As run_playbook, for a caller who takes the events one by one: what the play left is the generator's value.
+
+    Without a `timeout` it may run for ever. Closing the generator ends the run; the module in flight then has
+    `module_grace` seconds to end by itself.
+    """
     with (
         _private_directory() as directory,
         _handed_over(directory / "variables", variables) as variables_file,
@@ -75,10 +104,9 @@ def run_playbook(
         try:
             for event in run.events(timeout):
                 outcome.take(event)
-                if on_event is not None:
-                    on_event(event)
+                yield event
         finally:
-            run.end(directory)
+            run.end(directory, module_grace)
     if run.status == "canceled":
         raise CancelledError(f"{playbook} was cancelled")
     return outcome.result(successful=run.status == "successful")
@@ -132,13 +160,13 @@ class _Run:
         """ansible-runner's word for how it went: successful, failed, canceled…"""
         return str(self._runner.status)
 
-    def events(self, timeout: float) -> Iterator[Event]:
+    def events(self, timeout: float | None) -> Iterator[Event]:
         """Start; the events as they come, until it ends. Raises RunTimeoutError after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         self._thread.start()
         while True:
             try:
-                event = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                event = self._queue.get(timeout=deadline and max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise RunTimeoutError(f"Ansible did not end within {timeout:g} s") from None
             if event is None:
@@ -147,13 +175,13 @@ class _Run:
         if self._error is not None:
             raise self._error
 
-    def end(self, directory: Path) -> None:
+    def end(self, directory: Path, module_grace: float) -> None:
         """Kill the run if it still runs, and return when nothing of it is left."""
         self._abort.set()
         if self._thread.ident is not None:
             self._thread.join()
         if self.status != "successful":
-            _end_workers(directory)
+            _end_workers(directory, module_grace)
 
     def _main(self) -> None:
         try:
@@ -276,7 +304,7 @@ def _forget_command(status: Mapping[str, Any], *, runner_config: Any) -> None:
         Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
 
 
-def _end_workers(directory: Path) -> None:
+def _end_workers(directory: Path, module_grace: float) -> None:
     """Wait until the module in flight has ended, after Ansible was killed; end it when it takes long.
 
     Since ansible-core 2.19 each worker has a process group of its own, and ansible-runner's SIGKILL of Ansible's misses
@@ -288,7 +316,7 @@ def _end_workers(directory: Path) -> None:
         with contextlib.suppress(OSError):
             if os.fsencode(directory) in entry.read_bytes():
                 workers.append(os.pidfd_open(int(entry.parent.name)))
-    for patience in (MODULE_GRACE, MODULE_TIMEOUT):
+    for patience in (module_grace, MODULE_TIMEOUT):
         workers = _still_running(workers, patience)
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):

@@ -14,10 +14,12 @@ from psycopg2.extensions import parse_dsn
 from ._errors import ConnectError, InstantRecoveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from types import TracebackType
 
     from psycopg2.extensions import connection
+
+    from ._logs import LogLine
 
 __all__ = ["Archive", "Session", "Status"]
 
@@ -74,13 +76,20 @@ class Session:
     timings: Mapping[str, float] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _stop: Callable[[str], Session] | None = field(default=None, repr=False, compare=False)
+    _logs: Callable[..., Generator[LogLine, None, None]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], *, stop: Callable[[str], Session] | None = None) -> Session:
-        """The session of a record; `stop` is what `Session.stop` calls with the id."""
-        known = {item.name for item in fields(cls)} - {"archive", "record", "_stop"}
+    def from_record(
+        cls,
+        record: Mapping[str, Any],
+        *,
+        stop: Callable[[str], Session] | None = None,
+        logs: Callable[..., Generator[LogLine, None, None]] | None = None,
+    ) -> Session:
+        """The session of a record; `stop` and `logs` are what the methods of these names call with the id."""
+        known = {item.name for item in fields(cls)} - {"archive", "record", "_stop", "_logs"}
         values = {key: value for key, value in record.items() if key in known and value is not None}
-        return cls(**values, archive=_archive(record.get("archive")), record=record, _stop=stop)
+        return cls(**values, archive=_archive(record.get("archive")), record=record, _stop=stop, _logs=logs)
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +110,19 @@ class Session:
         if self._stop is None:
             raise InstantRecoveryError(f"session {self.id} was not made by an InstantRecovery: stop it there")
         return self._stop(self.id)
+
+    def logs(
+        self,
+        *,
+        lines: int = 100,
+        sources: Sequence[str] | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
+    ) -> Generator[LogLine, None, None]:
+        """The session's logs, with `follow` live until it ends: see InstantRecovery.logs."""
+        if self._logs is None:
+            raise InstantRecoveryError(f"session {self.id} was not made by an InstantRecovery: ask there for its logs")
+        return self._logs(self.id, lines=lines, sources=sources, follow=follow, timeout=timeout)
 
     def connect(self, database: str | None = None, **options: Any) -> connection:
         """A psycopg2 connection to the session's server, as a superuser.

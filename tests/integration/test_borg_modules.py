@@ -278,7 +278,7 @@ def test_the_lock_is_respected_only_when_asked_to(info: Module, archives: Archiv
     with _locked(archives.repository):
         assert "failed" not in info(repository=archives.repository.location)
         refused = info(repository=archives.repository.location, bypass_lock=False)
-    assert "is locked by another borg. Wait until that has finished, or set bypass_lock." in refused["msg"]
+    assert "is locked by another borg. Wait until that has finished, or set lock to bypass." in refused["msg"]
 
 
 def test_a_host_without_borg(info: Module, monkeypatch: pytest.MonkeyPatch) -> None:

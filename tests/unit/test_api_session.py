@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
-from instant_recovery import Archive, ConnectError, InstantRecoveryError, Session, TaskError
+from instant_recovery import Archive, ConnectError, InstantRecoveryError, LogLine, Session, TaskError
+from instant_recovery._logs import log_lines
 
 RECORD: dict[str, Any] = {
     "id": "20261122-133717-6ed7",
@@ -44,7 +46,7 @@ RECORD: dict[str, Any] = {
 
 def test_fields_are_the_contract() -> None:
     session = Session.from_record(RECORD)
-    own = {item.name for item in dataclasses.fields(Session)} - {"record", "_stop"}
+    own = {item.name for item in dataclasses.fields(Session)} - {"record", "_stop", "_logs"}
     assert own == set(RECORD)
     assert session.archive == Archive(repository="/srv/repo", name="a", id="b93e", time="2026-11-22T13:37:15.000+00:00")
     assert {name: getattr(session, name) for name in own - {"archive"}} == {
@@ -86,3 +88,19 @@ def test_failed_stop_does_not_hide_what_went_wrong_inside(caplog: pytest.LogCapt
 def test_session_of_nobody_cannot_be_stopped() -> None:
     with pytest.raises(InstantRecoveryError, match="not made by an InstantRecovery"):
         Session.from_record(RECORD).stop()
+
+
+def test_logs_need_a_client() -> None:
+    with pytest.raises(InstantRecoveryError, match="ask there for its logs"):
+        Session.from_record(RECORD).logs()
+
+
+def test_lines_of_logs_among_what_ansible_says() -> None:
+    text = json.dumps({"instant_recovery_log": [["server", 'ERROR:  {"x"}\u2028'], ["layer", ""]]})
+    event = {"event": "verbose", "stdout": f"Using a configuration\r\n{text}\r\n<db1> EXEC"}
+    assert list(log_lines(event)) == [
+        LogLine(source="server", text='ERROR:  {"x"}\u2028'),
+        LogLine(source="layer", text=""),
+    ]
+    assert list(log_lines({**event, "event": "warning"})) == []
+    assert list(log_lines({"event": "playbook_on_stats"})) == []
