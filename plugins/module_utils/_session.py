@@ -25,6 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit im
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, identity, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,8 +54,8 @@ PUBLIC_KEYS = (
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
-# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit.
-LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0}
+# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit. And see _resources.py.
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, **UNLIMITED}
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,
@@ -269,12 +270,15 @@ class Session:
             self.update(claims=[{"name": name, "kind": "process", "process": None}, *others])
 
     def amend_claim(self, name: str, **fields: Any) -> None:
-        """Complete a claim with what is known now, usually process."""
+        """Complete a claim with what is known now. A process comes under the session's limits by that."""
         with self.locked():
-            for claim in self.record["claims"]:
-                if claim["name"] == name:
-                    claim.update(_plain(fields))
+            amended = [claim for claim in self.record["claims"] if claim["name"] == name]
+            for claim in amended:
+                claim.update(_plain(fields))
             self.update()
+            for claim in amended if fields.get("process") else ():
+                is_server = claim["kind"] == "process" and name != KEEPER
+                confine(self.directory, self.record, name, fields["process"], is_server=is_server)
 
     def release_claim(self, name: str) -> None:
         """Forget a claim after what it stands for has been undone."""

@@ -123,6 +123,25 @@ options:
     description: Disk space that the session's changes may take, such as V(20G), before it ends. V(0) is any.
     type: str
     default: "0"
+  memory_max:
+    description:
+      - Memory that the session may take, such as V(4G), and V(256M) at least. V(0) is any.
+      - Where systemd runs the host and the module runs as root, it is for all of the session's processes together, with
+        what the kernel keeps of their files. Otherwise for the private data of each process of the server.
+    type: str
+    default: "0"
+  cpu_weight:
+    description:
+      - Share of the processors when they are short, from 1 to 10000. A service of the host has 100.
+      - Without systemd, or as an ordinary user, it is a nice value, and for a user never better than the usual one.
+    type: int
+    default: 100
+  io_weight:
+    description:
+      - The same for reading from and writing to disks, where their scheduler knows of it. Without systemd, or as an
+        ordinary user, it is a priority as ionice(1) sets it.
+    type: int
+    default: 100
   max_sessions:
     description: How many sessions there may be below O(session_root), this one included. V(0) is any number.
     type: int
@@ -282,6 +301,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     parse_size,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import dead_sessions, strays, sweep
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
+    LEAST_MEMORY,
+    UNLIMITED,
+    WEIGHTS,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     DIRECTORIES,
     Session,
@@ -323,6 +347,9 @@ def main() -> None:
             "idle_timeout": {"type": "str"},
             "free_space_floor": {"type": "str", "default": "5%"},
             "max_upper_size": {"type": "str", "default": "0"},
+            "memory_max": {"type": "str", "default": "0"},
+            "cpu_weight": {"type": "int", "default": UNLIMITED["cpu_weight"]},
+            "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
             "requested_by": {"type": "str"},
@@ -380,7 +407,19 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
         "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
         "free_space_floor": parse_floor(params["free_space_floor"]),
         "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
+        **_shares(params),
     }
+
+
+def _shares(params: dict[str, Any]) -> dict[str, int]:
+    """What the session may take of the host's memory, processors and disks."""
+    memory = parse_size(params["memory_max"], option="memory_max")
+    if 0 < memory < LEAST_MEMORY or memory < 0:
+        raise SessionError(f"memory_max {params['memory_max']} is too little for a session: choose 256M or more.")
+    for name in ("cpu_weight", "io_weight"):
+        if params[name] not in WEIGHTS:
+            raise SessionError(f"{name} {params[name]} is no weight: choose 1 to 10000; a service of the host has 100.")
+    return {"memory_max": memory, "cpu_weight": params["cpu_weight"], "io_weight": params["io_weight"]}
 
 
 def _ready_host(root: str, params: dict[str, Any]) -> Report:

@@ -61,6 +61,9 @@ class StartOptions(TypedDict, total=False):
     minimum_free: str | None
     free_space_floor: str | None
     max_upper_size: str | None
+    memory_max: str | None
+    cpu_weight: int | None
+    io_weight: int | None
     max_sessions: int | None
     metrics_textfile: str | None
     server_user: str | None
