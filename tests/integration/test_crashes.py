@@ -37,7 +37,12 @@ if TYPE_CHECKING:
     from tests.support.playbook import Playbooks
 
 # What each step adds; all that is there by then is killed in turn.
-PROCESSES = {"recorded": [], "mounted": ["keeper", "archive-1", "archive-2"], "layered": ["merged"], "active": ["server"]}
+PROCESSES = {
+    "recorded": [],
+    "mounted": ["keeper", "archive-1", "archive-2"],
+    "layered": ["merged"],
+    "active": ["server"],
+}
 SECONDS = 20.0  # for what is to happen soon, on a busy machine
 
 
