@@ -8,9 +8,9 @@ import json
 import os
 import pwd
 import shutil
-import tempfile
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
