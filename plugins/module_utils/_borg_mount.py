@@ -8,13 +8,16 @@ mounted where is decided by the mount table and by the arguments of the process 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
@@ -34,6 +37,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
@@ -50,6 +54,7 @@ THRIFTY = {
 }
 SOURCE = "borgfs"  # as every borg mount is called in the mount table
 SERVER_ENDS = 10.0  # seconds that borg has to close its repository after its mount is gone
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SIGNALS = (("SIGTERM", 5.0), ("SIGKILL", 5.0))
 
 
@@ -59,7 +64,8 @@ class ArchiveMount:
 
     With one reader at `mountpoint` itself, with more at `mountpoint`/1, /2 and so on. `paths` are those of the archive
     (none: all of it). `owner` is the user to whom everything shall seem to belong. Without a session's directory the
-    logs go to `log_directory`, and without that they are kept only for an error message.
+    logs go to `log_directory`, and without that they are kept only for an error message. `ends_with_caller`: a mount
+    for as long as this process needs it, and not longer, should it be killed.
     """
 
     repository: Repository
@@ -71,6 +77,8 @@ class ArchiveMount:
     owner: str | None = None
     allow_other: bool = False
     log_directory: str | None = None
+    ends_with_caller: bool = False
+    started: dict[str, tuple[str, _Server, dict[str, str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mountpoints(self) -> list[str]:
@@ -113,6 +121,14 @@ class ArchiveMount:
             undo.pop_all()
         return missing
 
+    def remounts(self) -> list[Remount]:
+        """How to make again what mount() has made."""
+        env, passphrase = self.repository.environment_and_secret()
+        return [
+            Remount(name, mountpoint, server.argv, {**own, **env}, passphrase, server.log)
+            for mountpoint, (name, server, own) in self.started.items()
+        ]
+
     def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
         # A session may mount a second archive, for its WAL: claims and logs must not be taken for one another's.
         name = f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
@@ -126,16 +142,16 @@ class ArchiveMount:
             owner=_owner_ids(self.owner),
             allow_other=self.allow_other,
         )
-        env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
-        env.update({name: os.environ[name] for name in env if name in os.environ})
+        env = _server_environment(session)
         if session is not None:
-            env[MARKER] = session.directory
             session.claim(name=name, kind="mount", mountpoint=mountpoint)
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
         with self.repository.environment_with_pipe() as (secret, descriptors):
-            process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors)
+            bound: dict[str, Any] = {"preexec_fn": _end_with_caller()} if self.ends_with_caller else {}
+            process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
+        self.started[mountpoint] = (name, server, env)
         undo.callback(server.end)
         if session is not None:
             session.amend_claim(name, process=process)
@@ -180,6 +196,17 @@ class ArchiveMount:
         if problems:
             return BorgError(f"{self.archive} cannot be mounted: {problems[0].what}. To cure it, {problems[0].remedy}.")
         return error
+
+
+def _end_with_caller() -> Callable[[], None]:
+    """What a child has to do so that it gets SIGINT, the one signal at which borg unmounts, when its parent ends."""
+    # Looked up here: between fork and exec as little as possible is done.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+
+    return bind
 
 
 def mounted_archives(mountpoint: str) -> list[str]:
@@ -275,6 +302,12 @@ def _serving() -> dict[str, _Serving]:
         if process is not None:
             found[argv[position + 1]] = _Serving(process, argv[position])
     return found
+
+
+def _server_environment(session: Session | None) -> dict[str, str]:
+    env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
+    env.update({name: os.environ[name] for name in env if name in os.environ})
+    return env if session is None else {**env, MARKER: session.directory}
 
 
 def _is_crowded(session: Session | None) -> bool:

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a session's server can reach, decided by the kernel and not by the server: files (Landlock), network (seccomp).
+"""What a session's server can reach, decided by the kernel and not by the server: files (Landlock), others (seccomp).
 
 Cutting a copy loose from production is a list of known ties. This holds for the unknown ones: whatever link, setting,
 function or library asks for it, a file outside the session cannot be opened and nobody can be called. Both work for an
@@ -27,7 +27,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["SYSTEM", "Confinement", "can_refuse_connections", "landlock_version"]
+__all__ = ["SYSTEM", "Confinement", "can_filter_calls", "landlock_version"]
 
 # Where programs, libraries and their data are. Not all of /usr: a database may live in /usr/local/pgsql/data.
 _PARTS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec", "share")
@@ -52,15 +52,47 @@ _SCOPES, _SCOPES_SINCE = 0b11, 6  # abstract sockets of others, and signals to t
 _LATER = ((3, "truncate files"), (_SCOPES_SINCE, "send signals to processes"))  # what versions before these let through
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
-# AUDIT_ARCH, and the numbers of connect, sendto, sendmsg and sendmmsg.
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """An architecture's number (AUDIT_ARCH) and those of its system calls.
+
+    connects: connect, sendmsg and sendmmsg. attributes: what changes mode, owner, times or extended attributes of a
+    file. modes: of these, what libc's chmod() is.
+    """
+
+    architecture: int
+    connects: tuple[int, ...]
+    sendto: int
+    attributes: tuple[int, ...]
+    modes: tuple[int, ...]
+
+
+# fchmodat2, setxattrat, removexattrat, file_setattr: the same everywhere.
+_NEWER_ATTRIBUTES = (452, 463, 466, 469)
 _CALLS = {
-    "x86_64": (0xC000003E, 42, 44, 46, 307),
-    "aarch64": (0xC00000B7, 203, 206, 211, 269),
+    "x86_64": _Calls(
+        architecture=0xC000003E,
+        connects=(42, 46, 307),
+        sendto=44,
+        # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
+        attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
+        modes=(90, 268),  # chmod, fchmodat
+    ),
+    "aarch64": _Calls(
+        architecture=0xC00000B7,
+        connects=(203, 211, 269),
+        sendto=206,
+        # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
+        attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
+        modes=(53,),  # fchmodat
+    ),
 }
 _IO_URING_SETUP = 425  # what comes after it is not seen by a filter
 _FOREIGN_ABI = 0x40000000  # x32 calls on x86_64 have numbers from here on
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq, jge, ret
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIFTH_ARGUMENT = 0, 4, 48  # offsets in struct seccomp_data
 
 
@@ -83,7 +115,7 @@ class Confinement:
         What the kernel cannot do is left out, see report. Raises RecoveryError where it refuses to.
         """
         ruleset = self._ruleset() if landlock_version() else None
-        program = None if self.connections or not can_refuse_connections() else _no_connections()
+        program = _filter(connections=self.connections) if can_filter_calls() else None
         libc = ctypes.CDLL(None, use_errno=True)
         # Looked up here: between fork and exec as little as possible is done.
         prctl, system_call, filter_program = libc.prctl, libc.syscall, program and ctypes.byref(program)
@@ -141,11 +173,17 @@ class Confinement:
                 f"This kernel's Landlock is of version {version}: a function of the copy could still "
                 f"{' and '.join(still)} of the user who runs its server."
             )
-        if not self.connections and can_refuse_connections():
+        if not can_filter_calls():
+            warnings.append(
+                f"Calls of the kernel cannot be refused on {platform.machine()}: the copy can change modes and times "
+                f"of its user's files{'' if self.connections else ', and call other servers'}."
+            )
+            return done, warnings
+        why = "Landlock lets it through, and a function of the copy could have locked production out of its own files"
+        done.append({"what": "changes of modes, owners and times of files refused to the server (seccomp)", "why": why})
+        if not self.connections:
             why = "a trigger, a foreign table or a library of the copy could have reached production"
             done.append({"what": "connections from the server to anywhere refused (seccomp)", "why": why})
-        elif not self.connections:
-            warnings.append(f"Connections cannot be refused on {platform.machine()}: the copy can call other servers.")
         return done, warnings
 
 
@@ -154,7 +192,7 @@ def landlock_version() -> int:
     return max(0, int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE_RULESET, None, 0, _VERSION)))
 
 
-def can_refuse_connections() -> bool:
+def can_filter_calls() -> bool:
     """Whether filters of system calls are known for this architecture."""
     return platform.machine() in _CALLS and os.path.exists("/proc/sys/kernel/seccomp")
 
@@ -177,29 +215,44 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def _no_connections() -> _Program:
-    """A filter that refuses with EACCES what calls somebody: connect, and sending to an address."""
-    architecture, connect, sendto, sendmsg, sendmmsg = _CALLS[platform.machine()]
-    # Each line: code, value, how many instructions to skip if it is so, and if not.
-    instructions = [
-        (_LOAD, _ARCHITECTURE, 0, 0),
-        (_EQUAL, architecture, 0, 12),
-        (_LOAD, _NUMBER, 0, 0),
-        (_AT_LEAST, _FOREIGN_ABI, 10, 0),
-        (_EQUAL, connect, 9, 0),
-        (_EQUAL, sendmsg, 8, 0),
-        (_EQUAL, sendmmsg, 7, 0),
-        (_EQUAL, _IO_URING_SETUP, 6, 0),
-        (_EQUAL, sendto, 0, 4),
-        (_LOAD, _FIFTH_ARGUMENT, 0, 0),  # the address, in two halves; send() has none
-        (_EQUAL, 0, 0, 3),
-        (_LOAD, _FIFTH_ARGUMENT + 4, 0, 0),
-        (_EQUAL, 0, 0, 1),
-        (_RETURN, _ALLOW, 0, 0),
-        (_RETURN, _REFUSE, 0, 0),
+def _filter(*, connections: bool) -> _Program:
+    """A filter that refuses with EACCES what changes a file's attributes and, without connections, what calls somebody.
+
+    chmod() seems to succeed and does nothing: a server ends when it cannot set the mode of its socket, which has the
+    right one from the umask and lies in a directory of the server's user alone.
+    """
+    calls = _CALLS[platform.machine()]
+    refused = (*calls.attributes, *(() if connections else (*calls.connects, _IO_URING_SETUP)))
+    to_address = [] if connections else _sends_to_an_address(calls.sendto)
+    # Each line: code, value, and where to go on if it is so, and if not; None is the next line.
+    lines: list[tuple[int, int, str | None, str | None]] = [
+        (_LOAD, _ARCHITECTURE, None, None),
+        (_EQUAL, calls.architecture, None, "refuse"),
+        (_LOAD, _NUMBER, None, None),
+        (_AT_LEAST, _FOREIGN_ABI, "refuse", None),
+        *((_EQUAL, number, "refuse", None) for number in refused),
+        *((_EQUAL, number, "pretend", None) for number in calls.modes),
+        *to_address,
     ]
-    code = b"".join(struct.pack("=HBBI", code, yes, no, value) for code, value, yes, no in instructions)
-    return _Program(len(instructions), code)
+    ends = {"allow": _ALLOW, "refuse": _ERRNO | errno.EACCES, "pretend": _ERRNO}
+    places = {name: len(lines) + number for number, name in enumerate(ends)}
+    code = b"".join(
+        struct.pack("=HBBI", code, *(0 if to is None else places[to] - at - 1 for to in (yes, no)), value)
+        for at, (code, value, yes, no) in enumerate(lines)
+    )
+    code += b"".join(struct.pack("=HBBI", _RETURN, 0, 0, value) for value in ends.values())
+    return _Program(len(code) // 8, code)
+
+
+def _sends_to_an_address(sendto: int) -> list[tuple[int, int, str | None, str | None]]:
+    """Lines of a filter that refuse sendto() with an address, which is seen in two halves; send() has none."""
+    return [
+        (_EQUAL, sendto, None, "allow"),
+        (_LOAD, _FIFTH_ARGUMENT, None, None),
+        (_EQUAL, 0, None, "refuse"),
+        (_LOAD, _FIFTH_ARGUMENT + 4, None, None),
+        (_EQUAL, 0, "allow", "refuse"),
+    ]
 
 
 def _checked(result: int) -> int:

@@ -3,8 +3,8 @@
 """The keeper of a session: a process of its own on the session's host, which ends it when its time has come.
 
 It needs no Ansible and no controller. It looks at the clock, the disk, the layer's counters and, less often, at the
-clients, and ends the session in the one way in which sessions end. It holds nothing that it could not read again:
-killed, it can be started anew.
+clients, and ends the session in the one way in which sessions end. It also replaces a Borg that died. Killed, it can
+be started anew, but what a Borg needs to open the repository it then lacks: that is in its memory alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import io
 import logging
 import os
+import resource
 import sys
 import time
 from contextlib import suppress
@@ -26,8 +27,16 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics 
     read_sample,
     write_sample,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, Process, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    MARKER,
+    Process,
+    secret_pipe,
+    spawn,
+    stop_all,
+    wait_for_any_end,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import packed, unpacked
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
     Session,
@@ -41,10 +50,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space im
     free_space,
     in_words,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import SIGNALS, tear_down
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 
 __all__ = ["ensure_keeper", "main"]
 
@@ -57,17 +69,23 @@ ABANDONED = 900
 # Without counters of the layer, what the session wrote is added up anew each so many seconds.
 UNCOUNTED = 10.0
 PROGRAM = "keeper.pyz"
+REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
 PACKAGES = ("ansible_collections", "phpborg", "instant_recovery", "plugins", "module_utils")
 
 log = logging.getLogger("keeper")
 
 
-def ensure_keeper(session: Session) -> None:
-    """Start a keeper for the session, unless it has one. To be called under the lock."""
+def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
+    """Start a keeper for the session, unless it has one; with remounts, one that can do these.
+
+    To be called under the lock.
+    """
     claims = {claim["name"]: claim for claim in session.record["claims"]}
     known = claims.get(KEEPER, {}).get("process")
     if known and Process.from_dict(known).alive():
-        return
+        if not remounts:
+            return
+        stop_all([Process.from_dict(known)], SIGNALS)
     program = session.path(PROGRAM)
     with suppress(FileNotFoundError):
         os.unlink(program)
@@ -76,7 +94,9 @@ def ensure_keeper(session: Session) -> None:
     session.keep_claim(KEEPER)
     # That of the layer, where there is one: several processes of the same program share its memory.
     argv = [session.record["python"] or sys.executable, "-I", program, session.directory]
-    process = spawn(argv, log=session.path("log/keeper.log"), env={MARKER: session.directory})
+    with secret_pipe(REMOUNTS, packed(remounts).decode()) as (secret, descriptors):
+        env = {MARKER: session.directory, **secret}
+        process = spawn(argv, log=session.path("log/keeper.log"), env=env, pass_fds=descriptors)
     session.amend_claim(KEEPER, process=process)
 
 
@@ -88,12 +108,17 @@ def main() -> NoReturn:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim:
         trim(0)  # what compiling this program took
-    raise SystemExit(_Keeper(Session.open(sys.argv[1])).watch())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a passphrase may be in its memory
+    remounts = unpacked(int(os.environ[REMOUNTS]))
+    raise SystemExit(_Keeper(Session.open(sys.argv[1]), remounts).watch())
 
 
 class _Keeper:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, remounts: Sequence[Remount]) -> None:
         self.session = session
+        self.remounts = remounts
+        self.failed_remounts = 0
+        self.next_remount = 0.0
         self.next_sample = 0.0
         self.patience = 0.0  # until when no attempt to end the session is made
         self.usage = (0.0, 0, 0)  # of the upper: when it was added up, bytes, and bytes written until then
@@ -104,16 +129,20 @@ class _Keeper:
             try:
                 self.session = Session.open(self.session.directory)
                 self._look()
-                time.sleep(self._pause())
+                self._wait()
             except SessionGoneError:
                 return 0
             except Exception:  # nobody else would end the session
                 log.exception("the look at the session failed")
                 time.sleep(LATER)
 
-    def _pause(self) -> float:
+    def _wait(self) -> None:
+        """Until the next look: sooner when the session's end comes, or the end of a process that can be replaced."""
         end = expiry(self.session.record)
-        return min(TICK, max(0.05, end - time.time())) if end else TICK
+        seconds = min(TICK, max(0.05, end - time.time())) if end else TICK
+        names = [remount.name for remount in self.remounts]
+        claims = [one for one in self.session.record["claims"] if one["name"] in names and one["process"]]
+        wait_for_any_end([Process.from_dict(claim["process"]) for claim in claims], timeout=seconds)
 
     def _look(self) -> None:
         record = self.session.record
@@ -122,6 +151,7 @@ class _Keeper:
                 self._end(status="failed", error_message=found.wrong[-1])
             return
         self._note_failure()
+        self._remount()
         if time.time() >= self.next_sample:
             self._sample()
         if self._reason() is not None:
@@ -209,6 +239,20 @@ class _Keeper:
                 self.session.update(status="failed", error_message=_read_failure(self.session))
                 log.error("%s", self.session.record["error_message"])
 
+    def _remount(self) -> None:
+        """Mount again what has died. The layer waits some seconds for that before it gives a reader an error."""
+        dead = [remount for remount in self.remounts if remount.is_dead(self.session)]
+        if not dead or time.time() < self.next_remount or self.session.record["driver"] != "block":
+            return
+        with self.session.locked():
+            if self.session.record["status"] not in ("active", "failed"):
+                return
+            for remount in [one for one in dead if one.is_dead(self.session)]:
+                done = remount.again(self.session)
+                log.info("%s was gone and %s", remount.mountpoint, "is mounted again" if done else "cannot be mounted")
+                self.failed_remounts = 0 if done else self.failed_remounts + 1
+        self.next_remount = time.time() + min(60.0, 2.0**self.failed_remounts - 1)
+
     def _sample(self) -> None:
         record = self.session.record
         sample = measure(self.session, earlier=read_sample(self.session))
@@ -250,7 +294,7 @@ def _packed() -> bytes:
 # Which these are is tested.
 NEEDED = (
     *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_processes", "_prometheus"),
-    *("_resources", "_session", "_shared_memory", "_space", "_teardown"),
+    *("_resources", "_revival", "_session", "_shared_memory", "_space", "_teardown"),
 )
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,21 @@ if TYPE_CHECKING:
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive
 
-__all__ = ["AUTO_CONF", "SET_ASIDE", "Clone", "Step", "apply_steps", "parse_tablespace_map", "plan_clone", "silenced"]
+__all__ = [
+    "AUTO_CONF",
+    "SET_ASIDE",
+    "Clone",
+    "Step",
+    "apply_steps",
+    "empty_left_out",
+    "parse_tablespace_map",
+    "plan_clone",
+    "silenced",
+]
 
 AUTO_CONF = "postgresql.auto.conf"
 SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
+LEFT_OUT = "instant_recovery_left_out"  # directory of the data directory; in it one for each tablespace that is missing
 
 # Files that must not be there when the server starts.
 REMOVED_FILES = (
@@ -84,7 +95,10 @@ UNUSED_LINKS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One change to the merged tree. action: a key of ACTIONS; target: of a link; patches: what to write where."""
+    """One change to the merged tree. action: a key of ACTIONS; target: of a link; patches: what to write where.
+
+    Without a what it is a part of the next step, and not reported.
+    """
 
     action: str
     path: str
@@ -100,11 +114,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Clone:
-    """What has to be changed in the tree, where the WAL is, and what the copy says about its recovery."""
+    """What has to be changed in the tree, where the WAL is, and what the copy says about its recovery.
+
+    left_out: by their oids, the directories that stand for tablespaces which the archive does not have.
+    """
 
     steps: list[Step]
     wal: str
     backup: Backup
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def plan_clone(
@@ -117,6 +135,7 @@ def plan_clone(
     timeout: float = 600,
     recovering: bool = False,
     is_recovered: bool = False,
+    leave_out: bool = False,
 ) -> Clone:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
@@ -125,6 +144,7 @@ def plan_clone(
     waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
     recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
     is_recovered: whether an earlier start recovered this very copy, and so the file that says this is its own.
+    leave_out: whether to go on without tablespaces that are not in the tree.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
     real, tree = os.path.realpath(data.path), os.path.realpath(tree)
@@ -133,6 +153,7 @@ def plan_clone(
             f"data_directory {data.path} leads to {real}, outside of {tree}: name a directory inside the tree."
         )
     planner = _Planner(replace(data, path=real), tree, relocated or {}, archive)
+    planner.leave_out, planner.is_recovered = leave_out, is_recovered
     steps = list(planner.steps())
     if not is_recovered and os.path.lexists(os.path.join(real, RECOVERED)):
         why = "it says what another copy, of which this is an archive, was recovered to"
@@ -144,7 +165,7 @@ def plan_clone(
     if data.control.state != "shut down" or backup.is_labelled or recovering:
         records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
         steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
-    return Clone(steps, planner.wal, backup)
+    return Clone(steps, planner.wal, backup, planner.left_out)
 
 
 def apply_steps(steps: Sequence[Step], account: pwd.struct_passwd) -> None:
@@ -153,6 +174,19 @@ def apply_steps(steps: Sequence[Step], account: pwd.struct_passwd) -> None:
         ACTIONS[step.action](step)
         if step.action in ("link", "directory", "set_aside") and os.lstat(step.path).st_uid != account.pw_uid:
             os.lchown(step.path, account.pw_uid, account.pw_gid)
+
+
+def empty_left_out(clone: Clone, account: pwd.struct_passwd) -> None:
+    """Remove what recovery has put into tablespaces that are left out: parts of tables, which would pass for all.
+
+    No server runs, and what is made belongs to account.
+    """
+    for directory in clone.left_out.values():
+        if os.path.realpath(directory) != directory:
+            raise PostgresError(f"{directory} was replaced by a link: start from the archive again.")
+        shutil.rmtree(directory)
+        os.mkdir(directory, 0o700)
+        os.lchown(directory, account.pw_uid, account.pw_gid)
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:
@@ -177,7 +211,9 @@ class _Planner:
         self.relocated = relocated
         self.problems: list[str] = []
         self.links = {os.path.relpath(link.path, data.path): link for link in find_links(data.path)}
+        self.leave_out = self.is_recovered = False
         self.tablespaces: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self.wal: str | None = self._path("pg_wal")
         self.archive = archive
         self.backup = read_backup(data, self._history)
@@ -243,20 +279,45 @@ class _Planner:
 
     def _tablespace(self, name: str, link: Link) -> Iterator[Step]:
         version = f"PG_{self.data.major}_{self.data.control.catalog_version}"
+        oid = os.path.basename(name)
+        instead = self._path(f"{LEFT_OUT}/{oid}")
         if os.path.islink(link.path) and leads_within(link.path, self.tree) and os.path.isdir(link.path):
             self.tablespaces[name] = os.path.realpath(link.path)
-            return
+            if self.tablespaces[name] == instead:
+                self.left_out[oid] = os.path.join(instead, version)
+            # Unless recovery has come to its end, parts of the tablespace may be there, taken from the WAL.
+            if self.tablespaces[name] != instead or self.is_recovered:
+                return
         places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
         place = next((place for place in places if os.path.isdir(os.path.join(place, version))), None)
+        if place is None and self.leave_out:
+            yield from self._without(link, oid, os.path.join(instead, version))
+            return
         if place is None:
             self.problems.append(
-                f"tablespace {os.path.basename(name)} is a link to {link.target}, and the archive has no such "
-                f"directory with {version} in it: use an archive that has this directory as well"
+                f"tablespace {oid} is a link to {link.target}, and the archive has no such directory with {version} in "
+                "it: use an archive that has this directory as well, or go on without what lies there "
+                "(missing_tablespaces=leave_out)"
             )
             return
         self.tablespaces[name] = place
         why = f"the link led to {link.target}, where the server would have written production's own files"
         yield Step("link", link.path, f"{name} re-pointed to {place}", why, place)
+
+    def _without(self, link: Link, oid: str, directory: str) -> Iterator[Step]:
+        """An empty tablespace: to whatever lies in it the server says that there is no such file."""
+        instead = os.path.dirname(directory)
+        self.tablespaces[os.path.relpath(link.path, self.data.path)] = instead
+        self.left_out[oid] = directory
+        if os.path.lexists(instead):
+            yield Step("remove", instead, "", "")
+        if not os.path.lexists(self._path(LEFT_OUT)) and len(self.left_out) == 1:
+            yield Step("directory", self._path(LEFT_OUT), "", "")
+        yield Step("directory", instead, "", "")
+        yield Step("directory", directory, "", "")
+        what = f"tablespace {oid} ({link.target}) left out: its link leads to the empty directory {instead}"
+        why = "the archive does not have it, and the link led to production's own files"
+        yield Step("link", link.path, what, why, instead)
 
     def _other_links(self) -> Iterator[Step]:
         beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}

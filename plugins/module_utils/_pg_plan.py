@@ -25,10 +25,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     check_settings,
     guards,
     preload,
+    report_carried,
     report_guards,
+    report_limits,
     tuning,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, Target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
@@ -43,13 +45,27 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Mapping
 
-__all__ = ["Plan", "Request", "make_plan"]
+__all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
+
+# The options of doc_fragments/postgresql.py.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "bindir": {"type": "path"},
+    "settings": {"type": "dict", "default": {}},
+    "read_only": {"type": "bool", "default": False},
+    "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
+    "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
+    **{name: {"type": "str"} for name in POINTS},
+    "recovery_target_inclusive": {"type": "bool"},
+    "recovery_target_timeline": {"type": "str"},
+    "recovery_target_action": {"type": "str"},
+}
 
 
 @dataclass(frozen=True)
 class Request:
     """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
 
+    missing_tablespaces: refuse, or leave_out to start without them.
     target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
     that may open connections.
     """
@@ -69,6 +85,7 @@ class Request:
     target: Target | None = None
     wal_source: str | None = None
     network: str = "none"
+    missing_tablespaces: str = "refuse"
     examine: bool = True
 
     @property
@@ -90,6 +107,7 @@ class Plan:
     """What will be done. sections: the session's configuration file; guards: settings for the command line.
 
     neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    carried_over: what it has in common with production all the same.
     confinement: what the server can reach. warnings: what of it does not hold on this host.
     recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
     """
@@ -101,6 +119,7 @@ class Plan:
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
     neutralised: tuple[dict[str, str], ...]
+    carried_over: tuple[dict[str, str], ...]
     confinement: Confinement
     warnings: tuple[str, ...]
     clone: Clone
@@ -122,16 +141,7 @@ def make_plan(request: Request) -> Plan:
     _check_listening(request, account)
     recovered = _recovered(request)
     archive = None if recovered else _wal_archive(request, data)
-    clone = plan_clone(
-        data,
-        request.tree,
-        relocated=request.relocated,
-        archive=archive,
-        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
-        timeout=request.timeout,
-        recovering=archive is not None or (request.target is not None and not recovered),
-        is_recovered=recovered is not None,
-    )
+    clone = _clone(request, data, binaries, archive, is_recovered=recovered is not None)
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
     confinement = _confinement(request, binaries)
@@ -144,16 +154,41 @@ def make_plan(request: Request) -> Plan:
         sections=_sections(data, archived, libraries, own),
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
-            *(step.as_dict() for step in clone.steps),
+            *(step.as_dict() for step in clone.steps if step.what),
             *confined,
             *report_guards(data.major),
+            *report_limits(data, archived),
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
+        carried_over=tuple(report_carried(data, archived, libraries)),
         confinement=confinement,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *map(_cannot_be_read, clone.left_out)),
         clone=clone,
         recovery=None if recovered else _recovery(request, data, clone, archive, archived),
         recovered=recovered,
+    )
+
+
+def _clone(
+    request: Request, data: DataDirectory, binaries: Binaries, archive: WalArchive | None, *, is_recovered: bool
+) -> Clone:
+    return plan_clone(
+        data,
+        request.tree,
+        relocated=request.relocated,
+        archive=archive,
+        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
+        timeout=request.timeout,
+        recovering=archive is not None or (request.target is not None and not is_recovered),
+        is_recovered=is_recovered,
+        leave_out=request.missing_tablespaces == "leave_out",
+    )
+
+
+def _cannot_be_read(oid: str) -> str:
+    return (
+        f"Tablespace {oid} is not in the archive and was left out: what lies there cannot be read, nor can a table "
+        "that has an index there."
     )
 
 

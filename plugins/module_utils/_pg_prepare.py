@@ -52,7 +52,10 @@ SCRAM_ITERATIONS = 4096  # PostgreSQL's own number; the password is random, so m
 # To run in: the first that exists, beginning with the one that can least be done without.
 DATABASES = ("template1", "postgres", "template0")
 INVALID_CATALOG_NAME = "3D000"  # SQLSTATE: the database does not exist
-ABOUT_RECOVERY = re.compile(rb"LOG:  (?:recovery stopping |redo done at |last completed transaction was at log time )")
+ABOUT_RECOVERY = re.compile(
+    rb"LOG:  (?:recovery stopping |redo done at |last completed transaction was at log time )"
+    rb"|WARNING:  page \d+ of relation "
+)
 TAIL = 30  # lines of the server's log in an error
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 

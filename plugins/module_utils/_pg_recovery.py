@@ -30,17 +30,19 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_backup import Backup
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import DataDirectory
 
 __all__ = [
+    "IGNORES_INVALID_PAGES",
     "RECOVERED",
     "SHUT_DOWN",
     "Recovery",
     "allows_in_place_tablespaces",
+    "check_invalid_pages",
     "explain",
     "missing_wal",
     "next_segment",
@@ -56,6 +58,8 @@ SHUT_DOWN = "shut down in order"  # the reason where there was nothing to recove
 OLDEST_MAJOR = 12  # before, all this stood in a file recovery.conf
 # From these on a tablespace may be a plain directory, which it becomes where its creation is taken out of the WAL.
 IN_PLACE_TABLESPACES = {12: 12, 13: 8, 14: 5}  # minor by major version; all of 15 and newer
+
+IGNORES_INVALID_PAGES = 13  # since that version the setting ignore_invalid_pages is known
 
 GO_FURTHER = "name an earlier point, or a wal_source that goes further"
 CURE = "name the directory of the archived WAL that has it (wal_source), or use an archive that includes the WAL"
@@ -186,6 +190,17 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
         named = f": segment {missing} is missing" if missing else ""
         return f"The WAL ends before the backup did{named}. To cure it, {CURE}."
     return None
+
+
+def check_invalid_pages(log: Sequence[str], left_out: Iterable[str]) -> None:
+    """Raise PostgresError where the WAL changes pages that are not there, other than in tablespaces with these oids."""
+    found = [match[1] for line in log if (match := re.search(r"WARNING:  page \d+ of relation (\S+)", line))]
+    others = sorted({path for path in found if not any(path.startswith(f"pg_tblspc/{oid}/") for oid in left_out)})
+    if others:
+        raise PostgresError(
+            f"The WAL changes pages that are not in the copy, of {', '.join(others[:5])}: the copy is damaged, or was "
+            "not taken at one moment. Use another archive."
+        )
 
 
 def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str, Any] | None:

@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import (
+    apply_steps,
+    empty_left_out,
+    silenced,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import (
     Facts,
     Found,
@@ -35,9 +39,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
     scram_verifier,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
+    IGNORES_INVALID_PAGES,
     RECOVERED,
     SHUT_DOWN,
     allows_in_place_tablespaces,
+    check_invalid_pages,
     explain,
     next_segment,
     recovered_to,
@@ -339,6 +345,9 @@ def _prepare(
             serving.enter_context(server)
             settings.update(recovery.settings(server.command))
             _write(plan, "recovery.signal", "", directory=plan.data.path)
+        left_out = {} if plan.recovered else plan.clone.left_out
+        if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
+            settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
         try:
             catalogs = prepare(
                 [*argv, *_options(settings)],
@@ -357,6 +366,9 @@ def _prepare(
             # To the server a file that cannot be used is the end of the WAL, which may look like success.
             if server.problem is not None:
                 raise server.problem
+    if left_out:
+        check_invalid_pages(catalogs.log, left_out)
+        empty_left_out(plan.clone, plan.account)
     return _Prepared(
         catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
     )
@@ -536,6 +548,7 @@ def _result(
         "network": plan.request.network,
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
+        "carried_over": list(plan.carried_over),
         "recovered_to": prepared.recovered_to,
         "data": facts.as_dict(),
         "session": None,

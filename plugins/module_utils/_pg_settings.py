@@ -40,7 +40,9 @@ __all__ = [
     "parse_configuration",
     "preload",
     "render_configuration",
+    "report_carried",
     "report_guards",
+    "report_limits",
     "tuning",
 ]
 
@@ -199,6 +201,9 @@ CARRIED = (
 LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
 TIME_ZONES = "/usr/share/zoneinfo"
 
+# Limits where production's are lower; each prepared transaction takes about a kilobyte.
+SPARE_PREPARED, SPARE_LOCKS = 64, 64  # the latter is PostgreSQL's own default
+
 # Libraries that only look on: they start no workers, and open no connections. Others are left out and reported.
 HARMLESS_LIBRARIES = (
     *("auto_explain", "pg_hint_plan", "pg_qualstats", "pg_stat_kcache", "pg_stat_statements", "pg_trgm"),
@@ -222,6 +227,40 @@ def guards(major: int) -> dict[str, str]:
 def report_guards(major: int) -> list[dict[str, str]]:
     """What the guards do and why, for the module's result."""
     return [guard.as_dict(major) for guard in GUARDS if guard.values(major)]
+
+
+def report_carried(
+    data: DataDirectory, archived: Mapping[str, str], libraries: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """What a session has as production had it, and what of that this host cannot give it, as {what, why}.
+
+    libraries: the setting that preload() made.
+    """
+    kept, limits = carried(archived), _limits(data.control)
+    del limits["min_wal_size"]  # of the session's own choice
+    missing = {name: archived[name.lower()] for name in CARRIED if name.lower() in archived and name not in kept}
+    checksums = "on" if data.control.data_checksum_version else "off"
+    entries = (
+        (_assignments(kept), "results of queries depend on it"),
+        (_assignments(libraries), "these libraries only look on, and are installed here"),
+        (_assignments(limits), "recovery must find room for all prepared transactions and locks (pg_control)"),
+        (f"data_checksums={checksums}", "it is a property of the files: a damaged page is noticed as in production"),
+        *((f"{name}={value} not carried over", "this host does not know it") for name, value in missing.items()),
+    )
+    return [{"what": what, "why": why} for what, why in entries if what]
+
+
+def report_limits(data: DataDirectory, archived: Mapping[str, str]) -> list[dict[str, str]]:
+    """What of production's size a session does not take over, as {what, why}."""
+    control = data.control
+    limits = {
+        **{name: archived[name] for name in ("shared_buffers", "huge_pages") if name in archived},
+        "max_connections": str(control.max_connections),
+        "max_worker_processes": str(control.max_worker_processes),
+        "max_wal_senders": str(control.max_wal_senders),
+    }
+    why = "they would take memory of this host; recovery does without, for nobody connects meanwhile (hot_standby=off)"
+    return [{"what": f"production's {_assignments(limits)} not taken over", "why": why}]
 
 
 def tuning(data: DataDirectory) -> dict[str, str]:
@@ -311,14 +350,19 @@ def _lines(sections: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 def _limits(control: PgControl) -> dict[str, str]:
     """Limits that recovery needs: prepared transactions and their locks must find room, segments set WAL's sizes.
 
-    The other limits of pg_control matter to a hot standby alone, which a session never is.
+    The other limits of pg_control matter to a hot standby alone, which a session never is. What production allowed may
+    grow within the WAL that is replayed, and pg_control does not tell: hence the room for more prepared transactions.
     """
     megabytes = control.wal_segment_size // 2**20
     return {
-        "max_prepared_transactions": str(control.max_prepared_xacts),
-        "max_locks_per_transaction": str(max(64, control.max_locks_per_xact)),
+        "max_prepared_transactions": str(max(SPARE_PREPARED, control.max_prepared_xacts)),
+        "max_locks_per_transaction": str(max(SPARE_LOCKS, control.max_locks_per_xact)),
         "min_wal_size": f"{2 * megabytes}MB",
     }
+
+
+def _assignments(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _is_here(name: str, value: str) -> bool:

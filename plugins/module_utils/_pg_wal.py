@@ -155,9 +155,9 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
             segment = _read(path, segment_number(os.path.basename(path), size) * size)
             if before is not None:
                 yield from _records(before, segment, start.position)
+            # One that is not full need not be the end of the WAL: after a switch the rest of a segment is empty. Those
+            # behind the end are used ones, waiting for their turn, which say that they begin elsewhere.
             before = segment
-            if not segment.complete:  # the end of the WAL; segments behind it are used ones, waiting for their turn
-                break
         if before is not None:
             yield from _records(before, None, start.position)
 
@@ -293,7 +293,6 @@ class _Segment:
     start: int
     page_size: int
     content: bytes
-    complete: bool
 
     def offset(self, position: int) -> int:
         """Where in the file the byte at that position of content is."""
@@ -307,7 +306,7 @@ class _Segment:
 def _read(path: str, start: int) -> _Segment:
     """A segment as far as it is valid; where its first page is not, the rest is not read."""
     if not _begins(_head(path), start):
-        return _Segment(path, start, 8192, b"", complete=False)
+        return _Segment(path, start, 8192, b"")
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
         return _parse(path, start, memoryview(file.readall()))
 
@@ -328,14 +327,14 @@ def _begins(head: bytes | memoryview, start: int) -> bool:
 def _parse(path: str, start: int, data: memoryview) -> _Segment:
     """A segment as far as it is valid: each page says where in the WAL it belongs."""
     if not _begins(data, start):
-        return _Segment(path, start, 8192, b"", complete=False)
+        return _Segment(path, start, 8192, b"")
     page_size = LONG_PAGE.unpack_from(data, PAGE.size)[2]
     pages = [data[PAGE.size + LONG_PAGE.size : page_size]]
     for offset in range(page_size, len(data), page_size):
         if offset + PAGE.size > len(data) or PAGE.unpack_from(data, offset)[3] != start + offset:
             break
         pages.append(data[offset + PAGE.size : offset + page_size])
-    return _Segment(path, start, page_size, b"".join(pages), complete=len(pages) * page_size == len(data))
+    return _Segment(path, start, page_size, b"".join(pages))
 
 
 def _records(segment: _Segment, following: _Segment | None, redo: int) -> Iterator[TablespaceRecord]:

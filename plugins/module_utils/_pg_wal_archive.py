@@ -87,12 +87,15 @@ class WalArchive:
         if len(content) < self.segment_size and name == self.segments[-1]:
             return None  # its copy had only begun when the archive was made
         if len(content) != self.segment_size:
-            problem = f"has {len(content)} bytes instead of {self.segment_size}"
+            problem = f"has {len(content)} bytes instead of {self.segment_size}: name a wal_source where it is whole"
         elif int.from_bytes(content[SYSTEM_IDENTIFIER], "little") != self.system_identifier:
-            problem = "belongs to another cluster than the data directory"
+            # Which may have been found in the archive, without anybody having named it.
+            problem = (
+                "belongs to another cluster than the data directory: name this cluster's archived WAL as wal_source"
+            )
         else:
             return content
-        raise PostgresError(f"WAL segment {path} {problem}: name another wal_source.")
+        raise PostgresError(f"WAL segment {path} {problem}.")
 
     def neighbour(self, name: str, distance: int) -> str | None:
         """The segment so many after this one: on its timeline, else on the newest that has it."""
@@ -139,7 +142,9 @@ def _read(path: str) -> bytes:
                 return decompress(content)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PostgresError(f"WAL file {path} cannot be read ({reason}): name another wal_source.") from error
+        raise PostgresError(
+            f"WAL file {path} cannot be read ({reason}): name a wal_source where it is whole."
+        ) from error
     program = PROGRAMS.get(content[:4])
     return content if program is None else _decompress(path, program, content)
 

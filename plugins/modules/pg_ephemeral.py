@@ -57,47 +57,6 @@ options:
       - Directory of the log, C(postgresql.log).
       - The default is C(log) in O(session_directory), else O(socket_directory).
     type: path
-  bindir:
-    description:
-      - Directory of the PostgreSQL programs. They must be of the major version of O(data_directory).
-      - The default is where distributions put them, then E(PATH).
-    type: path
-  settings:
-    description:
-      - Settings of the server, by name. They count more than those that the module chooses, see RV(settings).
-      - Those that keep the server away from production cannot be given.
-    type: dict
-    default: {}
-  recovery_target_time:
-    description:
-      - Recover to this time, such as V(2026-11-22 14:05:00+01). Without an offset from UTC it is in the time zone of
-        the archived configuration, or UTC where there is none.
-      - Of O(recovery_target_time), O(recovery_target_xid), O(recovery_target_name), O(recovery_target_lsn) and
-        O(recovery_target) one can be given. Without any of them recovery goes to the end of the WAL.
-      - These options are PostgreSQL's settings of the same names.
-    type: str
-  recovery_target_xid:
-    description: Recover up to this transaction.
-    type: str
-  recovery_target_name:
-    description: Recover to the restore point that C(pg_create_restore_point()) gave this name.
-    type: str
-  recovery_target_lsn:
-    description: Recover up to this position in the write-ahead log, such as V(1A/2B3C4D5E).
-    type: str
-  recovery_target:
-    description: V(immediate) is as soon as the copy is consistent, that is, the end of the backup.
-    type: str
-  recovery_target_inclusive:
-    description: Whether the transaction or record at the target still counts. The default is that it does.
-    type: bool
-  recovery_target_timeline:
-    description: V(latest) (the default), V(current), or the number of a timeline.
-    type: str
-  recovery_target_action:
-    description:
-      - V(promote), the default. PostgreSQL's other actions leave no server that can be connected to, and are refused.
-    type: str
   wal_source:
     description:
       - Directory of archived WAL, for recovery to go beyond what the copy has in C(pg_wal). It is only read, by whoever
@@ -111,19 +70,6 @@ options:
         this costs a tenth of a second or two for each, in which its catalogs are read.
     type: bool
     default: true
-  read_only:
-    description:
-      - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
-    type: bool
-    default: false
-  network:
-    description:
-      - V(none) keeps the server from opening connections, through the network or a socket, so that no trigger, foreign
-        table or library of the copy can reach another server. Clients can connect to it all the same.
-      - V(host) lets it.
-    type: str
-    choices: [none, host]
-    default: none
   timeout:
     description: Seconds that recovery and start may take together.
     type: int
@@ -149,6 +95,7 @@ options:
     type: path
 extends_documentation_fragment:
   - phpborg.instant_recovery.attributes
+  - phpborg.instant_recovery.postgresql
 attributes:
   check_mode:
     support: full
@@ -162,6 +109,7 @@ attributes:
     platforms: linux
 seealso:
   - module: phpborg.instant_recovery.pg_binaries_info
+  - module: phpborg.instant_recovery.pg_plan_info
   - module: phpborg.instant_recovery.overlay_mount
 """
 
@@ -298,6 +246,23 @@ neutralised:
   sample:
     - what: standby.signal removed
       why: as a standby the server would connect to production and never accept a write
+carried_over:
+  description:
+    - What the session has as production had it, because results or recovery depend on it; and what of that this host
+      could not give it. Empty with O(state=stopped).
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    what:
+      description: Settings and their values.
+      type: str
+    why:
+      description: Why they were kept, or were not.
+      type: str
+  sample:
+    - what: TimeZone=Europe/Berlin, DateStyle=iso, dmy
+      why: results of queries depend on it
 recovered_to:
   description:
     - The point in time that the copy shows. Null with O(state=stopped) and in check mode.
@@ -402,7 +367,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan, Request, make_plan
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
+    ARGUMENTS,
+    Plan,
+    Request,
+    make_plan,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import read_recovered
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
@@ -414,7 +384,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_serve
     stop_server,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, read_target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     read_data_directory,
@@ -432,6 +402,7 @@ NOTHING: dict[str, Any] = {
     **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only", "network")),
     "settings": {},
     "neutralised": [],
+    "carried_over": [],
     "recovered_to": None,
     "data": None,
     "session": None,
@@ -450,14 +421,7 @@ def main() -> None:
             "port": {"type": "int"},
             "socket_directory": {"type": "path"},
             "log_directory": {"type": "path"},
-            "bindir": {"type": "path"},
-            "settings": {"type": "dict", "default": {}},
-            "read_only": {"type": "bool", "default": False},
-            "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
-            **{name: {"type": "str"} for name in POINTS},
-            "recovery_target_inclusive": {"type": "bool"},
-            "recovery_target_timeline": {"type": "str"},
-            "recovery_target_action": {"type": "str"},
+            **ARGUMENTS,
             "wal_source": {"type": "path"},
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
@@ -531,7 +495,7 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated")
+    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated", "examine")
     wal_source = options["wal_source"]
     data_directory = os.path.realpath(options["data_directory"])
     socket_directory = str(_in_session(options, "socket_directory", "run"))
@@ -542,7 +506,7 @@ def _request(options: dict[str, Any]) -> Request:
         log_directory=_in_session(options, "log_directory", "log") or socket_directory,
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
-        **{name: options[name] for name in (*names, "session_directory", "examine")},
+        **{name: options[name] for name in (*names, "session_directory", "missing_tablespaces")},
     )
 
 
@@ -587,6 +551,7 @@ def _predicted(request: Request) -> dict[str, Any]:
         bindir=plan.binaries.bindir,
         settings=plan.settings,
         neutralised=list(plan.neutralised),
+        carried_over=list(plan.carried_over),
     )
     return {**result, "diff": _difference(plan, result)}
 
@@ -595,7 +560,7 @@ def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
     after = {
         "state": "started",
         "data_directory": plan.data.path,
-        **{key: result[key] for key in ("version", "port", "settings", "neutralised")},
+        **{key: result[key] for key in ("version", "port", "settings", "neutralised", "carried_over")},
         **({"recovery": str(plan.recovery.target)} if plan.recovery else {}),
     }
     return {"before": {"state": "stopped"}, "after": after}

@@ -378,7 +378,14 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         planned = {**fields, "id": session_id, "status": "starting"}
         made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     else:
-        session = _create(root, session_id, user, fields, params)
+        session = Session.create(
+            root,
+            session_id=session_id,
+            user=user,
+            fields=fields,
+            max_sessions=params["max_sessions"],
+            who=requester(params["requested_by"]),
+        )
         made = _result(session.directory, {}, public(session.record))
     warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
     sessions = len(Session.all(root)) + check_mode
@@ -391,21 +398,6 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         "server_user": user,
         "cpus": cpus,
     }
-
-
-def _create(root: str, session_id: str | None, user: str, fields: dict[str, Any], params: dict[str, Any]) -> Session:
-    """A session with its keeper, or none."""
-    who = requester(params["requested_by"])
-    session = Session.create(
-        root, session_id=session_id, user=user, fields=fields, max_sessions=params["max_sessions"], who=who
-    )
-    try:
-        with session.locked():
-            ensure_keeper(session)
-    except BaseException as error:
-        tear_down(session, status="failed", error_message=f"Its keeper did not start: {error}", who=who)
-        raise
-    return session
 
 
 def _limits(params: dict[str, Any]) -> dict[str, Any]:

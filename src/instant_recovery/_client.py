@@ -42,6 +42,7 @@ class StartOptions(TypedDict, total=False):
     driver: Literal["auto", "block", "overlayfs"] | None
     read_only: bool | None
     network: Literal["none", "host"] | None
+    missing_tablespaces: Literal["refuse", "leave_out"] | None
     recovery_target_time: str | None
     recovery_target_xid: str | int | None
     recovery_target_name: str | None
@@ -237,8 +238,7 @@ class InstantRecovery:
         try:
             stats = self._run(f"instant_recovery_{what}", {"session_id": session_id, **variables}, timeout)
         except TaskError as error:
-            if error.message.startswith(f"No session {session_id} is known"):
-                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            _tell_unknown(error, "instant_recovery_found")
             raise
         return self._session(stats["instant_recovery_session"])
 

@@ -203,13 +203,24 @@ def test_session_root_nearly_full(playbooks: Playbooks, sample: Sample, place: P
         ("read_only", "maybe", "true nor false"),
         ("settings", "work_mem", "JSON"),
         ("readers", "many", "1 to 16"),
+        ("missing_tablespaces", "empty", "choose refuse, or leave_out"),
+        ("recovery_target_time", "yesterday", "no time: write it as 2026-11-22 14:05"),
+        ("recovery_target_lsn", "zz", "no position .* write it as 1A/2B3C4D5E"),
+        ("recovery_target_xid", 0, "no transaction: give its number"),
+        ("recovery_target", "now", "choose immediate"),
+        ("recovery_target_timeline", "newest", "choose latest, current or a number"),
         ("cpu_weight", "0", "1 to 10000"),
         ("io_weight", "10001", "1 to 10000"),
         ("memory_max", "lots", "512M or 4G"),
     ],
 )
-def test_unknown_value(playbooks: Playbooks, sample: Sample, variable: str, value: str, choices: str) -> None:
+def test_unknown_value(playbooks: Playbooks, sample: Sample, variable: str, value: object, choices: str) -> None:
     refuse(playbooks.start(archive=sample.name, **{variable: value}), f"{variable} {value} is", choices)
+
+
+def test_two_recovery_targets(playbooks: Playbooks, sample: Sample) -> None:
+    run = playbooks.start(archive=sample.name, recovery_target_xid=7, recovery_target_lsn="0/1")
+    refuse(run, "recovery_target_xid 7 and recovery_target_lsn 0/1 are given together", "leave all but one out")
 
 
 def test_source_host(playbooks: Playbooks, sample: Sample) -> None:

@@ -27,7 +27,8 @@ needs_landlock = pytest.mark.skipif(_confinement.landlock_version() == 0, reason
 @pytest.fixture
 def production(place: Path) -> Iterator[Cluster]:
     """A live server with a table, and its files at rest."""
-    quiet = {"autovacuum": "off", "bgwriter_lru_maxpages": "0"}
+    # With a higher wal_level it notes in the WAL now and then which transactions run.
+    quiet = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "wal_level": "minimal", "max_wal_senders": "0"}
     with Cluster(directory=place / "production", settings=quiet) as cluster:
         cluster.sql("create table t as select generate_series(1, 1000) id; checkpoint", database="postgres")
         yield cluster
@@ -106,6 +107,25 @@ def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Ca
     assert production.sql("select count(*) from t", database="postgres") == "1000"
 
 
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_modes_and_times_of_production_stay(
+    network: str, production: Cluster, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(production)
+    copy.start(network=network)
+    directory, file = production.directory, production.data / "PG_VERSION"
+    before = [path.stat() for path in (directory, file)]
+    copy.sql("create table said (line text)")
+    for program in (f"chmod 0700 {directory}", f"touch {file}", f"chown postgres {file}", f"cp -p /etc/hosts {file}"):
+        copy.sql(f"copy said from program '{program} 2>&1 || true'")
+    changes = [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in before]
+    now = [path.stat() for path in (directory, file)]
+    assert [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in now] == changes
+    # The socket's mode is right without chmod(): see _confinement.
+    (socket_file,) = (path for path in copy.run.iterdir() if path.is_socket())
+    assert socket_file.stat().st_mode & 0o077 == 0
+
+
 def test_nobody_is_called(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
     copy = copy_of(production)
     copy.start()
@@ -127,10 +147,10 @@ def test_nobody_is_called(production: Cluster, copy_of: Callable[[Cluster], Copy
 
 def test_what_a_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_confinement, "landlock_version", lambda: 0)
-    monkeypatch.setattr(_confinement, "can_refuse_connections", lambda: False)
+    monkeypatch.setattr(_confinement, "can_filter_calls", lambda: False)
     done, warnings = _confinement.Confinement(connections=False).report()
     assert done == []
-    assert ["no Landlock" in warnings[0], "cannot be refused" in warnings[1]] == [True, True]
+    assert ["no Landlock" in warnings[0], "call other servers" in warnings[1]] == [True, True]
     monkeypatch.setattr(_confinement, "landlock_version", lambda: 2)
     done, warnings = _confinement.Confinement().report()
     assert ["Landlock" in entry["what"] for entry in done] == [True]

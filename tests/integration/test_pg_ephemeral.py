@@ -557,6 +557,28 @@ def test_a_session_records_the_server_and_ends_it(
 
 
 @needs_root
+def test_what_a_session_was_recovered_to_outlives_a_stop(
+    crashed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    """Stopped and started within the session: the record, the module's result and the data stay at the same point."""
+    session = Session.create(str(place / "sessions"), user=OWNER, fields={})
+    data = Path(session.path("merged"), "data")
+    shutil.move(copy_of(crashed).data, data)
+    where = {"data_directory": str(data), "session_directory": session.directory}
+    first = call(pg_ephemeral.main, **where)
+    assert first["recovered_to"]["reason"] == "end of the WAL", first
+    reached = first["recovered_to"]
+    for _again in range(2):
+        assert call(pg_ephemeral.main, state="stopped", **where)["changed"]
+        assert Session.open(session.directory).record["recovered_to"] == reached
+        again = call(pg_ephemeral.main, **where)
+        assert again["changed"]
+        assert again["recovered_to"] == again["session"]["recovered_to"] == reached
+        assert Session.open(session.directory).record["recovered_to"] == reached
+    assert tear_down(Session.open(session.directory)) == []
+
+
+@needs_root
 def test_an_ordinary_user_needs_nothing_of_root(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
     copy = copy_of(closed)
     with ordinary_user("ir-pg-test") as user:

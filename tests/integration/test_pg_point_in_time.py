@@ -540,6 +540,30 @@ def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
         assert segments[-2] in result["msg"]
 
 
+def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+    """Production was restarted with more of everything, and pg_control of the backup does not know."""
+    wal = place / "wal"
+    wal.mkdir()
+    for path in (place, wal):
+        shutil.chown(path, OWNER)
+    settings = {"archive_mode": "on", "archive_command": f"cp %p {wal}/%f"}
+    with Cluster(directory=place / "production", settings=settings) as cluster:
+        backup(cluster, cluster.directory / "base", "-X", "none")
+        cluster.stop()
+        with (cluster.data / "postgresql.auto.conf").open("a") as file:
+            file.write("max_connections = 200\nmax_prepared_transactions = 9\nmax_worker_processes = 30\n")
+        cluster.start()
+        cluster.connection.sql("begin; create table late (i int); prepare transaction 'waiting'")
+        cluster.connection.sql("select pg_switch_wal()")
+        cluster.stop()
+        copy = copy_of(Cluster(directory=cluster.directory, data=cluster.directory / "base"))
+        result = copy.start(wal_source=str(wal))
+    assert "failed" not in result, result
+    assert result["data"]["prepared_transactions"] == ["waiting"]
+    assert any("max_prepared_transactions=" in entry["what"] for entry in result["carried_over"])
+    assert any("max_connections=100" in entry["what"] for entry in result["neutralised"])
+
+
 def test_check_mode_says_to_which_point(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
     copy = copy_of(story.copy("none"))
     before = state_of(copy.tree)

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import parse_pg_control
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
     CARRIED,
     GUARDS,
@@ -19,8 +21,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     parse_configuration,
     preload,
     render_configuration,
+    report_carried,
+    report_limits,
+    tuning,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    DataDirectory,
     PostgresError,
     quote_literal,
     read_data_directory,
@@ -129,6 +135,27 @@ def test_what_is_carried_over_must_exist_here() -> None:
     assert carried(archived) == {"TimeZone": "Europe/Berlin", "lc_time": "C", "DateStyle": "iso, dmy"}
     assert carried({"timezone": "../../../etc/passwd"}) == {}
     assert carried({"timezone": "Nowhere/Land"}) == {}
+
+
+def test_what_was_kept_and_what_was_not_is_said() -> None:
+    recorded = Path(__file__).parent / "recorded" / "pg_control-15-shut-down.bin"
+    control = replace(parse_pg_control(recorded.read_bytes()), max_connections=300, max_prepared_xacts=7)
+    data = DataDirectory(path="/data", major=15, control=control, uid=1, gid=1, mode=0o700)
+    archived = {"timezone": "Europe/Berlin", "lc_time": "xx_XX", "shared_buffers": "64GB"}
+    libraries = {"shared_preload_libraries": "auto_explain"}
+    checksums = "on" if control.data_checksum_version else "off"
+    assert [entry["what"] for entry in report_carried(data, archived, libraries)] == [
+        "TimeZone=Europe/Berlin",
+        "shared_preload_libraries=auto_explain",
+        "max_prepared_transactions=64, max_locks_per_transaction=64",
+        f"data_checksums={checksums}",
+        "lc_time=xx_XX not carried over",
+    ]
+    larger = replace(data, control=replace(control, max_prepared_xacts=700, max_locks_per_xact=128))
+    assert tuning(larger)["max_prepared_transactions"] == "700"
+    assert "max_prepared_transactions=700, max_locks_per_transaction=128" in str(report_carried(larger, {}, {}))
+    (left,) = report_limits(data, archived)
+    assert left["what"].startswith("production's shared_buffers=64GB, max_connections=300, max_worker_processes=")
 
 
 def test_debians_configuration_is_found_when_it_is_in_the_tree(tmp_path: Path) -> None:

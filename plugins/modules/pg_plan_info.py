@@ -1,0 +1,283 @@
+#!/usr/bin/python
+# Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_plan_info
+short_description: Tell what the start of a PostgreSQL server from a Borg archive would do
+version_added: 1.0.0
+author: phpBorg contributors (@phpborg)
+description:
+  - Looks at a data directory in an archive as M(phpborg.instant_recovery.pg_ephemeral) does before it starts a server,
+    and tells what that would cut loose from production, what it would carry over, and to which point it would recover.
+  - Fails with the same words where a start would be refused, for instance because WAL or a tablespace is missing.
+  - The archive is mounted read-only in a private temporary directory, and only while the module runs. Should it be
+    killed, Borg unmounts by itself. Nothing is written, no server is started and no session is recorded.
+extends_documentation_fragment:
+  - phpborg.instant_recovery.borg
+  - phpborg.instant_recovery.postgresql
+options:
+  archive:
+    description:
+      - Name of the archive, or C(REPOSITORY::NAME). M(phpborg.instant_recovery.borg_archive_info) finds it.
+    type: str
+    required: true
+  paths:
+    description:
+      - What to mount of it. The data directory, and what of it is elsewhere in the archive.
+    type: list
+    elements: str
+    required: true
+  data_directory:
+    description:
+      - Path of the data directory in the archive.
+    type: str
+    required: true
+  relocated:
+    description:
+      - Where in the archive the directories are that links lead to, see M(phpborg.instant_recovery.pg_ephemeral).
+    type: dict
+    default: {}
+  wal_source:
+    description:
+      - Directory of archived WAL on this host, or with O(wal_archive) a path in that archive.
+    type: str
+  wal_archive:
+    description:
+      - The archive that O(wal_source) is in, as C(REPOSITORY::NAME).
+    type: str
+  user:
+    description:
+      - User who would run the server. The default is the one who runs the module; it cannot be root.
+    type: str
+attributes:
+  check_mode:
+    description: Can run in check mode and return what it would return otherwise.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed, or would have to change in check mode.
+    support: none
+    details: Nothing is ever changed.
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second run changes nothing.
+    support: full
+  platform:
+    description: Operating systems that the module works on.
+    support: full
+    platforms: linux
+notes:
+  - What is in the catalogs (settings of roles, subscriptions) can only be read by a server, so it is not told.
+  - Also the programs of the archived PostgreSQL version are needed, to read its WAL.
+seealso:
+  - module: phpborg.instant_recovery.pg_ephemeral
+  - module: phpborg.instant_recovery.borg_archive_info
+"""
+
+EXAMPLES = r"""
+- name: Find the database
+  phpborg.instant_recovery.borg_archive_info:
+    archive: /srv/borg/db1::latest
+    passphrase_file: /root/.borg-passphrase
+  register: found
+
+- name: Look what a session of it would do
+  phpborg.instant_recovery.pg_plan_info:
+    repository: "{{ found.archive.repository }}"
+    archive: "{{ found.archive.name }}"
+    paths: "{{ found.paths }}"
+    data_directory: "{{ found.database.data_directory }}"
+    user: postgres
+    passphrase_file: /root/.borg-passphrase
+    recovery_target_time: "2026-11-22 14:05:00+01"
+    wal_source: /srv/wal_archive
+  register: plan
+"""
+
+RETURN = r"""
+version:
+  description: Version of the server that would be started.
+  type: str
+  returned: success
+  sample: "15.18"
+neutralised:
+  description:
+    - What would be done to keep the copy away from production. C(SESSION) stands for the session's directory.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    what:
+      description: What would be changed.
+      type: str
+    why:
+      description: What would happen otherwise.
+      type: str
+  sample:
+    - what: standby.signal removed
+      why: as a standby the server would connect to production and never accept a write
+carried_over:
+  description: What the session would have as production had it, and what of that this host could not give it.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    what:
+      description: Settings and their values.
+      type: str
+    why:
+      description: Why they would be kept, or would not.
+      type: str
+  sample:
+    - what: TimeZone=Europe/Berlin, DateStyle=iso, dmy
+      why: results of queries depend on it
+settings:
+  description: The settings that the server's configuration file would have.
+  type: dict
+  returned: success
+  sample: {fsync: "off", shared_buffers: 128MB, TimeZone: Europe/Berlin}
+recovery:
+  description: The point that would be recovered to. Null for the end of the copy's own WAL.
+  type: str
+  returned: success
+  sample: recovery_target_time 2026-11-22 14:05:00+01
+elapsed:
+  description: Seconds it took.
+  type: float
+  returned: success
+  sample: 1.4
+"""
+
+import os
+import tempfile
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+    ARGUMENTS as BORG_ARGUMENTS,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+    SECRETS,
+    Repository,
+    plain_path,
+    split_location,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
+    ArchiveMount,
+    unmount_archives,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
+    ARGUMENTS,
+    Plan,
+    Request,
+    make_plan,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
+
+
+def main() -> None:
+    """Wire the arguments to the look at the copy."""
+    module = AnsibleModule(
+        argument_spec={
+            **BORG_ARGUMENTS,
+            **ARGUMENTS,
+            "archive": {"type": "str", "required": True},
+            "paths": {"type": "list", "elements": "str", "required": True},
+            "data_directory": {"type": "str", "required": True},
+            "relocated": {"type": "dict", "default": {}},
+            "wal_source": {"type": "str"},
+            "wal_archive": {"type": "str"},
+            "user": {"type": "str"},
+        },
+        mutually_exclusive=[SECRETS],
+        required_by={"wal_archive": ["wal_source"]},
+        supports_check_mode=True,
+    )
+    run_module(module, lambda: _result(module.params))
+
+
+def _result(options: dict[str, Any]) -> dict[str, Any]:
+    target = read_target(options)  # first: it needs no mount
+    with ExitStack() as undo:
+        top = os.path.realpath(tempfile.mkdtemp(prefix="instant-recovery-"))
+        undo.callback(_remove_directory, top)
+        tree = _mounted(options, options["archive"], options["paths"], os.path.join(top, "merged"), undo)
+        request = Request(
+            data_directory=os.path.join(tree, plain_path(options["data_directory"])),
+            tree=tree,
+            socket_directory=os.path.join(top, "run"),
+            log_directory=os.path.join(top, "log"),
+            target=target,
+            wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
+            timeout=options["timeout"],
+            relocated=options["relocated"],
+            user=options["user"],
+            **{name: options[name] for name in ("bindir", "settings", "read_only", "network", "missing_tablespaces")},
+        )
+        try:
+            told: dict[str, Any] = _named(_told(make_plan(request)), top)
+        except RecoveryError as error:
+            raise RecoveryError(_named(str(error), top), **_named(error.details, top)) from error
+        return told
+
+
+def _told(plan: Plan) -> dict[str, Any]:
+    return {
+        "changed": False,
+        "version": plan.binaries.version,
+        "neutralised": list(plan.neutralised),
+        "carried_over": list(plan.carried_over),
+        "settings": plan.settings,
+        "recovery": str(plan.recovery.target) if plan.recovery else None,
+        **({"warnings": list(plan.warnings)} if plan.warnings else {}),
+    }
+
+
+def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint: str, undo: ExitStack) -> str:
+    """Mount these paths of an archive at mountpoint, until undo is done."""
+    repository, name = split_location(archive)
+    if repository is not None:
+        options = {**options, "repository": repository}
+    mount = ArchiveMount(
+        repository=Repository.from_options({**options, "archive": name}),
+        archive=name,
+        mountpoint=mountpoint,
+        paths=tuple(paths),
+        owner=options["user"],
+        ends_with_caller=True,
+    )
+    undo.callback(_remove_directory, mountpoint)
+    mount.mount(None)
+    undo.callback(unmount_archives, mountpoint, None)
+    return mountpoint
+
+
+def _wal_source(options: dict[str, Any], mountpoint: str, undo: ExitStack) -> str | None:
+    source: str | None = options["wal_source"]
+    if source is None or options["wal_archive"] is None:
+        return source
+    path = plain_path(source)
+    return os.path.join(_mounted(options, options["wal_archive"], [path], mountpoint, undo), path)
+
+
+def _remove_directory(path: str) -> None:
+    """What is not empty stays: it may be a mount that could not be undone."""
+    with suppress(OSError):
+        os.rmdir(path)
+
+
+def _named(value: Any, top: str) -> Any:
+    """The same with the session's directory in place of ours, which will be gone."""
+    if isinstance(value, str):
+        return value.replace(top, "SESSION")
+    if isinstance(value, dict):
+        return {key: _named(one, top) for key, one in value.items()}
+    return [_named(one, top) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What would be done to a copy is told in check mode, before anything is done, and shown with --diff when it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import Cluster, Connection
+from tests.support.modules import call
+from tests.support.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.playbook import Playbooks, Run
+
+pytestmark = needs_root  # its clusters belong to postgres
+
+
+@dataclass(frozen=True)
+class Backups:
+    """Archives: `whole` with the tablespace, `part` without it, `base` a base backup without WAL, `wal` its WAL."""
+
+    repository: Repository
+    data: str
+    bindir: str
+
+    def of(self, name: str) -> str:
+        return f"{self.repository.location}::{name}"
+
+
+@pytest.fixture(scope="module")
+def backups(shared_place: Path) -> Iterator[Backups]:
+    place = shared_place / "plan"
+    space, wal = place / "space", place / "wal"
+    for path in (space, wal):
+        path.mkdir(parents=True)
+        shutil.chown(path, "postgres")
+    repository = Repository(directory=place / "repository", base=shared_place / "borg")
+    repository.create()
+    settings = {"archive_mode": "on", "archive_command": f"cp %p {wal}/%f", "TimeZone": "Asia/Kathmandu"}
+    with Cluster(directory=place / "production", settings=settings) as cluster:
+        base = cluster.directory / "base"
+        argv = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", f"{cluster.bindir}/pg_basebackup"]
+        argv += ["-h", str(cluster.run), "-p", "5432", "-U", cluster.superuser, "-D", str(base)]
+        subprocess.run([*argv, "-X", "none", "-c", "fast", "--no-sync"], check=True, capture_output=True)
+        cluster.connection.sql(f"create tablespace fast location '{space}'")
+        cluster.connection.sql("create table kept as select 1 one; create table lost tablespace fast as select 2 two")
+        cluster.connection.sql("select pg_switch_wal()")
+        cluster.stop(mode="immediate")
+        (cluster.data / "standby.signal").touch()
+        repository.archive("whole", cluster.data, space)
+        repository.archive("part", cluster.data)
+        repository.archive("base", base)
+        repository.archive("wal", wal)
+        yield Backups(repository, str(cluster.data)[1:], cluster.bindir)
+
+
+def left_over() -> list[str]:
+    """Mounts and directories of a look that should be gone."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    top = Path(tempfile.gettempdir())
+    return [*(path for path in mounts if "instant-recovery-" in path), *map(str, top.glob("instant-recovery-*"))]
+
+
+def plan_of(run: Run) -> str:
+    assert run.returncode == 0, run.output
+    (said,) = (task.result["msg"] for task in run.tasks if task.task.endswith("Tell what a real run would do"))
+    return "\n".join(said)
+
+
+def test_check_mode_tells_what_a_start_then_does(playbooks: Playbooks, backups: Backups) -> None:
+    told = plan_of(playbooks.start("--check", archive=backups.of("whole")))
+    assert "would carry over: TimeZone=Asia/Kathmandu, " in told
+    assert re.search(r"would do: creation of tablespace \d+ in \S+/space taken out of the WAL", told)
+    assert "would do: standby.signal removed: as a standby the server would connect to production" in told
+    assert left_over() == []
+    assert not Path(str(playbooks.session_root)).exists()
+
+    started = playbooks.start("--diff", archive=backups.of("whole"))
+    assert started.returncode == 0, started.output
+    (result,) = (task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
+    directory = str(Path(started.session["overlay_merged_dir"]).parent)
+    for entry in (*result["neutralised"], *result["carried_over"]):
+        assert f"{entry['what']}: {entry['why']}".replace(directory, "SESSION") in told
+    # What --diff printed.
+    for line in ("standby.signal removed", "archive_mode=off, archive_command emptied", "TimeZone=Asia/Kathmandu"):
+        assert any(line in printed and printed.startswith("+") for printed in started.output.splitlines()), line
+    playbooks.stop(started.session["id"])
+
+
+def test_check_mode_refuses_what_a_start_would(playbooks: Playbooks, backups: Backups) -> None:
+    refused = playbooks.start("--check", archive=backups.of("part"))
+    assert refused.returncode != 0
+    assert "or go on without what lies there (missing_tablespaces=leave_out)" in refused.message, refused.message
+    assert "SESSION/merged/" in refused.message
+    told = plan_of(playbooks.start("--check", archive=backups.of("base"), wal_source=backups.of("wal")))
+    assert "would do: restore_command emptied" in told
+    assert left_over() == []
+
+    started = playbooks.start(archive=backups.of("part"), missing_tablespaces="leave_out")
+    assert started.returncode == 0, started.output
+    connection = Connection.of_session(started.session, bindir=backups.bindir)
+    assert connection.sql("select one from kept") == "1"
+    with pytest.raises(RuntimeError, match="could not open file"):
+        connection.sql("select two from lost")
+    playbooks.stop(started.session["id"])
+
+
+def options(backups: Backups) -> dict[str, Any]:
+    secret = {"passphrase": backups.repository.passphrase}
+    return {"archive": backups.of("whole"), "paths": [backups.data], "data_directory": backups.data, **secret}
+
+
+def test_the_module_alone(backups: Backups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORG_BASE_DIR", str(backups.repository.base))
+    given = {**options(backups), "user": "postgres", "missing_tablespaces": "leave_out"}
+    result = call(pg_plan_info.main, **given)
+    assert not result["changed"], result
+    assert result["version"].startswith("15.")
+    assert result["recovery"] is None
+    assert any(
+        "left out: its link leads to the empty directory SESSION/merged/" in str(one) for one in result["neutralised"]
+    )
+    for more, said in (
+        ({"user": "root"}, "PostgreSQL refuses to run as root"),
+        ({"user": "postgres", "recovery_target_time": "soon"}, "recovery_target_time 'soon' cannot be used"),
+        ({"user": "postgres", "wal_source": "no", "wal_archive": backups.of("wal")}, "Archive wal has no no"),
+    ):
+        result = call(pg_plan_info.main, **{**options(backups), **more})
+        assert result["failed"]
+        assert said in result["msg"], result["msg"]
+        assert left_over() == []
+
+
+def test_a_look_that_is_killed_leaves_no_mount(backups: Backups) -> None:
+    """Borg gets SIGINT when the module ends, however that comes."""
+    script = (
+        "import os, signal, sys\n"
+        "from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info as module\n"
+        "from tests.support.modules import call\n"
+        "module.make_plan = lambda request: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"call(module.main, user='postgres', **{options(backups)!r})\n"
+    )
+    environment = {**os.environ, **backups.repository.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while any("merged" in path for path in left_over()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    directories = [Path(path) for path in left_over()]
+    for directory in directories:  # an empty directory is all that is left
+        (directory / "merged").rmdir()
+        directory.rmdir()
+    assert len(directories) == 1
