@@ -40,11 +40,11 @@ PATIENCE = 3.0  # seconds for systemd, and for renice and the like
 STOPPING = 10_000_000  # microseconds
 
 
-def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Process, *, is_server: bool) -> None:
+def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Process, *, kind: str) -> None:
     """Put process, which was started for this claim of the session in directory, under the session's limits.
 
-    To be called soon after its start. limits: what UNLIMITED has. It must not make a start fail: what does
-    not succeed is a warning.
+    To be called soon after its start. limits: what UNLIMITED has. kind: C(server), C(keeper), or C(mount) for what
+    serves one. It must not make a start fail: what does not succeed is a warning.
     """
     if process.pid == os.getpid():
         return  # whoever runs this is not the session's
@@ -56,8 +56,10 @@ def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Proc
             if not process.alive():
                 return  # which is told elsewhere
             warn(f"systemd did not take {claim} of session {os.path.basename(directory)} into a unit: {error}")
+    if kind == "keeper":
+        return  # it needs next to nothing, and has a low priority of its own
     try:
-        _restrain(limits, process, is_server=is_server)
+        _restrain(limits, process, is_server=kind == "server")
     except (OSError, KeyError, RecoveryError) as error:
         if process.alive():
             warn(f"The limits of session {os.path.basename(directory)} do not hold for {claim}: {error}")

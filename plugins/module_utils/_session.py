@@ -277,8 +277,8 @@ class Session:
                 claim.update(_plain(fields))
             self.update()
             for claim in amended if fields.get("process") else ():
-                is_server = claim["kind"] == "process" and name != KEEPER
-                confine(self.directory, self.record, name, fields["process"], is_server=is_server)
+                kind = "mount" if claim["kind"] == "mount" else "keeper" if name == KEEPER else "server"
+                confine(self.directory, self.record, name, fields["process"], kind=kind)
 
     def release_claim(self, name: str) -> None:
         """Forget a claim after what it stands for has been undone."""
