@@ -848,15 +848,10 @@ class Reader:
         self.wake = trio.Event()
         self.busy = self.dead = False
         self.owes_plan = False
-        self.root = -1
-        self._hold()
-
-    def _hold(self) -> None:
-        """Hold the mount's root. By its path a mount that is gone would look like an empty directory."""
-        if self.root >= 0:
-            os.close(self.root)
-        self.root = os.open(self.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The mount's root is held: by its path a mount that is gone would look like an empty directory.
+        self.root = os.open(mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = os.fstat(self.root).st_dev
+        self.retired: tuple[FileTable, int] | None = None
 
     def path(self, path: bytes) -> bytes:
         """A path of the lower as system calls take it."""
@@ -882,17 +877,29 @@ class Reader:
             log.error("the lower mount %s is dead: %s", self.mount, error.strerror)
         return True
 
-    def is_back(self) -> bool:
-        """Whether something else is mounted where the dead mount was. May block."""
+    def successor(self) -> tuple[int, int] | None:
+        """Root and device of what is mounted now where the dead mount was, or None. Runs in a worker thread."""
         try:
-            device = os.stat(self.mount).st_dev
-            return device not in (self.device, os.stat(os.path.dirname(self.mount)).st_dev)
+            root = os.open(self.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return False
+            return None
+        try:
+            device = os.fstat(root).st_dev
+            if device not in (self.device, os.stat(os.path.dirname(self.mount)).st_dev):
+                return root, device
+        except OSError:
+            pass
+        os.close(root)
+        return None
 
-    def revive(self) -> None:
-        self.files.clear()
-        self._hold()
+    def revive(self, root: int, device: int) -> None:
+        """Go on with a successor. What the dead mount was read through stays open until there is another one: a worker
+        thread may be using it, and its descriptors' numbers must not come to mean other files."""
+        if self.retired is not None:
+            self.retired[0].clear()
+            os.close(self.retired[1])
+        self.retired = self.files, self.root
+        self.files, self.root, self.device = FileTable(OPEN_FILES), root, device
         self.dead = False
         log.info("the lower mount %s is back", self.mount)
 
@@ -908,10 +915,12 @@ class Reader:
         return self._fetch(path, index, 0)
 
     def _fetch(self, path: bytes, index: int, flags: int) -> bytes:
-        def opened() -> int:
-            return os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags)
+        files, name = self.files, self.path(path)  # taken together: they change when the mount is replaced
 
-        return os.pread(self.files.get(path, opened), WINDOW, index * WINDOW)
+        def opened() -> int:
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags)
+
+        return os.pread(files.get(path, opened), WINDOW, index * WINDOW)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -966,8 +975,9 @@ class Lower:
             self.died = trio.Event()
             while any(reader.dead for reader in self.readers):
                 for reader in self.readers:
-                    if reader.dead and await _in_thread(reader.is_back):
-                        reader.revive()
+                    found = await _in_thread(reader.successor) if reader.dead else None
+                    if found is not None:
+                        reader.revive(*found)
                         self.none_since = math.inf
                 await trio.sleep(REVIVAL_LOOK)
 
@@ -1146,9 +1156,10 @@ class Counters:
         if path is None:
             memory = mmap.mmap(-1, size)
         else:
-            with open(path, "wb+") as file:
-                os.ftruncate(file.fileno(), size)
-                memory = mmap.mmap(file.fileno(), size)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            os.write(file, bytes(size))  # allocated now: there may be no room later
+            memory = mmap.mmap(file, size)
+            os.close(file)
         self.values = memoryview(memory).cast("Q")
 
     def get(self, name: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -47,22 +48,7 @@ class Remount:
     passphrase: str | None
     log: str
 
-    def again(self, session: Session) -> bool:
-        """Mount it again, in place of the process in its claim, which has ended; whether that worked."""
-        unmount(self.mountpoint)
-        if not self._is_same(session):
-            return False
-        with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
-            process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
-        session.amend_claim(self.name, process=process)
-        wait_until(lambda: mount_at(self.mountpoint) is not None, timeout=TIMEOUT, processes=[process])
-        if mount_at(self.mountpoint) is not None and process.alive():
-            return True
-        stop_all([process], SIGNALS)
-        unmount(self.mountpoint)
-        return False
-
-    def _is_same(self, session: Session) -> bool:
+    def is_same(self, session: Session) -> bool:
         """Whether the archive of this name is still the session's: it may have been deleted, and made anew."""
         secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
         stdin = (self.passphrase or "").encode()
@@ -73,6 +59,25 @@ class Remount:
             return False
         own = (session.record["archive"] or {}).get("id")
         return own is not None and known.get(self.archive) == own
+
+    def start(self, session: Session) -> Process:
+        """Start a Borg in place of the process in the claim, which has ended. To be called under the lock."""
+        unmount(self.mountpoint)
+        with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
+            process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
+        session.amend_claim(self.name, process=process)
+        with suppress(OSError):  # it does not inherit the keeper's low priority, where we may say so
+            os.setpriority(os.PRIO_PROCESS, process.pid, 0)
+        return process
+
+    def finish(self, process: Process) -> bool:
+        """Wait until it has mounted; whether it did."""
+        wait_until(lambda: mount_at(self.mountpoint) is not None, timeout=TIMEOUT, processes=[process])
+        if mount_at(self.mountpoint) is not None and process.alive():
+            return True
+        stop_all([process], SIGNALS)
+        unmount(self.mountpoint)
+        return False
 
     def is_dead(self, session: Session) -> bool:
         """Whether the process that serves it has ended. False where the session does not have this mount any more."""

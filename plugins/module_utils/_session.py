@@ -81,6 +81,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GENERATED_IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION = re.compile(r"([0-9]+(\.[0-9]+)?[smhd])+|[0-9]+(\.[0-9]+)?")
+LONGEST = 10 * 365 * 86400  # seconds
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -231,7 +232,9 @@ class Session:
                 os.close(self._lock)
 
     def is_locked(self) -> bool:
-        """Whether some step is at work on the session just now."""
+        """Whether somebody else is at work on the session just now."""
+        if self._depth > 0:
+            return False
         try:
             with open(self.path(LOCK), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -406,7 +409,10 @@ def parse_duration(text: str) -> float:
     """Seconds from C(90), C(30s), C(15m), C(2h), C(1d) or C(1h30m). Raises SessionError for anything else."""
     if not DURATION.fullmatch(text):
         raise SessionError(f"{text!r} is not a duration: write it as 90s, 15m, 2h, 1h30m or 1d; 0 is never.")
-    return sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
+    seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
+    if seconds > LONGEST:
+        raise SessionError(f"{text} is too long: choose ten years at most; 0 is never.")
+    return seconds
 
 
 def _summed(record: Mapping[str, Any], now: float) -> dict[str, float]:

@@ -300,7 +300,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     parse_floor,
     parse_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import dead_sessions, strays, sweep
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import (
+    dead_sessions,
+    is_dead,
+    strays,
+    sweep,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
     LEAST_MEMORY,
     UNLIMITED,
@@ -371,6 +376,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
+    _check_textfile(params["metrics_textfile"])
     report = _ready_host(root, params)
     fields["python"] = report.python
     user = params["server_user"] or _server_user(params["server_user_choices"])
@@ -398,6 +404,14 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         "server_user": user,
         "cpus": cpus,
     }
+
+
+def _check_textfile(path: str | None) -> None:
+    if path is None:
+        return
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory) or not os.access(directory, os.W_OK | os.X_OK):
+        raise SessionError(f"metrics_textfile {path}: {directory} is no directory that can be written; choose another.")
 
 
 def _limits(params: dict[str, Any]) -> dict[str, Any]:
@@ -537,11 +551,9 @@ def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, An
     reaped = [f"{session.id}: {why}" for session, why in dead] + lost
     before = [public(session.record) for session, _why in dead]
     remains: list[str] = []
-    for session, why in [] if check_mode else dead:
+    for session, _why in [] if check_mode else dead:
         try:
-            remains += tear_down(
-                session, status="failed", error_message=why, event="reap", who=requester(params["requested_by"])
-            )
+            remains += _reap(session, params)
         except SessionGoneError:
             continue  # somebody else was quicker
         except RecoveryError as error:
@@ -556,6 +568,16 @@ def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, An
         "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
         "sessions": before if check_mode else [public(session.record) for session, _why in dead],
     }
+
+
+def _reap(session: Session, params: dict[str, Any]) -> list[str]:
+    """End a session if it is dead still, now that nobody else can be at work on it; what could not be removed."""
+    with session.locked(timeout=params["lock_timeout"]):
+        why = is_dead(session)
+        if why is None:
+            return []
+        who = requester(params["requested_by"])
+        return tear_down(session, status="failed", error_message=why, event="reap", who=who)
 
 
 def _existing(root: str, session_id: str) -> Session:
