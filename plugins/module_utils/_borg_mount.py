@@ -124,8 +124,9 @@ class ArchiveMount:
     def remounts(self) -> list[Remount]:
         """How to make again what mount() has made."""
         env, passphrase = self.repository.environment_and_secret()
+        listing = self.repository.command("list", "--json", self.repository.location)
         return [
-            Remount(name, mountpoint, server.argv, {**own, **env}, passphrase, server.log)
+            Remount(name, mountpoint, self.archive, server.argv, listing, {**own, **env}, passphrase, server.log)
             for mountpoint, (name, server, own) in self.started.items()
         ]
 

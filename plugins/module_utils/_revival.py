@@ -13,6 +13,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at, unmount, wait_until
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
     Process,
@@ -39,7 +40,9 @@ class Remount:
 
     name: str
     mountpoint: str
+    archive: str
     argv: Sequence[str]
+    listing: Sequence[str]  # a command that lists the repository's archives as JSON
     env: dict[str, str]
     passphrase: str | None
     log: str
@@ -47,6 +50,8 @@ class Remount:
     def again(self, session: Session) -> bool:
         """Mount it again, in place of the process in its claim, which has ended; whether that worked."""
         unmount(self.mountpoint)
+        if not self._is_same(session):
+            return False
         with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
             process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
         session.amend_claim(self.name, process=process)
@@ -56,6 +61,18 @@ class Remount:
         stop_all([process], SIGNALS)
         unmount(self.mountpoint)
         return False
+
+    def _is_same(self, session: Session) -> bool:
+        """Whether the archive of this name is still the session's: it may have been deleted, and made anew."""
+        secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
+        stdin = (self.passphrase or "").encode()
+        try:
+            listed = run(self.listing, timeout=TIMEOUT, env={**self.env, **secret}, stdin=stdin).stdout
+            known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
+        except (CommandError, ValueError, LookupError, TypeError):
+            return False
+        own = (session.record["archive"] or {}).get("id")
+        return own is not None and known.get(self.archive) == own
 
     def is_dead(self, session: Session) -> bool:
         """Whether the process that serves it has ended. False where the session does not have this mount any more."""

@@ -117,7 +117,8 @@ def test_compaction_that_moves_the_archive_under_a_session(root: Path, sample: S
     here.borg("config", here.location, "max_segment_size", "1000000000")
     here.borg("rename", f"{here.location}::{sample.archive}", "kept")
     here.archive("filler", filler)
-    stack = Stack(root, dataclasses.replace(_at(sample, here), archive="kept")).start()
+    (identifier,) = (one["id"] for one in here.archives() if one["archive"] == "kept")
+    stack = Stack(root, dataclasses.replace(_at(sample, here), archive="kept", archive_id=identifier)).start()
     segments = {path.name for path in (place / "repository/data").rglob("[0-9]*") if path.is_file()}
     here.borg("delete", f"{here.location}::filler")
     here.borg("compact", "--threshold", "0", here.location)
@@ -125,6 +126,22 @@ def test_compaction_that_moves_the_archive_under_a_session(root: Path, sample: S
     assert segments - left, "nothing was moved: the test shows nothing"
     assert fingerprint(stack.connection()) == sample.tables
     assert stack.info()["status"] == "active"
+    stack.change("absent")
+
+
+def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sample, place: Path) -> None:
+    """Deleted and made anew between two mounts: its files are others, and must not be seen."""
+    here = sample.repository.copy(place / "repository", owner="root")
+    stack = Stack(root, _at(sample, here)).start()
+    here.borg("delete", f"{here.location}::{sample.archive}")
+    (place / "impostor").mkdir()
+    here.archive(sample.archive, place / "impostor")
+    for name, pid in stack.processes().items():
+        if name.startswith("archive"):
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="Input/output error"):
+        fingerprint(stack.connection())
+    await_failed(stack)
     stack.change("absent")
 
 
@@ -218,15 +235,20 @@ def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> 
             os.truncate(data, 8)  # what is open is gone, too
     with pytest.raises(RuntimeError, match="Input/output error"):
         fingerprint(stack.connection())
+    await_failed(stack)
+    assert "failed" in stack.change("reset")
+    last = stack.change("absent")["session"]
+    assert last["status"] == "failed"
+    assert last["error_message"].startswith("The archive's data cannot be read any more (")
+
+
+def await_failed(stack: Stack) -> None:
+    """Until the session says that it could not read the archive."""
     deadline = time.monotonic() + SECONDS
     while stack.info()["status"] != "failed":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert stack.info()["error_message"].startswith("The archive's data cannot be read any more (")
-    assert "failed" in stack.change("reset")
-    last = stack.change("absent")["session"]
-    assert last["status"] == "failed"
-    assert last["error_message"].startswith("The archive's data cannot be read any more (")
 
 
 def _at(sample: Sample, repository: Any) -> Sample:

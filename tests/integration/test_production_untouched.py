@@ -378,7 +378,7 @@ def story(shared_place: Path) -> Iterator[Story]:
             assert remains(str(playbooks.session_root)) == []
             files = production.of_files()
             after = {**production.of_server(), **files}
-            result = next(task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
+            (result,) = (task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
             whats = [entry["what"] for entry in result["neutralised"]]
             yield Story(before, after, whats, started.output, trace, place / "sessions", place)
 
