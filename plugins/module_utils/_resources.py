@@ -158,6 +158,8 @@ def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: boo
     threads = sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)
     owner = pwd.getpwuid(os.stat(f"/proc/{process.pid}").st_uid).pw_name
     nice = nice_of(limits["cpu_weight"], is_root=os.geteuid() == 0)
+    if nice > 0:  # whoever started it may have a lower priority still, which only root could raise
+        nice = max(nice, os.getpriority(os.PRIO_PROCESS, process.pid))
     if nice:
         # Downwards as the owner, who may always do that: the root of a container lacks the capability for others.
         _run("renice", "-n", str(nice), "-p", *threads, user=owner if nice > 0 else None)

@@ -119,7 +119,7 @@ def test_a_systemd_that_does_not_do_it_fails_no_start(host: Container, playbooks
     for pid, command in processes_below(directory(started.session)):
         if "keeper.pyz" in command:
             continue
-        assert int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16]) == 7, command
+        assert int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16]) >= 7, command
 
 
 def test_children_that_were_quicker_are_moved_too(host: Container, shared_place: Path) -> None:
