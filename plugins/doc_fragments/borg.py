@@ -54,7 +54,8 @@ options:
         which they stood together with data of others, which may be those of the mounted archive. A mount does not know
         where these have gone. It goes on until it is asked for the first of them; then Borg 1 ends, and reading fails
         with C(Transport endpoint is not connected), here and in all of the mount. Wrong data are never read. Where the
-        archive itself was not deleted, a new mount has all of it.
+        archive itself was not deleted, a new mount has all of it. In a session with driver C(block) its keeper makes
+        one, and clients only wait.
       - V(auto) is V(bypass). Every supported version of Borg can do so.
       - A repository that can only be read, such as a read-only file system, can only be opened without the lock.
       - Borg 1 brings its index up to date when it opens a repository whose writer has just committed, or has crashed.

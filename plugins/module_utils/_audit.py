@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import pwd
+import stat
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ __all__ = ["LOG", "audit", "requester"]
 LOG = "audit.log"  # in the session root; older ones are LOG.1 (the newest of them), LOG.2 …
 LIMIT = 1 << 20  # bytes after which a new one is begun: some 2000 sessions
 KEPT = 5  # older ones
+PATIENCE = 5.0  # seconds
 NOBODY = 2**32 - 1  # in /proc/self/loginuid: nobody has logged in
 
 
@@ -50,7 +51,7 @@ def audit(
 ) -> None:
     """Append one event about a session's record: C(start), C(extend), C(reset), C(stop), C(automatic stop), C(reap).
 
-    A full disk loses the line and not the session: what is told here must not keep a session from ending.
+    Where it cannot be written the line is lost and not the session: no log is to keep a session from ending.
     """
     archive = record.get("archive") or {}
     line = {
@@ -63,27 +64,41 @@ def audit(
         "archive": {key: archive.get(key) for key in ("repository", "name")},
         "reason": reason,
     }
-    try:
+    with suppress(OSError):
         _append(os.path.join(root, LOG), f"{json.dumps(line)}\n".encode())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
 
 
 def _append(path: str, line: bytes) -> None:
-    while True:
-        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + PATIENCE
+    # Nonblocking: in a root that others may write to, somebody may have planted a pipe.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while time.monotonic() < deadline:
+        log = os.open(path, flags, 0o600)
         try:
-            fcntl.flock(log, fcntl.LOCK_EX)  # held by others like this one, for as long as a line takes
-            if not _is_still(log, path):
+            state = os.fstat(log)
+            if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid():
+                return  # somebody else's
+            if not _locked(log):
+                time.sleep(0.01)  # held by others like this one, for as long as a line takes
+            elif not _is_still(log, path):
                 continue  # rotated meanwhile
-            if os.fstat(log).st_size + len(line) > LIMIT:
+            elif state.st_size + len(line) > LIMIT:
                 _rotate(path)
-                continue
-            os.write(log, line)
-            return
+            else:
+                size = os.fstat(log).st_size
+                if os.write(log, line) < len(line):
+                    os.ftruncate(log, size)  # the disk is full: no half lines
+                return
         finally:
             os.close(log)
+
+
+def _locked(log: int) -> bool:
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_still(log: int, path: str) -> bool:

@@ -31,6 +31,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import secret_pipe
 
 __all__ = [
     "ARGUMENTS",
@@ -217,7 +218,7 @@ class Repository:
 
     def environment(self) -> tuple[dict[str, str], bytes]:
         """What to add to borg's environment, and what to write to its standard input: the passphrase, or nothing."""
-        env, passphrase = self._environment()
+        env, passphrase = self.environment_and_secret()
         if passphrase is None:
             return env, b""
         return {**env, "BORG_PASSPHRASE_FD": "0"}, passphrase.encode()
@@ -225,18 +226,9 @@ class Repository:
     @contextmanager
     def environment_with_pipe(self) -> Iterator[tuple[dict[str, str], list[int]]]:
         """What to add to a borg's environment, and the descriptors to pass on to it, where it has no standard input."""
-        env, passphrase = self._environment()
-        if passphrase is None:
-            yield env, []
-            return
-        reading, writing = os.pipe()
-        try:
-            # Far less than a pipe holds, so nobody has to read yet.
-            os.write(writing, passphrase.encode())
-            os.close(writing)
-            yield {**env, "BORG_PASSPHRASE_FD": str(reading)}, [reading]
-        finally:
-            os.close(reading)
+        env, passphrase = self.environment_and_secret()
+        with secret_pipe("BORG_PASSPHRASE_FD", passphrase) as (secret, descriptors):
+            yield {**env, **secret}, descriptors
 
     def error(self, argv: Sequence[str], returncode: int | None, stderr: str, *, archive: str = "") -> BorgError:
         """What a failed borg's log means."""
@@ -248,7 +240,8 @@ class Repository:
         said = "" if msgid == "PasscommandFailure" else _in_words(entries)
         return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said[-DETAIL_CHARACTERS:])
 
-    def _environment(self) -> tuple[dict[str, str], str | None]:
+    def environment_and_secret(self) -> tuple[dict[str, str], str | None]:
+        """What to add to a borg's environment, and the passphrase, which goes another way."""
         env = {
             # Questions are answered before they are asked.
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": _answer(

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
@@ -37,6 +37,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
@@ -77,6 +78,7 @@ class ArchiveMount:
     allow_other: bool = False
     log_directory: str | None = None
     ends_with_caller: bool = False
+    started: dict[str, tuple[str, _Server, dict[str, str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mountpoints(self) -> list[str]:
@@ -119,6 +121,15 @@ class ArchiveMount:
             undo.pop_all()
         return missing
 
+    def remounts(self) -> list[Remount]:
+        """How to make again what mount() has made."""
+        env, passphrase = self.repository.environment_and_secret()
+        listing = self.repository.command("list", "--json", "--consider-checkpoints", self.repository.location)
+        return [
+            Remount(name, mountpoint, self.archive, server.argv, listing, {**own, **env}, passphrase, server.log)
+            for mountpoint, (name, server, own) in self.started.items()
+        ]
+
     def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
         # A session may mount a second archive, for its WAL: claims and logs must not be taken for one another's.
         name = f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
@@ -132,10 +143,8 @@ class ArchiveMount:
             owner=_owner_ids(self.owner),
             allow_other=self.allow_other,
         )
-        env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
-        env.update({name: os.environ[name] for name in env if name in os.environ})
+        env = _server_environment(session)
         if session is not None:
-            env[MARKER] = session.directory
             session.claim(name=name, kind="mount", mountpoint=mountpoint)
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
@@ -143,6 +152,7 @@ class ArchiveMount:
             bound: dict[str, Any] = {"preexec_fn": _end_with_caller()} if self.ends_with_caller else {}
             process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
+        self.started[mountpoint] = (name, server, env)
         undo.callback(server.end)
         if session is not None:
             session.amend_claim(name, process=process)
@@ -293,6 +303,12 @@ def _serving() -> dict[str, _Serving]:
         if process is not None:
             found[argv[position + 1]] = _Serving(process, argv[position])
     return found
+
+
+def _server_environment(session: Session | None) -> dict[str, str]:
+    env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
+    env.update({name: os.environ[name] for name in env if name in os.environ})
+    return env if session is None else {**env, MARKER: session.directory}
 
 
 def _is_crowded(session: Session | None) -> bool:

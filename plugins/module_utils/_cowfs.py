@@ -34,6 +34,7 @@ import functools
 import inspect
 import itertools
 import logging
+import math
 import mmap
 import os
 import resource
@@ -89,6 +90,10 @@ REST = 30
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
 GRACE = 2
+#: Seconds that requests wait for a lower mount to come back when none is left: the session's keeper mounts it again.
+REVIVAL = 20
+#: Seconds between two looks whether a dead one is back.
+REVIVAL_LOOK = 0.25
 #: What a lower mount answers when its server has died.
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -804,6 +809,11 @@ class FileTable:
         if key in self.files:
             os.close(self.files.pop(key))
 
+    def clear(self) -> None:
+        for key in list(self.files):
+            with contextlib.suppress(OSError):  # closed it is, but a mount that has died complains
+                self.close(key)
+
 
 # --------------------------------------------------------------------------------------------------------- lower
 
@@ -838,6 +848,14 @@ class Reader:
         self.wake = trio.Event()
         self.busy = self.dead = False
         self.owes_plan = False
+        # The mount's root is held: by its path a mount that is gone would look like an empty directory.
+        self.root = os.open(mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = os.fstat(self.root).st_dev
+        self.retired: tuple[FileTable, int] | None = None
+
+    def path(self, path: bytes) -> bytes:
+        """A path of the lower as system calls take it."""
+        return b"/proc/self/fd/%d/%s" % (self.root, path)
 
     def next(self) -> Fetch:
         """What is not planned first; but where somebody waits for a plan, plans have every second turn."""
@@ -859,6 +877,32 @@ class Reader:
             log.error("the lower mount %s is dead: %s", self.mount, error.strerror)
         return True
 
+    def successor(self) -> tuple[int, int] | None:
+        """Root and device of what is mounted now where the dead mount was, or None. Runs in a worker thread."""
+        try:
+            root = os.open(self.mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            device = os.fstat(root).st_dev
+            if device not in (self.device, os.stat(os.path.dirname(self.mount)).st_dev):
+                return root, device
+        except OSError:
+            pass
+        os.close(root)
+        return None
+
+    def revive(self, root: int, device: int) -> None:
+        """Go on with a successor. What the dead mount was read through stays open until there is another one: a worker
+        thread may be using it, and its descriptors' numbers must not come to mean other files."""
+        if self.retired is not None:
+            self.retired[0].clear()
+            os.close(self.retired[1])
+        self.retired = self.files, self.root
+        self.files, self.root, self.device = FileTable(OPEN_FILES), root, device
+        self.dead = False
+        log.info("the lower mount %s is back", self.mount)
+
     def fetch(self, path: bytes, index: int) -> bytes:
         """Runs in a worker thread, one at a time."""
         try:
@@ -871,11 +915,12 @@ class Reader:
         return self._fetch(path, index, 0)
 
     def _fetch(self, path: bytes, index: int, flags: int) -> bytes:
+        files, name = self.files, self.path(path)  # taken together: they change when the mount is replaced
+
         def opened() -> int:
-            name = os.path.join(os.fsencode(self.mount), path)
             return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags)
 
-        return os.pread(self.files.get(path, opened), WINDOW, index * WINDOW)
+        return os.pread(files.get(path, opened), WINDOW, index * WINDOW)
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -899,16 +944,42 @@ class Lower:
         self.run = READ_AHEAD // len(mounts)
         self.hot: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
         self.awaited: dict[tuple[int, int], Fetch] = {}
+        self.died = trio.Event()
+        self.none_since = math.inf  # when the last of the mounts has died
 
     async def call(self, function: Callable[[bytes], Any], path: bytes) -> Any:
         """A system call on a path of the lower, in a worker thread; the first mount that lives answers."""
-        for reader in self.alive():
+        while await self.some_alive():
+            reader = self.alive()[0]
             try:
-                return await _in_thread(function, os.path.join(os.fsencode(reader.mount), path))
+                return await _in_thread(function, reader.path(path))
             except OSError as error:
                 if not reader.died(error):
                     raise
+                self.died.set()
         raise OSError(errno.EIO, "no lower mount is left")
+
+    async def some_alive(self) -> bool:
+        """Whether a mount lives, or has come back in time."""
+        while not self.alive():
+            self.none_since = min(self.none_since, trio.current_time())
+            if trio.current_time() > self.none_since + REVIVAL:
+                return False
+            await trio.sleep(REVIVAL_LOOK)
+        return True
+
+    async def revive(self) -> None:
+        """Take dead mounts into use again when they are back."""
+        while True:
+            await self.died.wait()
+            self.died = trio.Event()
+            while any(reader.dead for reader in self.readers):
+                for reader in self.readers:
+                    found = await _in_thread(reader.successor) if reader.dead else None
+                    if found is not None:
+                        reader.revive(*found)
+                        self.none_since = math.inf
+                await trio.sleep(REVIVAL_LOOK)
 
     def alive(self) -> list[Reader]:
         return [reader for reader in self.readers if not reader.dead]
@@ -976,9 +1047,11 @@ class Lower:
                 self.counters.add(fetched_bytes=len(fetch.window.data))
                 self._keep(fetch.key, fetch.window)
             except OSError as error:
-                if reader.died(error) and self.alive():
-                    self._assign(fetch, demand=True)
-                    continue
+                if reader.died(error):
+                    self.died.set()
+                    if await self.some_alive():
+                        self._assign(fetch, demand=True)
+                        continue
                 fetch.error = error
             finally:
                 reader.busy = False
@@ -1083,9 +1156,10 @@ class Counters:
         if path is None:
             memory = mmap.mmap(-1, size)
         else:
-            with open(path, "wb+") as file:
-                os.ftruncate(file.fileno(), size)
-                memory = mmap.mmap(file.fileno(), size)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            os.write(file, bytes(size))  # allocated now: there may be no room later
+            memory = mmap.mmap(file, size)
+            os.close(file)
         self.values = memoryview(memory).cast("Q")
 
     def get(self, name: str) -> int:
@@ -1145,6 +1219,7 @@ async def serve(filesystem: CowFs) -> None:
         for reader in filesystem.lower.readers:
             nursery.start_soon(filesystem.lower.serve, reader)
         nursery.start_soon(filesystem.lower.rest)
+        nursery.start_soon(filesystem.lower.revive)
         nursery.start_soon(end_on_signal, filesystem.space, nursery.cancel_scope)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from ansible.module_utils.basic import AnsibleModule
 
-__all__ = ["RecoveryError", "run_module"]
+__all__ = ["RecoveryError", "run_module", "warn"]
+
+_warnings: list[str] = []
 
 
 class RecoveryError(Exception):
@@ -27,6 +29,11 @@ class RecoveryError(Exception):
         self.details = details
 
 
+def warn(sentence: str) -> None:
+    """Have the module's result say, beside what it has done, what is not as it was asked for."""
+    _warnings.append(sentence)
+
+
 def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> NoReturn:
     """Run action and exit with its result, to which C(elapsed) (seconds) is added where it is missing.
 
@@ -35,7 +42,12 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
     """
     begun = time.monotonic()
     try:
-        result = action()
+        try:
+            result = action()
+        finally:
+            for sentence in _warnings:
+                module.warn(sentence)
+            _warnings.clear()
     except RecoveryError as error:
         module.fail_json(msg=str(error), **error.details)
     except OSError as error:

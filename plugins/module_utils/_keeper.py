@@ -3,8 +3,8 @@
 """The keeper of a session: a process of its own on the session's host, which ends it when its time has come.
 
 It needs no Ansible and no controller. It looks at the clock, the disk, the layer's counters and, less often, at the
-clients, and ends the session in the one way in which sessions end. It holds nothing that it could not read again:
-killed, it can be started anew.
+clients, and ends the session in the one way in which sessions end. It also replaces a Borg that died. Killed, it can
+be started anew, but what a Borg needs to open the repository it then lacks: that is in its memory alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import ctypes
 import io
 import logging
 import os
+import resource
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
@@ -26,8 +27,16 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics 
     read_sample,
     write_sample,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, Process, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    MARKER,
+    Process,
+    secret_pipe,
+    spawn,
+    stop_all,
+    wait_for_any_end,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import packed, unpacked
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
     Session,
@@ -41,10 +50,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space im
     free_space,
     in_words,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import SIGNALS, tear_down
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 
 __all__ = ["ensure_keeper", "main"]
 
@@ -57,17 +69,23 @@ ABANDONED = 900
 # Without counters of the layer, what the session wrote is added up anew each so many seconds.
 UNCOUNTED = 10.0
 PROGRAM = "keeper.pyz"
+REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
 PACKAGES = ("ansible_collections", "phpborg", "instant_recovery", "plugins", "module_utils")
 
 log = logging.getLogger("keeper")
 
 
-def ensure_keeper(session: Session) -> None:
-    """Start a keeper for the session, unless it has one. To be called under the lock."""
+def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
+    """Start a keeper for the session, unless it has one; with remounts, one that can do these.
+
+    To be called under the lock.
+    """
     claims = {claim["name"]: claim for claim in session.record["claims"]}
     known = claims.get(KEEPER, {}).get("process")
     if known and Process.from_dict(known).alive():
-        return
+        if not remounts:
+            return
+        stop_all([Process.from_dict(known)], SIGNALS)
     program = session.path(PROGRAM)
     with suppress(FileNotFoundError):
         os.unlink(program)
@@ -76,7 +94,9 @@ def ensure_keeper(session: Session) -> None:
     session.keep_claim(KEEPER)
     # That of the layer, where there is one: several processes of the same program share its memory.
     argv = [session.record["python"] or sys.executable, "-I", program, session.directory]
-    process = spawn(argv, log=session.path("log/keeper.log"), env={MARKER: session.directory})
+    with secret_pipe(REMOUNTS, packed(remounts).decode()) as (secret, descriptors):
+        env = {MARKER: session.directory, **secret}
+        process = spawn(argv, log=session.path("log/keeper.log"), env=env, pass_fds=descriptors)
     session.amend_claim(KEEPER, process=process)
 
 
@@ -88,12 +108,21 @@ def main() -> NoReturn:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim:
         trim(0)  # what compiling this program took
-    raise SystemExit(_Keeper(Session.open(sys.argv[1])).watch())
+    # A passphrase may be in its memory. 1 and not 0: then no program that takes core dumps gets one, either (core(5)).
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    remounts = unpacked(int(os.environ[REMOUNTS]))
+    raise SystemExit(_Keeper(Session.open(sys.argv[1]), remounts).watch())
 
 
 class _Keeper:
-    def __init__(self, session: Session) -> None:
+    """Times are of the monotonic clock, which nobody sets; only a session's end is a time of day."""
+
+    def __init__(self, session: Session, remounts: Sequence[Remount]) -> None:
         self.session = session
+        self.remounts = remounts
+        self.sample = read_sample(session)
+        self.failed_remounts = 0
+        self.next_remount = 0.0
         self.next_sample = 0.0
         self.patience = 0.0  # until when no attempt to end the session is made
         self.usage = (0.0, 0, 0)  # of the upper: when it was added up, bytes, and bytes written until then
@@ -104,50 +133,55 @@ class _Keeper:
             try:
                 self.session = Session.open(self.session.directory)
                 self._look()
-                time.sleep(self._pause())
+                self._wait()
             except SessionGoneError:
                 return 0
             except Exception:  # nobody else would end the session
                 log.exception("the look at the session failed")
-                time.sleep(LATER)
+                time.sleep(TICK)
 
-    def _pause(self) -> float:
-        end = expiry(self.session.record)
-        return min(TICK, max(0.05, end - time.time())) if end else TICK
+    def _wait(self) -> None:
+        """Until the next look: sooner when the session's end comes, or the end of a process that can be replaced."""
+        left = expiry(self.session.record) - time.time()
+        names = [remount.name for remount in self.remounts]
+        claims = [one for one in self.session.record["claims"] if one["name"] in names and one["process"]]
+        processes = [Process.from_dict(claim["process"]) for claim in claims]
+        wait_for_any_end([one for one in processes if one.alive()], timeout=min(TICK, left) if left > 0 else TICK)
 
     def _look(self) -> None:
-        record = self.session.record
-        if record["status"] in ("starting", "stopping"):
-            if unattended(self.session) > ABANDONED and (found := examine(self.session)).wrong:
-                self._end(status="failed", error_message=found.wrong[-1])
+        status = self.session.record["status"]
+        if status == "starting":
+            self.usage = (0.0, 0, 0)  # a reset begins with an empty upper
+            if unattended(self.session) > ABANDONED and examine(self.session).wrong:
+                self._end()
             return
-        self._note_failure()
-        if time.time() >= self.next_sample:
-            self._sample()
+        if status == "stopping":
+            if unattended(self.session) > LATER:  # it was cut off, or something was in its way
+                self._end()
+            return
         if self._reason() is not None:
             self._end()
+        for chore in (self._note_failure, self._remount, self._take_sample):
+            try:
+                chore()
+            except SessionGoneError:
+                raise
+            except Exception:  # none of them may keep a session from ending
+                log.exception("%s failed", chore.__name__)
 
-    def _end(self, *, status: str = "stopped", error_message: str | None = None) -> None:
+    def _end(self) -> None:
         """End the session, if that is still due when nobody else is at work on it."""
-        if time.time() < self.patience:
+        if time.monotonic() < self.patience:
             return
-        self.patience = time.time() + LATER
+        self.patience = time.monotonic() + LATER
         try:
-            with self.session.locked(timeout=0):
-                record, reason = self.session.record, None
-                if record["status"] in ("active", "failed"):
-                    reason = self._reason()  # it may have been extended
-                    if reason is None:
-                        return
-                log.info("ending the session: %s", reason or error_message)
-                remains = tear_down(
-                    self.session,
-                    status=status,
-                    error_message=error_message,
-                    reason=reason,
-                    event="automatic stop",
-                    who={**requester(KEEPER), "from": "local"},
-                )
+            with self.session.locked(timeout=1):
+                ending = self._ending()
+                if ending is None:
+                    return
+                log.info("ending the session: %s", ending)
+                who = {**requester(KEEPER), "from": "local"}
+                remains = tear_down(self.session, event="automatic stop", who=who, **ending)
         except SessionGoneError:
             raise
         except SessionError as error:
@@ -158,13 +192,25 @@ class _Keeper:
             return
         raise SessionGoneError("it has ended")
 
+    def _ending(self) -> dict[str, Any] | None:
+        """Under the lock: how the session has to end, or None where it goes on after all."""
+        if self.session.record["status"] == "stopping":
+            return {}  # as it was said before
+        if self.session.record["status"] == "starting":
+            wrong = examine(self.session).wrong
+            return {"status": "failed", "error_message": wrong[-1]} if wrong else None
+        if self.session.record["idle_timeout"]:
+            self._measure()  # a client may have come since the last sample
+        reason = self._reason()  # it may have been extended
+        return {"reason": reason} if reason else None
+
     def _reason(self) -> str | None:
         """Why the session has to end now; None: it has not."""
         record = self.session.record
         end = expiry(record)
         if end and time.time() >= end:
             return f"its time is over (ttl {duration_in_words(record['ttl'])})"
-        idle = (read_sample(self.session) or {}).get("idle") or 0
+        idle = (self.sample or {}).get("idle") or 0
         if 0 < record["idle_timeout"] <= idle:
             return f"idle for {duration_in_words(record['idle_timeout'])}"
         return self._too_large() or self._disk_is_full()
@@ -180,8 +226,9 @@ class _Keeper:
         when, size, written_then = self.usage
         written = layer_counters(self.session).get("written_bytes")
         grown = limit if written is None else written - written_then
-        if not when or (size + grown >= limit and (written is not None or time.time() > when + UNCOUNTED)):
-            self.usage = (time.time(), disk_usage(self.session.path("upper")), written or 0)
+        is_due = written is not None or time.monotonic() > when + UNCOUNTED
+        if not when or grown < 0 or (size + grown >= limit and is_due):
+            self.usage = (time.monotonic(), disk_usage(self.session.path("upper")), written or 0)
         return self.usage[1]
 
     def _disk_is_full(self) -> str | None:
@@ -194,7 +241,7 @@ class _Keeper:
         others = [one for one in Session.all(root) if one.id != self.session.id]
         if any(one.record["status"] == "stopping" and one.is_locked() for one in others):
             return None  # room is being made
-        sizes = [(disk_usage(one.path("upper")), one.id) for one in others if one.record["status"] == "active"]
+        sizes = [(disk_usage(one.path("upper")), one.id) for one in others if _will_make_room(one, free, total)]
         if max(sizes, default=(0, "")) > (disk_usage(self.session.path("upper")), self.session.id):
             return None
         return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
@@ -209,20 +256,54 @@ class _Keeper:
                 self.session.update(status="failed", error_message=_read_failure(self.session))
                 log.error("%s", self.session.record["error_message"])
 
-    def _sample(self) -> None:
+    def _remount(self) -> None:
+        """Mount again what has died. The layer waits some seconds for that before it gives a reader an error."""
+        dead = [remount for remount in self.remounts if remount.is_dead(self.session)]
+        if not dead or time.monotonic() < self.next_remount or self.session.record["driver"] != "block":
+            return
+        # Looked up before the lock is taken: a repository that does not answer must not keep anybody from stopping.
+        done = dead[0].is_same(self.session)
+        for remount in dead if done else ():
+            with self.session.locked(timeout=1):
+                if self.session.record["status"] not in ("active", "failed") or not remount.is_dead(self.session):
+                    continue
+                process = remount.start(self.session)
+            done = remount.finish(process)
+            log.info("%s was gone and %s", remount.mountpoint, "is mounted again" if done else "cannot be mounted")
+            if not done:
+                break
+        self.failed_remounts = 0 if done else self.failed_remounts + 1
+        self.next_remount = time.monotonic() + min(60.0, 2.0 ** min(self.failed_remounts, 6) - 1)
+
+    def _take_sample(self) -> None:
+        if time.monotonic() < self.next_sample:
+            return
         record = self.session.record
-        sample = measure(self.session, earlier=read_sample(self.session))
-        write_sample(self.session, sample)
         wanted = record["idle_timeout"] / 10 if record["idle_timeout"] else SAMPLES
-        self.next_sample = time.time() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
+        self.next_sample = time.monotonic() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
+        self._measure()
         if record["metrics_textfile"]:
             write_textfile(record["metrics_textfile"], os.path.dirname(self.session.directory))
+
+    def _measure(self) -> None:
+        self.sample = measure(self.session, earlier=self.sample)
+        with suppress(OSError):  # a full disk
+            write_sample(self.session, self.sample)
+
+
+def _will_make_room(session: Session, free: int, total: int) -> bool:
+    """Whether another session is going to end because of the same lack of space."""
+    claims = [one for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
+    is_kept = any(Process.from_dict(claim["process"]).alive() for claim in claims)
+    return (
+        is_kept and session.record["status"] == "active" and free < floor_of(session.record["free_space_floor"], total)
+    )
 
 
 def _read_failure(session: Session) -> str:
     """Why the layer could not read the archive, in its own words."""
     with suppress(OSError), open(session.path("log/overlay.log"), encoding="utf-8", errors="replace") as file:
-        errors = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line]
+        errors = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line and " at offset " in line]
         if errors:
             return (
                 f"The archive's data cannot be read any more ({errors[-1]}): the repository is out of reach, or borg "
@@ -250,7 +331,7 @@ def _packed() -> bytes:
 # Which these are is tested.
 NEEDED = (
     *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_processes", "_prometheus"),
-    *("_session", "_shared_memory", "_space", "_teardown"),
+    *("_resources", "_revival", "_session", "_shared_memory", "_space", "_teardown"),
 )
 
 

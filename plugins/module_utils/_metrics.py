@@ -15,7 +15,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import expiry
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, descendants
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import started
@@ -42,7 +43,7 @@ Sample = dict[str, Any]
 
 
 def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
-    """A fresh sample: METRICS, and C(time) in seconds since the epoch. What cannot be known now is None.
+    """A fresh sample: METRICS, and when it was taken. What cannot be known now is None.
 
     earlier is a sample to tell queries_per_second and idle from.
     """
@@ -55,6 +56,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
     sample: Sample = {
         **no_metrics(),
         "time": now,
+        "clock": time.monotonic(),  # nobody sets it, and it is the same for all processes
         **_clients(record["probe"]),
         "uptime": round(now - started(record), 1) if record["started_at"] else None,
         "time_left": round(max(0.0, expiry(record) - now), 1) if record["expires_at"] else None,
@@ -109,21 +111,28 @@ def _clients(probe: dict[str, Any] | None) -> Sample:
     try:
         answer = json.loads(run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], user=probe["user"]).stdout)
         return {key: int(answer[key]) for key in ("clients", "active_clients", "queries")}
-    except (CommandError, ValueError, LookupError, TypeError):
+    except (RecoveryError, ValueError, LookupError, TypeError, OverflowError):
         return {}
 
 
 def _pace(sample: Sample, earlier: Sample | None, *, begin: float) -> Sample:
-    """queries_per_second since an earlier sample, and idle: seconds without a client's query, as samples tell."""
+    """queries_per_second since an earlier sample, and idle: seconds without a client's query, as samples tell.
+
+    In the sample for the next one: counted, the clock and the queries at the last answer, and active, the clock when
+    a client was last seen at work.
+    """
+    clock = sample["clock"]
+    if earlier is None or "counted" not in earlier:
+        ready = clock - max(0.0, sample["time"] - begin)
+        earlier = {"counted": [ready, 0], "active": ready, "queries_per_second": None}
+    kept = {key: earlier[key] for key in ("counted", "active", "queries_per_second")}
     if sample["queries"] is None:
-        return {}
-    if earlier is None or earlier.get("queries") is None:
-        earlier = {"time": begin, "queries": 0, "active_at": begin, "queries_per_second": None}
-    span, more = sample["time"] - earlier["time"], sample["queries"] - earlier["queries"]
-    is_active = bool(sample["active_clients"] or more)
-    active_at = sample["time"] if is_active else earlier["active_at"]
-    speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN else earlier["queries_per_second"]
-    return {"queries_per_second": speed, "active_at": active_at, "idle": round(sample["time"] - active_at, 1)}
+        return kept
+    span, more = clock - kept["counted"][0], sample["queries"] - kept["counted"][1]
+    active = clock if sample["active_clients"] or more else kept["active"]
+    speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN else kept["queries_per_second"]
+    counted = [clock, sample["queries"]] if span >= LEAST_SPAN or more else kept["counted"]
+    return {"queries_per_second": speed, "active": active, "counted": counted, "idle": round(clock - active, 1)}
 
 
 def _cpu_seconds(process: Process) -> float:

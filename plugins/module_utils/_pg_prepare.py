@@ -95,12 +95,13 @@ def prepare(
     verifier: str,
     read_only: bool,
     confined: Mapping[str, Any],
+    started: Callable[[int], None] = lambda _pid: None,
     explain: Callable[[list[str]], str | None] = lambda _log: None,
 ) -> Catalogs:
     """Recover the cluster and change its catalogs: see catalog_script. The session role gets this SCRAM verifier.
 
     argv is the server's, without --single and the database's name. The log gets what the server says. confined: see
-    Confinement.arguments. Raises
+    Confinement.arguments. started gets the pid of each server that is run for it. Raises
     PostgresError with the server's reason, or what explain makes of its last lines; also when it takes more than
     timeout seconds.
     """
@@ -111,7 +112,9 @@ def prepare(
         begin = _size(log)
         single = [argv[0], "--single", "-j", *argv[1:], *_OPTIONS, database]
         left = max(0.0, deadline - time.monotonic())
-        code, output = _run(single, script, user=user, log=log, env=env, timeout=left, confined=confined)
+        code, output = _run(
+            single, script, user=user, log=log, env=env, timeout=left, confined=confined, started=started
+        )
         said = log_tail(log, begin=begin)
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
             continue  # after recovery: what it reached is in the log alone
@@ -249,6 +252,7 @@ def _run(
     env: Mapping[str, str],
     timeout: float,
     confined: Mapping[str, Any],
+    started: Callable[[int], None],
 ) -> tuple[int, str]:
     """Return code and output. The log is written to while it runs: a long recovery can be followed there."""
     errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -268,6 +272,7 @@ def _run(
     finally:
         os.close(errors)
     try:
+        started(process.pid)
         output, _nothing = process.communicate(script.encode(), timeout)
     except BaseException as error:
         shared_memory = shared_memory_of(process.pid)

@@ -359,6 +359,7 @@ def _prepare(
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
                 read_only=plan.request.read_only,
                 confined=confined,
+                started=lambda pid: _claimed(session, pid),
                 explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
             )
         finally:
@@ -371,6 +372,12 @@ def _prepare(
     return _Prepared(
         catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
     )
+
+
+def _claimed(session: Session | None, pid: int) -> None:
+    process = identify(pid)
+    if session is not None and process is not None:
+        session.amend_claim("server", process=process)
 
 
 def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
     "MARKER",
@@ -38,9 +38,11 @@ __all__ = [
     "marked",
     "marks_below",
     "open_pidfd",
+    "secret_pipe",
     "spawn",
     "stop",
     "stop_all",
+    "wait_for_any_end",
     "wait_for_end",
 ]
 
@@ -232,6 +234,38 @@ def wait_for_end(processes: Iterable[Process], *, timeout: float) -> list[Proces
             waiter.poll(seconds * 1000)
         finally:
             os.close(pidfd)
+
+
+def wait_for_any_end(processes: Iterable[Process], *, timeout: float) -> None:
+    """Wait up to timeout seconds for one of processes to end. On kernels that cannot tell, for all of the time."""
+    pidfds = [pidfd for pidfd in map(open_pidfd, processes) if pidfd is not None]
+    try:
+        waiter = select.poll()
+        for pidfd in pidfds:
+            waiter.register(pidfd, select.POLLIN)
+        waiter.poll(max(0.0, timeout) * 1000)
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+
+@contextmanager
+def secret_pipe(variable: str, secret: str | None) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """A pipe that holds a secret, for a process to be started in the block: the environment that names it, descriptors.
+
+    Both are empty where there is no secret.
+    """
+    if secret is None:
+        yield {}, []
+        return
+    reading, writing = os.pipe()
+    try:
+        # Far less than a pipe holds, so nobody has to read yet.
+        os.write(writing, secret.encode())
+        os.close(writing)
+        yield {variable: str(reading)}, [reading]
+    finally:
+        os.close(reading)
 
 
 def open_pidfd(process: Process) -> int | None:

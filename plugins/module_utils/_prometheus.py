@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import read_sample
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def write_textfile(path: str, root: str) -> None:
 
     Everybody may read it. It appears as a whole, whoever reads it when.
     """
-    sessions = [(one.record, read_sample(one) or {}) for one in Session.all(root)]
+    sessions = [({**one.record, "status": _status(one)}, read_sample(one) or {}) for one in Session.all(root)]
     # The collector takes names that end in .prom.
     temporary = f"{path}.{os.urandom(4).hex()}"
     try:
@@ -70,6 +71,14 @@ def render(sessions: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> s
         values = [({"session": record["id"]}, sample.get(key)) for record, sample in sessions]
         lines += _series(name, kind, text, [(labels, value) for labels, value in values if value is not None])
     return "".join(f"{line}\n" for line in lines)
+
+
+def _status(session: Session) -> str:
+    """As recorded, unless a process of the session has ended that nothing replaces."""
+    status = str(session.record["status"])
+    claims = [one for one in session.record["claims"] if one["process"] and not one["name"].startswith("archive")]
+    is_whole = all(Process.from_dict(claim["process"]).alive() for claim in claims)
+    return status if is_whole or status != "active" else "orphaned"
 
 
 def _labels(record: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine
@@ -15,28 +16,43 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     marks_below,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import IDENTIFIER, Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    GENERATED_IDENTIFIER,
+    IDENTIFIER,
+    Session,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import SIGNALS
 
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import Mount
 
-__all__ = ["dead_sessions", "strays", "sweep"]
+__all__ = ["dead_sessions", "is_dead", "strays", "sweep"]
 
-# How mounts of sessions look in the mount table: file system type, and source where the type alone does not tell.
-OURS = (("fuse.cowfs", None), ("fuse", "borgfs"), ("fuse.borgfs", None), ("overlay", "overlay"))
+ARCHIVE = "archive"  # claims of the archive's mounts begin with it
+
+# Where sessions mount, below their directory.
+POINTS = re.compile(r"merged|(archive|wal)(/[0-9]+)?")
 
 
 def dead_sessions(root: str) -> list[tuple[Session, str]]:
-    """The sessions below root whose recorded state is not true any more, each with the reason."""
-    found = []
-    for session in Session.all(root):
-        wrong = [] if session.problem else examine(session).wrong
-        if session.record["status"] == "orphaned" and not session.problem:
-            wrong = [session.record["error_message"]]
-        if wrong:
-            found.append((session, "; ".join(wrong)))
-    return found
+    """The sessions below root that nobody looks after any more, each with what is wrong with it."""
+    found = [(session, is_dead(session)) for session in Session.all(root)]
+    return [(session, why) for session, why in found if why]
+
+
+def is_dead(session: Session) -> str | None:
+    """What is wrong with a session that is to be reaped; None for any other.
+
+    One whose keeper, layer and server all live is left to its keeper, who may just be mounting the archive again.
+    """
+    if session.problem:
+        return None
+    if session.record["status"] == "orphaned":
+        return str(session.record["error_message"])
+    findings = examine(session)
+    lost = [one["name"] for one in findings.checks["processes"] if not one["alive"]]
+    is_kept = session.record["status"] == "active" and all(name.startswith(ARCHIVE) for name in lost)
+    return None if is_kept else "; ".join(findings.wrong) or None
 
 
 def strays(root: str) -> list[str]:
@@ -61,17 +77,30 @@ def sweep(root: str) -> list[str]:
 
 def _lost(root: str) -> list[str]:
     """Directories below root that processes call their session's, and which are none."""
+    directories = marks_below(os.path.realpath(root))
+    # Looked up after the processes: a session that has just begun is known by now.
     known = {session.directory for session in Session.all(root)}
-    return sorted(directory for directory in marks_below(root) if directory not in known)
+    return sorted(directories - known)
 
 
 def _lost_mounts(root: str) -> list[Mount]:
     known = {session.directory for session in Session.all(root)}
     top = os.path.realpath(root)
-    found = []
-    for mount in mounts_below(top):
-        name = os.path.relpath(mount.mountpoint, top).split(os.sep)[0]
-        is_ours = (mount.fstype, None) in OURS or (mount.fstype, mount.source) in OURS
-        if is_ours and IDENTIFIER.fullmatch(name) and os.path.join(top, name) not in known:
-            found.append(mount)
-    return found
+    return [mount for mount in mounts_below(top) if _is_ours(mount, top) and not _is_within(mount, known)]
+
+
+def _is_ours(mount: Mount, top: str) -> bool:
+    """Whether a mount below the session root top is one of a session's, by its place and by what it is made of."""
+    name, _slash, point = os.path.relpath(mount.mountpoint, top).partition(os.sep)
+    directory = os.path.join(top, name)
+    if not POINTS.fullmatch(point) or not IDENTIFIER.fullmatch(name):
+        return False
+    if mount.fstype == "overlay":
+        return f"upperdir={directory}/upper/" in mount.options
+    if mount.fstype == "fuse.cowfs":
+        return mount.source.startswith(f"{directory}/")
+    return mount.source == "borgfs" and GENERATED_IDENTIFIER.fullmatch(name) is not None
+
+
+def _is_within(mount: Mount, directories: set[str]) -> bool:
+    return any(mount.mountpoint.startswith(f"{directory}/") for directory in directories)

@@ -25,6 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit im
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, identity, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,8 +54,8 @@ PUBLIC_KEYS = (
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
-# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit.
-LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0}
+# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit. And see _resources.py.
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, **UNLIMITED}
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,
@@ -80,6 +81,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GENERATED_IDENTIFIER = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION = re.compile(r"([0-9]+(\.[0-9]+)?[smhd])+|[0-9]+(\.[0-9]+)?")
+LONGEST = 10 * 365 * 86400  # seconds
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -230,7 +232,9 @@ class Session:
                 os.close(self._lock)
 
     def is_locked(self) -> bool:
-        """Whether some step is at work on the session just now."""
+        """Whether somebody else is at work on the session just now."""
+        if self._depth > 0:
+            return False
         try:
             with open(self.path(LOCK), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -269,12 +273,15 @@ class Session:
             self.update(claims=[{"name": name, "kind": "process", "process": None}, *others])
 
     def amend_claim(self, name: str, **fields: Any) -> None:
-        """Complete a claim with what is known now, usually process."""
+        """Complete a claim with what is known now. A process comes under the session's limits by that."""
         with self.locked():
-            for claim in self.record["claims"]:
-                if claim["name"] == name:
-                    claim.update(_plain(fields))
+            amended = [claim for claim in self.record["claims"] if claim["name"] == name]
+            for claim in amended:
+                claim.update(_plain(fields))
             self.update()
+            for claim in amended if fields.get("process") else ():
+                kind = "mount" if claim["kind"] == "mount" else "keeper" if name == KEEPER else "server"
+                confine(self.directory, self.record, name, fields["process"], kind=kind)
 
     def release_claim(self, name: str) -> None:
         """Forget a claim after what it stands for has been undone."""
@@ -402,7 +409,10 @@ def parse_duration(text: str) -> float:
     """Seconds from C(90), C(30s), C(15m), C(2h), C(1d) or C(1h30m). Raises SessionError for anything else."""
     if not DURATION.fullmatch(text):
         raise SessionError(f"{text!r} is not a duration: write it as 90s, 15m, 2h, 1h30m or 1d; 0 is never.")
-    return sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
+    seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in DURATION_PART.findall(text))
+    if seconds > LONGEST:
+        raise SessionError(f"{text} is too long: choose ten years at most; 0 is never.")
+    return seconds
 
 
 def _summed(record: Mapping[str, Any], now: float) -> dict[str, float]:

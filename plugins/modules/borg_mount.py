@@ -166,6 +166,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
     unmount_archives,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
 
@@ -203,19 +204,22 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         with claiming(options["session_directory"]) as session:
             missing = request.mount(session)
             if session is not None:
-                _record(session, request.mountpoint, time.monotonic() - begun)
+                _record(session, request, time.monotonic() - begun)
     before = [mountpoint for mountpoint in request.mountpoints if mountpoint not in missing]
     return _result(request.mountpoint, before=before, after=request.mountpoints, pids=request.pids())
 
 
-def _record(session: Session, mountpoint: str, seconds: float) -> None:
-    """The first archive that is mounted is what the session is of; others are beside it."""
+def _record(session: Session, request: ArchiveMount, seconds: float) -> None:
+    """The first archive that is mounted is what the session is of, and is kept mounted; others are beside it."""
+    mountpoint = request.mountpoint
     first = session.record["borg_mount_point"]
     mounted = [claim["mountpoint"] for claim in session.record["claims"] if claim["kind"] == "mount"]
     if mountpoint != first and any(f"{other}/".startswith(f"{first}/") for other in mounted):
         session.timing(f"borg_mount_{os.path.basename(mountpoint)}", seconds)
         return
     session.update(borg_mount_point=mountpoint)
+    if request.started:
+        ensure_keeper(session, request.remounts())
     session.timing("borg_mount", seconds)
 
 

@@ -123,6 +123,25 @@ options:
     description: Disk space that the session's changes may take, such as V(20G), before it ends. V(0) is any.
     type: str
     default: "0"
+  memory_max:
+    description:
+      - Memory that the session may take, such as V(4G), and V(256M) at least. V(0) is any.
+      - Where systemd runs the host and the module runs as root, it is for all of the session's processes together, with
+        what the kernel keeps of their files. Otherwise for the private data of each process of the server.
+    type: str
+    default: "0"
+  cpu_weight:
+    description:
+      - Share of the processors when they are short, from 1 to 10000. A service of the host has 100.
+      - Without systemd, or as an ordinary user, it is a nice value, and for a user never better than the usual one.
+    type: int
+    default: 100
+  io_weight:
+    description:
+      - The same for reading from and writing to disks, where their scheduler knows of it. Without systemd, or as an
+        ordinary user, it is a priority as ionice(1) sets it.
+    type: int
+    default: 100
   max_sessions:
     description: How many sessions there may be below O(session_root), this one included. V(0) is any number.
     type: int
@@ -281,7 +300,17 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     parse_floor,
     parse_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import dead_sessions, strays, sweep
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import (
+    dead_sessions,
+    is_dead,
+    strays,
+    sweep,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
+    LEAST_MEMORY,
+    UNLIMITED,
+    WEIGHTS,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     DIRECTORIES,
     Session,
@@ -323,6 +352,9 @@ def main() -> None:
             "idle_timeout": {"type": "str"},
             "free_space_floor": {"type": "str", "default": "5%"},
             "max_upper_size": {"type": "str", "default": "0"},
+            "memory_max": {"type": "str", "default": "0"},
+            "cpu_weight": {"type": "int", "default": UNLIMITED["cpu_weight"]},
+            "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
             "requested_by": {"type": "str"},
@@ -344,6 +376,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
+    _check_textfile(params["metrics_textfile"])
     report = _ready_host(root, params)
     fields["python"] = report.python
     user = params["server_user"] or _server_user(params["server_user_choices"])
@@ -351,7 +384,14 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         planned = {**fields, "id": session_id, "status": "starting"}
         made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     else:
-        session = _create(root, session_id, user, fields, params)
+        session = Session.create(
+            root,
+            session_id=session_id,
+            user=user,
+            fields=fields,
+            max_sessions=params["max_sessions"],
+            who=requester(params["requested_by"]),
+        )
         made = _result(session.directory, {}, public(session.record))
     warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
     sessions = len(Session.all(root)) + check_mode
@@ -366,19 +406,12 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     }
 
 
-def _create(root: str, session_id: str | None, user: str, fields: dict[str, Any], params: dict[str, Any]) -> Session:
-    """A session with its keeper, or none."""
-    who = requester(params["requested_by"])
-    session = Session.create(
-        root, session_id=session_id, user=user, fields=fields, max_sessions=params["max_sessions"], who=who
-    )
-    try:
-        with session.locked():
-            ensure_keeper(session)
-    except BaseException as error:
-        tear_down(session, status="failed", error_message=f"Its keeper did not start: {error}", who=who)
-        raise
-    return session
+def _check_textfile(path: str | None) -> None:
+    if path is None:
+        return
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory) or not os.access(directory, os.W_OK | os.X_OK):
+        raise SessionError(f"metrics_textfile {path}: {directory} is no directory that can be written; choose another.")
 
 
 def _limits(params: dict[str, Any]) -> dict[str, Any]:
@@ -388,7 +421,19 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
         "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
         "free_space_floor": parse_floor(params["free_space_floor"]),
         "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
+        **_shares(params),
     }
+
+
+def _shares(params: dict[str, Any]) -> dict[str, int]:
+    """What the session may take of the host's memory, processors and disks."""
+    memory = parse_size(params["memory_max"], option="memory_max")
+    if 0 < memory < LEAST_MEMORY or memory < 0:
+        raise SessionError(f"memory_max {params['memory_max']} is too little for a session: choose 256M or more.")
+    for name in ("cpu_weight", "io_weight"):
+        if params[name] not in WEIGHTS:
+            raise SessionError(f"{name} {params[name]} is no weight: choose 1 to 10000; a service of the host has 100.")
+    return {"memory_max": memory, "cpu_weight": params["cpu_weight"], "io_weight": params["io_weight"]}
 
 
 def _ready_host(root: str, params: dict[str, Any]) -> Report:
@@ -506,11 +551,9 @@ def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, An
     reaped = [f"{session.id}: {why}" for session, why in dead] + lost
     before = [public(session.record) for session, _why in dead]
     remains: list[str] = []
-    for session, why in [] if check_mode else dead:
+    for session, _why in [] if check_mode else dead:
         try:
-            remains += tear_down(
-                session, status="failed", error_message=why, event="reap", who=requester(params["requested_by"])
-            )
+            remains += _reap(session, params)
         except SessionGoneError:
             continue  # somebody else was quicker
         except RecoveryError as error:
@@ -525,6 +568,16 @@ def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, An
         "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
         "sessions": before if check_mode else [public(session.record) for session, _why in dead],
     }
+
+
+def _reap(session: Session, params: dict[str, Any]) -> list[str]:
+    """End a session if it is dead still, now that nobody else can be at work on it; what could not be removed."""
+    with session.locked(timeout=params["lock_timeout"]):
+        why = is_dead(session)
+        if why is None:
+            return []
+        who = requester(params["requested_by"])
+        return tear_down(session, status="failed", error_message=why, event="reap", who=who)
 
 
 def _existing(root: str, session_id: str) -> Session:

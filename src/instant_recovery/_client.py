@@ -61,6 +61,9 @@ class StartOptions(TypedDict, total=False):
     minimum_free: str | None
     free_space_floor: str | None
     max_upper_size: str | None
+    memory_max: str | None
+    cpu_weight: int | None
+    io_weight: int | None
     max_sessions: int | None
     metrics_textfile: str | None
     server_user: str | None
@@ -235,8 +238,7 @@ class InstantRecovery:
         try:
             stats = self._run(f"instant_recovery_{what}", {"session_id": session_id, **variables}, timeout)
         except TaskError as error:
-            if error.message.startswith(f"No session {session_id} is known"):
-                raise SessionNotFoundError(error.message, failures=error.failures, stats=error.stats) from error
+            _tell_unknown(error, "instant_recovery_found")
             raise
         return self._session(stats["instant_recovery_session"])
 

@@ -209,6 +209,9 @@ def test_session_root_nearly_full(playbooks: Playbooks, sample: Sample, place: P
         ("recovery_target_xid", 0, "no transaction: give its number"),
         ("recovery_target", "now", "choose immediate"),
         ("recovery_target_timeline", "newest", "choose latest, current or a number"),
+        ("cpu_weight", "0", "1 to 10000"),
+        ("io_weight", "10001", "1 to 10000"),
+        ("memory_max", "lots", "512M or 4G"),
     ],
 )
 def test_unknown_value(playbooks: Playbooks, sample: Sample, variable: str, value: object, choices: str) -> None:

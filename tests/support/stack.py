@@ -96,7 +96,8 @@ class Stack:
         )
 
     def _record(self) -> None:
-        archive = {"repository": self.sample.repository.location, "name": self.sample.archive}
+        sample = self.sample
+        archive = {"repository": sample.repository.location, "name": sample.archive, "id": sample.archive_id}
         self.begun = _done(
             call(
                 session.main,

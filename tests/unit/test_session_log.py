@@ -10,6 +10,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 from tests.support.modules import call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -63,9 +64,10 @@ class Logs:
 
 
 @pytest.fixture
-def logs(tmp_path: Path) -> Logs:
-    tmp_path.chmod(0o700)
-    return Logs(tmp_path)
+def logs() -> Iterator[Logs]:
+    """Below a short path: a session has to have room for the path of a socket."""
+    with tempfile.TemporaryDirectory(prefix="logs-") as root:
+        yield Logs(Path(root))
 
 
 @pytest.mark.parametrize(

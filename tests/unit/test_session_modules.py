@@ -192,6 +192,12 @@ def test_a_session_that_ends_cannot_become_active(root: str) -> None:
     assert info(root)[0]["status"] == "stopping"
 
 
+def test_a_wrong_share(root: str) -> None:
+    assert "memory_max 1M is too little for a session: choose 256M" in session(root, memory_max="1M")["msg"]
+    assert "cpu_weight 0 is no weight: choose 1 to 10000" in session(root, cpu_weight=0)["msg"]
+    assert "io_weight 10001 is no weight" in session(root, io_weight=10001)["msg"]
+
+
 def test_a_wrong_ttl(root: str) -> None:
     assert "'soon' is not a duration" in session(root, ttl="soon")["msg"]
     assert os.listdir(root) == []

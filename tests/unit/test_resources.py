@@ -1,0 +1,34 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What weights stand for where there are no control groups, and how the slice of a session is called."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
+    io_priority_of,
+    nice_of,
+    slice_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("weight", "nice"), [(100, 0), (80, 1), (50, 3), (20, 7), (10, 10), (1, 19), (125, -1), (1000, -10), (10000, -20)]
+)
+def test_a_nice_value_for_each_weight(weight: int, nice: int) -> None:
+    """The kernel gives each step a fourth more or less: sched(7)."""
+    assert nice_of(weight, is_root=True) == nice
+    assert nice_of(weight, is_root=False) == max(0, nice)
+
+
+@pytest.mark.parametrize(("weight", "level"), [(100, 4), (50, 5), (20, 6), (10, 7), (1, 7), (200, 3), (10000, 0)])
+def test_an_io_priority_for_each_weight(weight: int, level: int) -> None:
+    assert io_priority_of(weight) == level
+
+
+def test_a_slice_is_a_neighbour_of_the_services() -> None:
+    """A hyphen in its name would make it part of another slice; the same name may be in use below two roots."""
+    name = slice_of("/var/lib/instant_recovery/20261122-130501-9c1e")
+    assert name == r"system-instant_recovery_20261122\x2d130501\x2d9c1e.slice"
+    assert slice_of("/srv/a/shop") != slice_of("/srv/b/shop")
+    assert slice_of("/srv/a/shop").startswith("system-instant_recovery_shop_")
