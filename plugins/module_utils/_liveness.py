@@ -8,18 +8,23 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import is_responding, mount_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import KEEPER, RECORD, SUMS
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    KEEPER,
+    RECORD,
+    SUMS,
+    Session,
+    SessionError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 __all__ = ["Findings", "examine", "expiry", "unattended"]
 
@@ -41,6 +46,17 @@ class Findings:
 
 def examine(session: Session) -> Findings:
     """Look at everything that the session's record claims."""
+    findings = _look(session)
+    if findings.wrong:
+        with suppress(SessionError):
+            now = Session.open(session.directory)
+            if now.record["claims"] != session.record["claims"]:  # a process was replaced in the meantime
+                session.record = now.record
+                return _look(session)
+    return findings
+
+
+def _look(session: Session) -> Findings:
     record = session.record
     checks: dict[str, Any] = {
         "mounts": [_check_mount(claim) for claim in record["claims"] if claim["kind"] == "mount"],

@@ -63,6 +63,8 @@ PRIVATE: dict[str, Any] = {
     "options": {},
     "probe": None,
     "metrics_textfile": None,
+    "requested_by": None,
+    "python": None,
 }
 DIRECTORIES = ("archive", "upper", "merged", "run", "log")
 SUMS = ("total", "overhead")  # in timings, beside those of the steps

@@ -498,16 +498,18 @@ def test_mounts_of_a_session(mount: Module, archives: Archives, place: Path, rea
     record = Session.open(session.directory).record
     assert record["borg_mount_point"] == mountpoint
     assert record["timings"]["borg_mount"] > 0
-    assert [(claim["kind"], claim["mountpoint"]) for claim in record["claims"]] == [
+    keeper, *claims = record["claims"]
+    assert keeper["name"] == "keeper"
+    assert [(claim["kind"], claim["mountpoint"]) for claim in claims] == [
         ("mount", point) for point in done["mountpoints"]
     ]
-    assert [claim["process"]["pid"] for claim in record["claims"]] == done["pids"]
+    assert [claim["process"]["pid"] for claim in claims] == done["pids"]
     for pid in done["pids"]:
         assert f"INSTANT_RECOVERY_SESSION={session.directory}\0" in Path(f"/proc/{pid}/environ").read_text()
     assert len(list(Path(session.path("log")).glob("borg-*.log"))) == readers
 
     assert mount(mountpoint=mountpoint, state="unmounted", session_directory=session.directory)["changed"]
-    assert Session.open(session.directory).record["claims"] == []
+    assert [claim["name"] for claim in Session.open(session.directory).record["claims"]] == ["keeper"]
     assert mount(archive=archives.of("nothing"), **arguments)["changed"]
     assert tear_down(Session.open(session.directory)) == []
     assert _leftovers(place) == []

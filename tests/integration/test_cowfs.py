@@ -821,7 +821,7 @@ def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, d
                 assert len(layer.complaints()) == 1, layer.complaints()
                 assert f"{lowers[0]} is dead" in layer.complaints()[0]
                 mounts[1][1].kill()
-                outcomes = [run.result(timeout=20) for run in runs]
+                outcomes = [run.result(timeout=60) for run in runs]  # after REVIVAL
             assert all(outcome == errno.EIO for outcome in outcomes), outcomes
             assert len(layer.complaints()) == 3, layer.complaints()
             assert f"{lowers[1]} is dead" in layer.complaints()[1]

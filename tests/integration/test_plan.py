@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -164,14 +165,21 @@ def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest
 def test_a_look_that_is_killed_leaves_no_mount(backups: Backups, temporary: Path) -> None:
     """Borg gets SIGINT when the module ends, however that comes."""
     script = (
-        "import os, signal, sys\n"
+        "import json, os, signal, sys\n"
         "from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info as module\n"
         "from tests.support.modules import call\n"
         "module.make_plan = lambda request: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"call(module.main, user='postgres', **{options(backups)!r})\n"
+        "call(module.main, user='postgres', **json.load(sys.stdin))\n"
     )
     environment = {**os.environ, **backups.repository.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, cwd=Path(__file__).parents[2], check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        input=json.dumps(options(backups)),  # it holds the secret
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
     assert killed.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
     while any("merged" in path for path in left_over(temporary)) and time.monotonic() < deadline:
