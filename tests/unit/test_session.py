@@ -278,8 +278,9 @@ def test_locks_nest(root: str) -> None:
     with session.locked(), session.locked():
         session.update(port=1)
         session.timing("step", 1)
-        assert session.is_locked()
-    assert not session.is_locked()
+        assert Session.open(session.directory).is_locked()
+        assert not session.is_locked()  # by somebody else
+    assert not Session.open(session.directory).is_locked()
 
 
 def test_a_session_that_ended_while_its_lock_was_awaited(root: str) -> None:
