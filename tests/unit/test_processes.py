@@ -130,6 +130,10 @@ def test_the_mark_finds_what_was_never_recorded(start: Start, tmp_path: Path) ->
     session = str(tmp_path / "session")
     process = start(env={MARKER: session})
     start(env={MARKER: session + "-2"}), start(env={"OTHER": session})
+    # exec closes the pipe that tells of it a moment before the kernel shows the new environment.
+    deadline = time.monotonic() + 10
+    while not Path(f"/proc/{process.pid}/environ").read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert marked(session) == [process]
     stop(process, KILL)
     assert marked(session) == []
