@@ -28,7 +28,7 @@ WAIT = 60.0
 display = Display()
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
     """The action phpborg.instant_recovery.session_follow."""
 
     _requires_connection = True

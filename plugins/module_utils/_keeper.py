@@ -342,6 +342,7 @@ def _source(module: str) -> bytes:
     spec = find_spec(module)
     if spec is None or spec.loader is None or spec.origin is None:
         raise ImportError(module)
+    # Both loaders that there are, of files and of zip files, have it; the abstract one does not.
     data: bytes = spec.loader.get_data(spec.origin)  # type: ignore[attr-defined]
     return data
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# Before the imports that follow: it is started from anywhere.
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (  # noqa: E402
