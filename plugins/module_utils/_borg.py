@@ -134,6 +134,11 @@ class Repository:
             **{name: options[name] for name in others},
         )
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is certain that the repository is reached through a path of this host."""
+        return self.location.startswith(("/", "./", "../", "file://"))
+
     def archive_location(self, name: str) -> str:
         """REPOSITORY::NAME for borg's command line, where braces would be taken for placeholders."""
         return f"{self.location}::{name.replace('{', '{{').replace('}', '}}')}"

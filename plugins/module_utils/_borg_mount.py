@@ -125,8 +125,12 @@ class ArchiveMount:
         """How to make again what mount() has made."""
         env, passphrase = self.repository.environment_and_secret()
         listing = self.repository.command("list", "--json", "--consider-checkpoints", self.repository.location)
+        # An agent of ssh may have gone with whoever started the session.
+        may_rest = self.repository.bypass_lock and (self.repository.is_local or "SSH_AUTH_SOCK" not in os.environ)
         return [
-            Remount(name, mountpoint, self.archive, server.argv, listing, {**own, **env}, passphrase, server.log)
+            Remount(
+                name, mountpoint, self.archive, server.argv, listing, {**own, **env}, passphrase, server.log, may_rest
+            )
             for mountpoint, (name, server, own) in self.started.items()
         ]
 

@@ -7,7 +7,7 @@
 A stand-alone program (``overlay_mount`` brings this very file to the host): standard library and pyfuse3 only. ::
 
     cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other]
-          [--counters FILE] MOUNTPOINT
+          [--counters FILE] [--bell FIFO] MOUNTPOINT
 
 Reading top to bottom:
 
@@ -874,7 +874,7 @@ class Reader:
             return False
         if not self.dead:
             self.dead = True
-            log.error("the lower mount %s is dead: %s", self.mount, error.strerror)
+            log.warning("the lower mount %s is gone: %s", self.mount, error.strerror)
         return True
 
     def successor(self) -> tuple[int, int] | None:
@@ -937,8 +937,9 @@ def _abandon() -> dict[str, bool]:
 class Lower:
     """The lower directory, seen through one or several identical mounts."""
 
-    def __init__(self, mounts: list[str], cache: Cache) -> None:
+    def __init__(self, mounts: list[str], cache: Cache, bell: str | None = None) -> None:
         self.readers = [Reader(mount) for mount in mounts]
+        self.bell = bell
         self.cache = cache
         self.counters = cache.counters
         self.run = READ_AHEAD // len(mounts)
@@ -962,11 +963,21 @@ class Lower:
     async def some_alive(self) -> bool:
         """Whether a mount lives, or has come back in time."""
         while not self.alive():
-            self.none_since = min(self.none_since, trio.current_time())
+            if self.none_since == math.inf:
+                self.none_since = trio.current_time()
+                self._ring()
             if trio.current_time() > self.none_since + REVIVAL:
                 return False
             await trio.sleep(REVIVAL_LOOK)
         return True
+
+    def _ring(self) -> None:
+        """Tell the session's keeper, who ends mounts that are not read for long, that one is needed."""
+        if self.bell is not None:
+            with contextlib.suppress(OSError):  # nobody listens
+                bell = os.open(self.bell, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                with os.fdopen(bell, "wb", buffering=0) as pipe:
+                    pipe.write(b"!")
 
     async def revive(self) -> None:
         """Take dead mounts into use again when they are back."""
@@ -1183,7 +1194,7 @@ def main(arguments: list[str] | None = None) -> int:
     with open("/proc/self/comm", "w") as comm:
         comm.write("cowfs")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)))
+    lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)), options.bell)
     filesystem = CowFs(lower, options.upper, options.owner)
     mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs"}
     if options.allow_other:
@@ -1209,6 +1220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
     add("--allow-other", action="store_true", help="let other users than this one in")
     add("--counters", help="file to keep counters in")
+    add("--bell", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
     return parser.parse_args(arguments)
 

@@ -3,8 +3,8 @@
 """The keeper of a session: a process of its own on the session's host, which ends it when its time has come.
 
 It needs no Ansible and no controller. It looks at the clock, the disk, the layer's counters and, less often, at the
-clients, and ends the session in the one way in which sessions end. It also replaces a Borg that died. Killed, it can
-be started anew, but what a Borg needs to open the repository it then lacks: that is in its memory alone.
+clients, and ends the session in the one way in which sessions end. It also looks after the archive's mounts. Killed, it
+can be started anew, but what a Borg needs to open the repository it then lacks: that is in its memory alone.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     secret_pipe,
     spawn,
     stop_all,
-    wait_for_any_end,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import packed, unpacked
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import (
+    Archive,
+    packed,
+    unpacked,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
     Session,
@@ -53,7 +56,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space im
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import SIGNALS, tear_down
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
@@ -119,10 +122,8 @@ class _Keeper:
 
     def __init__(self, session: Session, remounts: Sequence[Remount]) -> None:
         self.session = session
-        self.remounts = remounts
+        self.archive = Archive(session, remounts)
         self.sample = read_sample(session)
-        self.failed_remounts = 0
-        self.next_remount = 0.0
         self.next_sample = 0.0
         self.patience = 0.0  # until when no attempt to end the session is made
         self.usage = (0.0, 0, 0)  # of the upper: when it was added up, bytes, and bytes written until then
@@ -133,27 +134,19 @@ class _Keeper:
             try:
                 self.session = Session.open(self.session.directory)
                 self._look()
-                self._wait()
+                left = expiry(self.session.record) - time.time()
+                self.archive.wait(self.session, timeout=min(TICK, left) if left > 0 else TICK)
             except SessionGoneError:
                 return 0
             except Exception:  # nobody else would end the session
                 log.exception("the look at the session failed")
                 time.sleep(TICK)
 
-    def _wait(self) -> None:
-        """Until the next look: sooner when the session's end comes, or the end of a process that can be replaced."""
-        left = expiry(self.session.record) - time.time()
-        names = [remount.name for remount in self.remounts]
-        claims = [one for one in self.session.record["claims"] if one["name"] in names and one["process"]]
-        processes = [Process.from_dict(claim["process"]) for claim in claims]
-        wait_for_any_end([one for one in processes if one.alive()], timeout=min(TICK, left) if left > 0 else TICK)
-
     def _look(self) -> None:
         status = self.session.record["status"]
         if status == "starting":
-            self.usage = (0.0, 0, 0)  # a reset begins with an empty upper
-            if unattended(self.session) > ABANDONED and examine(self.session).wrong:
-                self._end()
+            self._look_at_start()
+            self._try(self._revive)
             return
         if status == "stopping":
             if unattended(self.session) > LATER:  # it was cut off, or something was in its way
@@ -161,13 +154,36 @@ class _Keeper:
             return
         if self._reason() is not None:
             self._end()
-        for chore in (self._note_failure, self._remount, self._take_sample):
-            try:
-                chore()
-            except SessionGoneError:
-                raise
-            except Exception:  # none of them may keep a session from ending
-                log.exception("%s failed", chore.__name__)
+        for chore in (self._note_failure, self._revive, self._take_sample, self._rest):
+            self._try(chore)
+
+    def _look_at_start(self) -> None:
+        self.usage = (0.0, 0, 0)  # a reset begins with an empty upper
+        reason = self._too_large() or self._disk_is_full()
+        if reason and self.session.is_locked():
+            # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
+            log.error("cutting the start off: %s", reason)
+            self.session.refuse(f"{reason[0].upper()}{reason[1:]}.")
+            claims = [claim for claim in self.session.record["claims"] if claim["kind"] == "process"]
+            servers = [claim["process"] for claim in claims if claim["name"] != KEEPER and claim["process"]]
+            stop_all(map(Process.from_dict, servers), SIGNALS)
+        elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
+            self._end()
+
+    def _try(self, chore: Callable[[], None]) -> None:
+        """None of them may keep a session from ending."""
+        try:
+            chore()
+        except SessionGoneError:
+            raise
+        except Exception:
+            log.exception("%s failed", chore.__name__)
+
+    def _revive(self) -> None:
+        self.archive.revive(self.session)
+
+    def _rest(self) -> None:
+        self.archive.rest(self.session)
 
     def _end(self) -> None:
         """End the session, if that is still due when nobody else is at work on it."""
@@ -255,25 +271,6 @@ class _Keeper:
             if self.session.record["status"] == "active":
                 self.session.update(status="failed", error_message=_read_failure(self.session))
                 log.error("%s", self.session.record["error_message"])
-
-    def _remount(self) -> None:
-        """Mount again what has died. The layer waits some seconds for that before it gives a reader an error."""
-        dead = [remount for remount in self.remounts if remount.is_dead(self.session)]
-        if not dead or time.monotonic() < self.next_remount or self.session.record["driver"] != "block":
-            return
-        # Looked up before the lock is taken: a repository that does not answer must not keep anybody from stopping.
-        done = dead[0].is_same(self.session)
-        for remount in dead if done else ():
-            with self.session.locked(timeout=1):
-                if self.session.record["status"] not in ("active", "failed") or not remount.is_dead(self.session):
-                    continue
-                process = remount.start(self.session)
-            done = remount.finish(process)
-            log.info("%s was gone and %s", remount.mountpoint, "is mounted again" if done else "cannot be mounted")
-            if not done:
-                break
-        self.failed_remounts = 0 if done else self.failed_remounts + 1
-        self.next_remount = time.monotonic() + min(60.0, 2.0 ** min(self.failed_remounts, 6) - 1)
 
     def _take_sample(self) -> None:
         if time.monotonic() < self.next_sample:

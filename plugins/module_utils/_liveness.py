@@ -75,11 +75,13 @@ def _look(session: Session) -> Findings:
         wrong += [
             f"Nothing is mounted at {one['mountpoint']}"
             for one in checks["mounts"]
-            if not one["mounted"] and one["name"] not in spare
+            if not one["mounted"] and not one["resting"] and one["name"] not in spare
         ]
         if checks["port"] is False:
             wrong.append(f"Nothing listens on port {record['port']}")
     keeper = _keeper_note(session, checks)
+    if keeper and any(one["resting"] for one in checks["mounts"]):
+        wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
     if keeper and expiry(record) and time.time() > expiry(record) + OVERDUE:
         wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
     lost = [f"The mount {name} is gone, the others are read instead" for name in spare]
@@ -114,7 +116,7 @@ def _silent(checks: dict[str, Any]) -> list[str]:
 
 def _spare(checks: dict[str, Any]) -> list[str]:
     """The names of mounts that are dead, while another one of the same archive works."""
-    works = {one["name"]: one["mounted"] and one["responding"] for one in checks["mounts"]}
+    works = {one["name"]: one["resting"] or (one["mounted"] and one["responding"]) for one in checks["mounts"]}
     groups: dict[str, list[str]] = {}
     for name in works:
         match = READER.fullmatch(name)
@@ -143,8 +145,13 @@ def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
 def _check_mount(claim: dict[str, Any]) -> dict[str, Any]:
     mountpoint = claim["mountpoint"]
     mounted = mount_at(mountpoint) is not None
-    responding = mounted and is_responding(mountpoint)
-    return {"name": claim["name"], "mountpoint": mountpoint, "mounted": mounted, "responding": responding}
+    return {
+        "name": claim["name"],
+        "mountpoint": mountpoint,
+        "mounted": mounted,
+        "responding": mounted and is_responding(mountpoint),
+        "resting": bool(claim.get("resting")),
+    }
 
 
 def _check_process(claim: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import disk_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["METRICS", "Sample", "layer_counters", "measure", "no_metrics", "read_sample", "write_sample"]
+__all__ = ["METRICS", "Sample", "layer_counters", "measure", "no_metrics", "read_sample", "spent", "write_sample"]
 
 METRICS = (
     *("uptime", "time_left", "idle", "clients", "active_clients", "queries", "queries_per_second", "cpu_seconds"),
@@ -60,10 +60,10 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
         **_clients(record["probe"]),
         "uptime": round(now - started(record), 1) if record["started_at"] else None,
         "time_left": round(max(0.0, expiry(record) - now), 1) if record["expires_at"] else None,
-        "cpu_seconds": round(sum(map(_cpu_seconds, family)), 2),
+        "cpu_seconds": round(sum(map(_cpu_seconds, family)) + _earlier(record, "cpu_seconds"), 2),
         "memory_bytes": sum(map(_memory, family)),
         "archive_bytes_read": counters.get("fetched_bytes"),
-        "repository_bytes_read": sum(map(_read_bytes, readers)),
+        "repository_bytes_read": sum(map(_read_bytes, readers)) + _earlier(record, "repository_bytes_read"),
         "upper_bytes": disk_usage(session.path("upper")),
         "cache_bytes": counters.get("cache_bytes"),
     }
@@ -102,6 +102,18 @@ def write_sample(session: Session, sample: Sample) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(sample, file)
     os.rename(temporary, session.path(SAMPLE))
+
+
+def spent(claim: Mapping[str, Any]) -> dict[str, float]:
+    """What the process of a claim, which is about to end, and those before it have used."""
+    process, before = Process.from_dict(claim["process"]), claim.get("spent", {})
+    used = {"cpu_seconds": _cpu_seconds(process), "repository_bytes_read": _read_bytes(process)}
+    return {name: amount + before.get(name, 0) for name, amount in used.items()}
+
+
+def _earlier(record: Mapping[str, Any], name: str) -> Any:
+    """What processes of the claims that have been replaced had used."""
+    return sum(claim.get("spent", {}).get(name, 0) for claim in record["claims"])
 
 
 def _clients(probe: dict[str, Any] | None) -> Sample:

@@ -36,6 +36,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL
 
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
@@ -139,7 +140,8 @@ class Overlay:
         with open(program, "w", encoding="utf-8") as file:
             file.write(inspect.getsource(_cowfs))
         env = {MARKER: session.directory} if session is not None else {}
-        process = spawn(self._command(program), log=self.log, env=env)
+        bell = ["--bell", session.path(BELL)] if session is not None else []
+        process = spawn(self._command(program, bell), log=self.log, env=env)
         undo.callback(stop_all, [process], SIGNALS)
         if session is not None:
             session.amend_claim(CLAIM, process=process)
@@ -158,7 +160,7 @@ class Overlay:
         _read_ahead(self.mountpoint)
         return process
 
-    def _command(self, program: str) -> list[str]:
+    def _command(self, program: str, bell: list[str]) -> list[str]:
         owner = self._owner()
         cache = _default_cache(self.upper) if self.cache_size is None else self.cache_size
         command = [self.python or "", "-I", program, "--upper", self.upper, "--cache-size", str(cache)]
@@ -168,7 +170,7 @@ class Overlay:
             command += ["--owner", f"{owner.pw_uid}:{owner.pw_gid}"]
             if owner.pw_uid != os.geteuid():
                 command.append("--allow-other")
-        return [*command, "--counters", counters_of(self.upper), self.mountpoint]
+        return [*command, *bell, "--counters", counters_of(self.upper), self.mountpoint]
 
     def _owner(self) -> pwd.struct_passwd | None:
         if self.owner is None:

@@ -236,13 +236,16 @@ def wait_for_end(processes: Iterable[Process], *, timeout: float) -> list[Proces
             os.close(pidfd)
 
 
-def wait_for_any_end(processes: Iterable[Process], *, timeout: float) -> None:
-    """Wait up to timeout seconds for one of processes to end. On kernels that cannot tell, for all of the time."""
+def wait_for_any_end(processes: Iterable[Process], *, timeout: float, readable: Iterable[int] = ()) -> None:
+    """Wait up to timeout seconds for one of processes to end, or something to read from one of these descriptors.
+
+    Kernels that cannot tell of an end wait for all of the time.
+    """
     pidfds = [pidfd for pidfd in map(open_pidfd, processes) if pidfd is not None]
     try:
         waiter = select.poll()
-        for pidfd in pidfds:
-            waiter.register(pidfd, select.POLLIN)
+        for descriptor in (*pidfds, *readable):
+            waiter.register(descriptor, select.POLLIN)
         waiter.poll(max(0.0, timeout) * 1000)
     finally:
         for pidfd in pidfds:

@@ -54,8 +54,8 @@ PUBLIC_KEYS = (
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
-# What a session is to keep to: seconds, seconds, bytes or C(5%), and bytes; 0 is no limit. And see _resources.py.
-LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, **UNLIMITED}
+# What a session is to keep to: seconds, seconds, bytes or C(5%), bytes and seconds; 0 is no limit. And _resources.py.
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, "rest_after": 0, **UNLIMITED}
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,
@@ -71,8 +71,10 @@ SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
+BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
+REFUSAL = "refused"  # why the keeper cuts off what a module is doing
 # What else can be in a session's directory.
-OTHERS = ("wal", "upper.cowfs", "upper.counters", "keeper.pyz", "sample.json", "sample.json.tmp")
+OTHERS = (BELL, REFUSAL, "wal", "upper.cowfs", "upper.counters", "keeper.pyz", "sample.json", "sample.json.tmp")
 ENDED_KEPT = 100
 ROOT_PATIENCE = 60  # seconds that a session waits for others that are being made
 SOCKET_NAME_ROOM = 20  # characters, for /mongodb-27017.sock; a socket's whole path has at most 107
@@ -105,12 +107,21 @@ def default_root() -> str:
 
 @contextmanager
 def claiming(session_directory: str | None, *, timeout: float = 30) -> Iterator[Session | None]:
-    """The session of a module's option session_directory, locked; None where the module stands alone."""
+    """The session of a module's option session_directory, locked; None where the module stands alone.
+
+    Where the keeper has cut the module's work off, its reason is the error.
+    """
     if session_directory is None:
         yield None
         return
     with Session.open(session_directory).locked(timeout=timeout) as session:
-        yield session
+        try:
+            yield session
+        except RecoveryError as error:
+            reason = session.refusal()
+            if reason is None:
+                raise
+            raise SessionError(reason, **error.details) from error
 
 
 class Session:
@@ -303,6 +314,21 @@ class Session:
             raise SessionError(f"Session {self.id} has not come as far as {module}: there is nothing to repeat.")
         return dict(self.record["options"][module])
 
+    def refuse(self, reason: str) -> None:
+        """Say why the work of whoever holds the lock is being cut off, in one sentence."""
+        with open(self.path(REFUSAL), "w", encoding="utf-8") as file:
+            file.write(reason)
+
+    def refusal(self) -> str | None:
+        """What refuse() said since this was asked last."""
+        try:
+            with open(self.path(REFUSAL), encoding="utf-8") as file:
+                reason = file.read()
+            os.unlink(self.path(REFUSAL))
+        except FileNotFoundError:
+            return None
+        return reason
+
     def timing(self, step: str, seconds: float) -> None:
         """Record how long a step took."""
         with self.locked():
@@ -316,6 +342,7 @@ class Session:
         """
         with self.locked():
             self._check_open()
+            self.refusal()  # it came too late
             if self.record["status"] == "starting":
                 now, ttl = time.time(), self.record["ttl"]
                 fields["started_at"] = timestamp(now)

@@ -151,6 +151,15 @@ options:
       - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. That one takes
         names that end in C(.prom). It is written anew about once a minute.
     type: path
+  rest_after:
+    description:
+      - After this time without a read of the archive its Borgs are ended, which saves about 40 MiB of memory each. The
+        next read mounts it again, which takes a second or two. V(0) is never.
+      - What may not be had back so easily stays mounted - an archive whose lock is held (option C(lock) of
+        M(phpborg.instant_recovery.borg_mount)), whose repository is reached with an agent of ssh, or that took more
+        than five seconds to mount.
+    type: str
+    default: 5m
   requested_by:
     description: Who wants this, for the audit log.
     type: str
@@ -311,6 +320,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resource
     UNLIMITED,
     WEIGHTS,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import wake
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     DIRECTORIES,
     Session,
@@ -357,6 +367,7 @@ def main() -> None:
             "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
+            "rest_after": {"type": "str", "default": "5m"},
             "requested_by": {"type": "str"},
             "error_message": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
@@ -421,6 +432,7 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
         "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
         "free_space_floor": parse_floor(params["free_space_floor"]),
         "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
+        "rest_after": parse_duration(params["rest_after"]),
         **_shares(params),
     }
 
@@ -522,10 +534,12 @@ def _extended(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, 
 def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     session = _existing(root, params["session_id"])
     before = public(session.record)
-    _check_archive(session)
+    if not check_mode:
+        wake(session)
+    _check_archive(session, may_rest=check_mode)
     if not check_mode:
         with session.locked(timeout=params["lock_timeout"]):
-            _check_archive(session)
+            _check_archive(session, may_rest=False)
             session.rewind()
             remains = drop_changes(session, layer=LAYER)
             if remains:
@@ -535,10 +549,10 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
     return {**done, "changed": True}
 
 
-def _check_archive(session: Session) -> None:
+def _check_archive(session: Session, *, may_rest: bool) -> None:
     """Refuse a reset of a session of which there is nothing to start again from."""
-    findings = look_at(session)
-    lost = [one["mountpoint"] for one in findings.checks["mounts"] if one["name"] != LAYER and not one["responding"]]
+    mounts = [one for one in look_at(session).checks["mounts"] if one["name"] != LAYER]
+    lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_rest and one["resting"]))]
     if session.record["status"] in ("stopping", "orphaned") or not session.record["options"].get("overlay_mount"):
         raise SessionError(f"Session {session.id} is {session.record['status']}: stop it and start another one.")
     if lost or session.record["status"] == "failed":

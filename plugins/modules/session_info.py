@@ -171,6 +171,9 @@ sessions:
             responding:
               description: Whether it answers.
               type: bool
+            resting:
+              description: Whether it is not mounted because nobody has read it for long. The next read mounts it.
+              type: bool
         processes:
           description: Each recorded process.
           type: list
@@ -272,6 +275,7 @@ sessions:
             mountpoint: /var/lib/instant_recovery/20261122-130501-9c1e/archive
             mounted: true
             responding: true
+            resting: false
         processes:
           - {name: archive, pid: 4650, alive: true}
           - {name: server, pid: 4711, alive: true}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import needs_root
@@ -160,6 +161,43 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
     stack.change("absent")
 
 
+def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
+    begin: Callable[..., Stack], sample: Sample
+) -> None:
+    stack = begin(rest_after="3s")
+    before = stack.info()["metrics"]
+    borgs = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
+    assert len(borgs) == 2
+    await_rest(stack)
+    assert [pid for pid in borgs if identify(pid)] == []
+    resting = stack.info()
+    assert (resting["status"], resting["error_message"]) == ("active", None)
+    assert not any(name.startswith("archive") for name in stack.processes())
+    for name in ("cpu_seconds", "repository_bytes_read"):  # what has ended is counted still
+        assert resting["metrics"][name] >= before[name] > 0
+    assert resting["metrics"]["memory_bytes"] < before["memory_bytes"] - 40 * MEGABYTE
+    assert fingerprint(stack.connection()) == sample.tables
+    assert all(one["mounted"] and not one["resting"] for one in stack.info()["checks"]["mounts"])
+    await_rest(stack)
+    stack.reset()
+    assert fingerprint(stack.connection()) == sample.tables
+    await_rest(stack)
+    stack.kill("keeper")
+    assert stack.info()["status"] == "orphaned"
+    assert "its keeper, which could mount it, is gone" in stack.info()["error_message"]
+    stack.change("absent")
+
+
+def test_an_archive_whose_lock_is_held_is_not_let_go(place: Path, sample: Sample) -> None:
+    stack = Stack(place / "sessions", sample, {"rest_after": "1s"}, lock="hold").start()
+    try:
+        borgs = stack.processes()
+        time.sleep(6)
+        assert stack.processes() == borgs
+    finally:
+        stack.change("absent")
+
+
 def test_what_is_measured_is_what_happened(begin: Callable[..., Stack], sample: Sample) -> None:
     stack = begin()
     server = stack.connection()
@@ -223,6 +261,20 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0
         assert missing.message.startswith("No session none is known on localhost")
+
+
+def await_rest(stack: Stack) -> None:
+    """Until the archive is not mounted any more, and no Borg runs."""
+    deadline = time.monotonic() + 10 + SLACK
+    while True:
+        checks = stack.info()["checks"]
+        archives = [
+            one for kind in ("mounts", "processes") for one in checks[kind] if one["name"].startswith("archive")
+        ]
+        if all(one.get("resting") and not one["mounted"] for one in archives):
+            return
+        assert time.monotonic() < deadline, f"still there: {archives}"
+        time.sleep(0.1)
 
 
 def write(stack: Stack, *, megabytes: int) -> None:

@@ -39,6 +39,7 @@ class Stack:
     options: dict[str, Any] = field(default_factory=dict)
     driver: str = "block"
     readers: int = 2
+    lock: str = "auto"
     begun: dict[str, Any] = field(default_factory=dict)
 
     def start(self, phase: str = "active") -> Stack:
@@ -122,6 +123,7 @@ class Stack:
                 paths=[self.sample.data_directory],
                 readers=self.readers if self.driver == "block" else 1,
                 owner=self.begun["server_user"],
+                lock=self.lock,
                 passphrase=self.sample.repository.passphrase,
                 session_directory=str(self.directory),
             )

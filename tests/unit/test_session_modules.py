@@ -220,7 +220,9 @@ def test_an_active_session_that_is_whole(root: str) -> None:
     assert (seen["status"], seen["error_message"], seen["port"]) == ("active", None, port)
     seen["checks"]["processes"] = [one for one in seen["checks"]["processes"] if one["name"] != "keeper"]
     assert seen["checks"] == {
-        "mounts": [{"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True}],
+        "mounts": [
+            {"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True, "resting": False}
+        ],
         "processes": [
             {"name": "merged", "pid": server.pid, "alive": True},
             {"name": "server", "pid": process.pid, "alive": True},
