@@ -213,7 +213,7 @@ class _Keeper:
         if self.session.record["status"] == "stopping":
             return {}  # as it was said before
         if self.session.record["status"] == "starting":
-            wrong = examine(self.session).wrong
+            wrong = [*examine(self.session).wrong, *filter(None, [self._too_large() or self._disk_is_full()])]
             return {"status": "failed", "error_message": wrong[-1]} if wrong else None
         if self.session.record["idle_timeout"]:
             self._measure()  # a client may have come since the last sample

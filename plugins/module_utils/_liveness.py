@@ -31,6 +31,7 @@ __all__ = ["Findings", "examine", "expiry", "unattended"]
 LISTENING = "0A"  # the state's number in /proc/net/tcp
 # Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
 IDLE = 300  # seconds without a change after which a start or stop that nobody works on was cut off
+PAUSE = 10  # seconds without a change that are worth telling
 OVERDUE = 60  # seconds after its end at which a session should have stopped by itself
 READER = re.compile(r"(.+)-[0-9]+")  # claims of mounts that can stand in for one another
 
@@ -68,7 +69,7 @@ def _look(session: Session) -> Findings:
     if record["status"] == "stopping":
         return Findings(checks, [] if record["error_message"] else ["Stopping was cut off"])
     if record["status"] == "starting":
-        return Findings(checks, [*_gone(checks, ()), *_silent(checks), *_cut_off(session)])
+        return Findings(checks, [*_gone(checks, ()), *_silent(checks), *_cut_off(session)], _pause(session))
     spare = _spare(checks)
     wrong = [*_gone(checks, spare), *_silent(checks)]
     if record["status"] == "active":
@@ -131,8 +132,20 @@ def _cut_off(session: Session) -> list[str]:
     is_abandoned = starter is not None and not Process.from_dict(starter).alive()
     if not is_abandoned and unattended(session) <= IDLE:
         return []
-    steps = [step for step in session.record["timings"] if step not in SUMS]
+    steps = _steps(session)
     return [f"The start was cut off after {steps[-1]}" if steps else "The start was cut off"]
+
+
+def _pause(session: Session) -> list[str]:
+    """That perhaps nobody goes on with a start. A play that comes through ssh cannot be seen from its host."""
+    seconds, steps = unattended(session), _steps(session)
+    if seconds < PAUSE:
+        return []
+    return [f"Nobody has worked on it for {seconds:.0f} s, {f'after {steps[-1]}' if steps else 'since it was made'}"]
+
+
+def _steps(session: Session) -> list[str]:
+    return [step for step in session.record["timings"] if step not in SUMS]
 
 
 def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:

@@ -302,6 +302,7 @@ elapsed:
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -319,6 +320,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     public,
 )
 
+AT_ONCE = 8  # sessions that are looked at
+
 
 def main() -> None:
     module = AnsibleModule(
@@ -334,7 +337,9 @@ def main() -> None:
 
 def _sessions(*, session_root: str | None, session_id: str | None, ended: bool) -> list[dict[str, Any]]:
     root = session_root or default_root()
-    looked = [_live(session) for session in Session.all(root) if session_id in (None, session.id)]
+    sessions = [session for session in Session.all(root) if session_id in (None, session.id)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # a mount or a server that hangs takes seconds to be told
+        looked = list(pool.map(_live, sessions))
     found = [session for session in looked if session is not None]
     if session_id:
         record = None if found else Session.ended(root, session_id)

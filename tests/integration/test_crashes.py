@@ -225,6 +225,58 @@ def test_a_play_that_is_killed(playbooks: Playbooks, sample: Sample, step: str) 
     assert remains(root) == []
 
 
+def test_mounts_that_are_killed_while_a_server_recovers(root: Path, sample: Sample) -> None:
+    """Nobody but the start has the lock then; the keeper replaces them all the same."""
+    stack = Stack(root, sample).start("layered")
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(forked, stack._serve)
+        server = held_server(stack)
+        for name, pid in stack.processes().items():
+            if name.startswith("archive"):
+                os.kill(pid, signal.SIGKILL)
+        await_mounts(stack)
+        os.kill(server, signal.SIGCONT)
+        serving.result()
+    assert fingerprint(stack.connection()) == sample.tables
+    await_whole(stack)
+    assert stack.info()["error_message"] is None
+    stack.change("absent")
+    assert remains(root) == []
+
+
+def test_limits_hold_while_a_server_recovers(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample, {"max_upper_size": "8M"}).start("layered")
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(forked, stack._serve)
+        server = held_server(stack)
+        (stack.directory / "merged/filler").write_bytes(bytes(9 << 20))
+        with pytest.raises(RuntimeError, match=r"Its changes take [0-9]+ MiB, and max_upper_size is 8 MiB\."):
+            serving.result()
+    assert identify(server) is None
+    # The play rolls back, or the keeper does.
+    assert stack.change("absent", error_message="It failed.")["session"]["status"] == "failed"
+    assert remains(root) == []
+
+
+def held_server(stack: Stack) -> int:
+    """The pid of the server that recovers, stopped in the middle of that."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        claims = json.loads((stack.directory / "session.json").read_text())["claims"]
+        pids = [claim["process"]["pid"] for claim in claims if claim["name"] == "server" and claim["process"]]
+        if pids:
+            os.kill(pids[0], signal.SIGSTOP)
+            return int(pids[0])
+        assert time.monotonic() < deadline
+
+
+def await_mounts(stack: Stack) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not all(one["mounted"] and one["responding"] for one in stack.info()["checks"]["mounts"]):
+        assert time.monotonic() < deadline, stack.info()
+        time.sleep(0.1)
+
+
 def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> None:
     """What was read stays right, what was not gives an error, and the session says so and why."""
     here = sample.repository.copy(place / "repository", owner="root")

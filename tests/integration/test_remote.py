@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +29,6 @@ from tests.support.user import ordinary_user, passwordless_sudo
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.integration.conftest import Sample
     from tests.support.repository import Repository
@@ -45,6 +48,7 @@ class Hosts:
     inventory: Path
     user: pwd.struct_passwd
     repository: Repository
+    sshd: Sshd
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def hosts(shared_place: Path, sample: Sample) -> Iterator[Hosts]:
         inventory = shared_place / "hosts.yml"
         inventory.write_text(yaml.safe_dump({"all": {"hosts": variables}}))
         repository = sample.repository.copy(shared_place / "remote-repository", owner=ORDINARY)
-        yield Hosts(inventory=inventory, user=user, repository=repository)
+        yield Hosts(inventory=inventory, user=user, repository=repository, sshd=sshd)
 
 
 @pytest.fixture
@@ -124,14 +128,39 @@ def test_hosts_that_do_not_answer(remote: Playbooks, hosts: Hosts) -> None:
         assert "Connection refused" in run.message or "Make sure this host can be reached over SSH" in run.message
 
 
+def test_a_connection_that_is_killed(remote: Playbooks, hosts: Hosts, place: Path) -> None:
+    """The list tells how far the start had come and that nobody goes on; stop cleans up, and the next start is fine."""
+    root = Path(hosts.user.pw_dir) / ".local/state/instant_recovery"
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(start_on, remote, hosts, "db1")
+        deadline = time.monotonic() + 60
+        while not [path for path in root.glob("*/session.json") if '"borg_mount":' in path.read_text()]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        hosts.sshd.drop_connections()
+        assert starting.result().returncode != 0
+    time.sleep(12)  # a play may pause between two steps
+    (told,) = succeed(remote.sessions("--limit", "db1")).stats["instant_recovery_sessions"]
+    assert told["status"] == "starting"
+    assert re.match(r"Nobody has worked on it for [0-9]+ s, after (borg|overlay)_mount\.", told["error_message"])
+    succeed(remote.stop(told["id"], "--limit", "db1"))
+    assert remains(root) == []
+    succeed(remote.stop(start(remote, hosts, "db1")["id"], "--limit", "db1"))
+    assert remains(root) == []
+
+
 def start(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> dict[str, Any]:
-    # Root's Borg may have met the sample's repository elsewhere, in other tests: this is a copy, put there on purpose.
-    archive = {"repository": hosts.repository.location, "archive": "sample-*", "accept_relocated": True}
-    run = remote.start(deployment_location="remote", source_host=host, **archive, **variables)
+    run = start_on(remote, hosts, host, **variables)
     session = succeed(run).session
     assert (session["host"], session["deployment_location"]) == (host, "remote")
     assert 0 < session["timings"]["overhead"] < session["timings"]["total"] <= run.seconds
     return session
+
+
+def start_on(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> Run:
+    # Root's Borg may have met the sample's repository elsewhere, in other tests: this is a copy, put there on purpose.
+    archive = {"repository": hosts.repository.location, "archive": "sample-*", "accept_relocated": True}
+    return remote.start(deployment_location="remote", source_host=host, **archive, **variables)
 
 
 def owners(session: dict[str, Any]) -> set[int]:

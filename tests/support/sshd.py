@@ -7,12 +7,15 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import descendants, identify
 
 __all__ = ["Sshd"]
 
@@ -74,6 +77,13 @@ class Sshd:
             stderr=(self.directory / "log").open("wb"),
         )
         self._await()
+
+    def drop_connections(self) -> None:
+        """Kill what serves the connections in progress; new ones are accepted."""
+        listener = identify(self._process.pid)
+        for process in descendants(listener) if listener else ():
+            if Path(f"/proc/{process.pid}/comm").read_text().startswith("sshd"):
+                os.kill(process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """End the listener; connections in progress end with their clients."""
