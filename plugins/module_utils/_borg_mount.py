@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
@@ -78,7 +78,6 @@ class ArchiveMount:
     allow_other: bool = False
     log_directory: str | None = None
     ends_with_caller: bool = False
-    started: dict[str, tuple[str, _Server, dict[str, str]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def mountpoints(self) -> list[str]:
@@ -121,25 +120,39 @@ class ArchiveMount:
             undo.pop_all()
         return missing
 
-    def remounts(self) -> list[Remount]:
-        """How to make again what mount() has made."""
+    def remounts(self, session: Session) -> list[Remount]:
+        """How to make again what mount() has made for the session, or found there."""
         env, passphrase = self.repository.environment_and_secret()
         listing = self.repository.command("list", "--json", "--consider-checkpoints", self.repository.location)
         # An agent of ssh may have gone with whoever started the session.
         may_rest = self.repository.bypass_lock and (self.repository.is_local or "SSH_AUTH_SOCK" not in os.environ)
         return [
             Remount(
-                name, mountpoint, self.archive, server.argv, listing, {**own, **env}, passphrase, server.log, may_rest
+                name=self._name(mountpoint),
+                mountpoint=mountpoint,
+                archive=self.archive,
+                argv=self._command(mountpoint),
+                listing=listing,
+                env={**_server_environment(session), **env},
+                passphrase=passphrase,
+                log=self._log(mountpoint, session.path("log"), session),
+                may_rest=may_rest,
             )
-            for mountpoint, (name, server, own) in self.started.items()
+            for mountpoint in self.mountpoints
         ]
 
-    def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
+    def _name(self, mountpoint: str) -> str:
+        """What a session calls the mount in its claims."""
+        return f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
+
+    def _log(self, mountpoint: str, logs: str, session: Session | None) -> str:
         # A session may mount a second archive, for its WAL: claims and logs must not be taken for one another's.
-        name = f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
+        name = self._name(mountpoint)
         is_archive = session is None or self.mountpoint == session.path("archive")
-        log = os.path.join(logs, f"borg-{name.rpartition('-')[2] if is_archive else name}.log")
-        argv = self.repository.mount_command(
+        return os.path.join(logs, f"borg-{name.rpartition('-')[2] if is_archive else name}.log")
+
+    def _command(self, mountpoint: str) -> list[str]:
+        return self.repository.mount_command(
             self.archive,
             mountpoint,
             paths=self.paths,
@@ -147,6 +160,9 @@ class ArchiveMount:
             owner=_owner_ids(self.owner),
             allow_other=self.allow_other,
         )
+
+    def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
+        name, argv, log = self._name(mountpoint), self._command(mountpoint), self._log(mountpoint, logs, session)
         env = _server_environment(session)
         if session is not None:
             session.claim(name=name, kind="mount", mountpoint=mountpoint)
@@ -156,7 +172,6 @@ class ArchiveMount:
             bound: dict[str, Any] = {"preexec_fn": _end_with_caller()} if self.ends_with_caller else {}
             process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
-        self.started[mountpoint] = (name, server, env)
         undo.callback(server.end)
         if session is not None:
             session.amend_claim(name, process=process)

@@ -449,7 +449,7 @@ class CowFs(Base):  # type: ignore[misc]
         try:
             return await self.lower.call(function, path or b"")
         except OSError as error:
-            raise pyfuse3.FUSEError(self._complain(path or b"", None, error)) from None
+            raise pyfuse3.FUSEError(self._complain(path or b"", None, LowerError(*error.args))) from None
 
     # -- helpers: content
 
@@ -475,8 +475,13 @@ class CowFs(Base):  # type: ignore[misc]
         key = (hash(path), number)
         if key not in self.complaints and len(self.complaints) < 1000:
             self.complaints.add(key)
-            log.error("%s at offset %s: %s", os.fsdecode(path) or "/", offset, error.strerror or error)
+            side = "lower" if isinstance(error, LowerError) else "upper"
+            log.error("%s: %s at offset %s: %s", side, os.fsdecode(path) or "/", offset, error.strerror or error)
         return number
+
+
+class LowerError(OSError):
+    """The lower cannot be read, as opposed to all that may be wrong with the upper."""
 
 
 class Reporting:
@@ -958,7 +963,7 @@ class Lower:
                 if not reader.died(error):
                     raise
                 self.died.set()
-        raise OSError(errno.EIO, "no lower mount is left")
+        raise LowerError(errno.EIO, "no lower mount is left")
 
     async def some_alive(self) -> bool:
         """Whether a mount lives, or has come back in time."""
@@ -1008,7 +1013,7 @@ class Lower:
             window = await fetch.result()
         piece = window.cut(start, stop)
         if len(piece) != stop - start:
-            raise OSError(errno.EIO, "the archive's file is shorter than its recorded size")
+            raise LowerError(errno.EIO, "the archive's file is shorter than its recorded size")
         if window.used_up:  # The kernel has all of it in its page cache.
             self.hot.pop(key, None)
             content.note_served(index)
@@ -1112,7 +1117,7 @@ class Fetch:
             self.reader.demands.append(self)
         await self.done.wait()
         if self.error:
-            raise OSError(self.error.errno, self.error.strerror)
+            raise LowerError(self.error.errno, self.error.strerror)
         window: Window = self.window
         return window
 

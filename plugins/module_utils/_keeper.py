@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 
-__all__ = ["ensure_keeper", "main"]
+__all__ = ["ensure_keeper", "failure", "main"]
 
 TICK = 2.0  # seconds between two looks, which cost some system calls; a session is that late at most
 LATER = 30.0  # seconds until the next attempt, after one to end the session that did not succeed
@@ -269,7 +269,7 @@ class _Keeper:
             return
         with self.session.locked():
             if self.session.record["status"] == "active":
-                self.session.update(status="failed", error_message=_read_failure(self.session))
+                self.session.update(status="failed", error_message=failure(self.session))
                 log.error("%s", self.session.record["error_message"])
 
     def _take_sample(self) -> None:
@@ -297,16 +297,19 @@ def _will_make_room(session: Session, free: int, total: int) -> bool:
     )
 
 
-def _read_failure(session: Session) -> str:
-    """Why the layer could not read the archive, in its own words."""
+def failure(session: Session) -> str:
+    """Why the layer gave a reader or writer an error, in its own words."""
+    errors = [("lower", "")]
     with suppress(OSError), open(session.path("log/overlay.log"), encoding="utf-8", errors="replace") as file:
-        errors = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line and " at offset " in line]
-        if errors:
-            return (
-                f"The archive's data cannot be read any more ({errors[-1]}): the repository is out of reach, or borg "
-                "compact has removed or moved them. What can be read is right, for the rest start another session"
-            )
-    return "The archive's data cannot be read any more: start another session"
+        said = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line and " at offset " in line]
+        errors += [(side, f" ({what})") for side, _colon, what in (error.partition(": ") for error in said)]
+    side, what = errors[-1]
+    if side == "upper":
+        return f"The session's changes cannot be read or written any more{what}: its disk fails. Start another session"
+    return (
+        f"The archive's data cannot be read any more{what}: the repository is out of reach, or borg compact has "
+        "removed or moved them. What can be read is right, for the rest start another session"
+    )
 
 
 def _packed() -> bytes:

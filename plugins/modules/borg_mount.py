@@ -204,12 +204,12 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         with claiming(options["session_directory"]) as session:
             missing = request.mount(session)
             if session is not None:
-                _record(session, request, time.monotonic() - begun)
+                _record(session, request, missing, time.monotonic() - begun)
     before = [mountpoint for mountpoint in request.mountpoints if mountpoint not in missing]
     return _result(request.mountpoint, before=before, after=request.mountpoints, pids=request.pids())
 
 
-def _record(session: Session, request: ArchiveMount, seconds: float) -> None:
+def _record(session: Session, request: ArchiveMount, mounted_now: list[str], seconds: float) -> None:
     """The first archive that is mounted is what the session is of, and is kept mounted; others are beside it."""
     mountpoint = request.mountpoint
     first = session.record["borg_mount_point"]
@@ -218,8 +218,8 @@ def _record(session: Session, request: ArchiveMount, seconds: float) -> None:
         session.timing(f"borg_mount_{os.path.basename(mountpoint)}", seconds)
         return
     session.update(borg_mount_point=mountpoint)
-    if request.started:
-        ensure_keeper(session, request.remounts())
+    if mounted_now:
+        ensure_keeper(session, request.remounts(session))
     session.timing("borg_mount", seconds)
 
 

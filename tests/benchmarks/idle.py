@@ -33,6 +33,7 @@ from tests.support.repository import Repository  # noqa: E402
 from tests.support.stack import Stack  # noqa: E402
 
 SETTLED = 75  # seconds after which the layers have given back what only fetching needs
+REST = 300  # seconds after which nobody has read the archive for long: rest_after's default
 PARTS = {"archive": "borg mounts", "merged": "copy-on-write layer", "keeper": "keeper", "server": "server"}
 MEBIBYTE = 1 << 20
 
@@ -51,7 +52,9 @@ def main() -> None:
             records = list(pool.map(lambda _number: forked(lambda: _started(place, sample)), range(options.sessions)))
         print(f"{options.sessions} sessions, started at once in {time.monotonic() - began:.0f} s; each, when idle:\n")
         time.sleep(SETTLED)
-        print(_table(records, options.seconds))
+        print(f"after {SETTLED} s:\n\n{_table(records, options.seconds)}\n")
+        time.sleep(REST)
+        print(f"when their archives rest:\n\n{_table(records, options.seconds)}")
     finally:
         call(session_module.main, session_root=str(place / "sessions"), state="absent", session_id="all")
         shutil.rmtree(place)
@@ -70,7 +73,7 @@ def _sample(place: Path) -> Sample:
 
 def _started(place: Path, sample: Sample) -> dict[str, int]:
     cpus = len(os.sched_getaffinity(0))
-    stack = Stack(place / "sessions", sample, {"ttl": "1h", "free_space_floor": "0"})
+    stack = Stack(place / "sessions", sample, {"ttl": "1h", "free_space_floor": "0", "rest_after": f"{REST}s"})
     stack.start("recorded")
     stack.readers = min(4, int(stack.begun["cpus"] or cpus))  # as the role chooses them
     for step in (stack._mount, stack._layer, stack._serve):

@@ -819,12 +819,12 @@ def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, d
                 time.sleep(2)
                 assert not any(run.done() for run in runs), [run.result() for run in runs]
                 assert len(layer.complaints()) == 1, layer.complaints()
-                assert f"{lowers[0]} is dead" in layer.complaints()[0]
+                assert f"{lowers[0]} is gone" in layer.complaints()[0]
                 mounts[1][1].kill()
                 outcomes = [run.result(timeout=60) for run in runs]  # after REVIVAL
             assert all(outcome == errno.EIO for outcome in outcomes), outcomes
             assert len(layer.complaints()) == 3, layer.complaints()
-            assert f"{lowers[1]} is dead" in layer.complaints()[1]
+            assert f"{lowers[1]} is gone" in layer.complaints()[1]
             assert "large at offset " in layer.complaints()[2]
             # What needs no archive goes on; what does says so.
             forget([large])

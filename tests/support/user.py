@@ -9,6 +9,7 @@ import os
 import pwd
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ordinary_user", "passwordless_sudo"]
 
+LOCKED, IN_USE, WARNED = 1, 9, 12  # exit statuses of useradd and userdel
+PATIENCE = 300.0  # seconds
+
 
 @contextlib.contextmanager
 def ordinary_user(name: str) -> Iterator[pwd.struct_passwd]:
-    """Make the user `name` with a home directory; at the end its processes, home and account are removed."""
+    """Make the user `name` with a home directory; at the end its processes, home and account are removed.
+
+    Where another test, in another process, has a user of this name, that one is waited for.
+    """
     # The password "*" matches nothing and, unlike useradd's "!", lets sshd accept keys without PAM.
     _run("useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", name)
     user = pwd.getpwnam(name)
@@ -51,7 +58,12 @@ def _kill_processes(uid: int) -> None:
 
 
 def _run(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    # userdel warns about a mail spool that never was (12), useradd about a skeleton: the account is what counts.
-    if done.returncode not in (0, 12):
-        raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        # userdel warns about a mail spool that never was, useradd about a skeleton: the account is what counts.
+        if done.returncode in (0, WARNED):
+            return
+        if done.returncode not in (LOCKED, IN_USE) or time.monotonic() > deadline:
+            raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
+        time.sleep(0.2)
