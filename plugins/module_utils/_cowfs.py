@@ -30,6 +30,7 @@ import collections
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import inspect
 import itertools
@@ -91,6 +92,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
 GRACE = 2
 #: Seconds that requests wait for a lower mount to come back when none is left: the session's keeper mounts it again.
+#: While it is at that it holds a lock on the bell, and requests wait longer.
 REVIVAL = 20
 #: Seconds between two looks whether a dead one is back.
 REVIVAL_LOOK = 0.25
@@ -971,18 +973,29 @@ class Lower:
             if self.none_since == math.inf:
                 self.none_since = trio.current_time()
                 self._ring()
-            if trio.current_time() > self.none_since + REVIVAL:
+            if trio.current_time() > self.none_since + REVIVAL and not self._is_being_mounted():
                 return False
             await trio.sleep(REVIVAL_LOOK)
         return True
 
     def _ring(self) -> None:
         """Tell the session's keeper, who ends mounts that are not read for long, that one is needed."""
-        if self.bell is not None:
-            with contextlib.suppress(OSError):  # nobody listens
-                bell = os.open(self.bell, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-                with os.fdopen(bell, "wb", buffering=0) as pipe:
-                    pipe.write(b"!")
+        with contextlib.suppress(OSError), self._bell() as bell:  # where nobody listens, nobody comes
+            bell.write(b"!")
+
+    def _is_being_mounted(self) -> bool:
+        try:
+            with self._bell() as bell:
+                fcntl.flock(bell, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _bell(self) -> Any:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(self.bell or "", flags), "wb", buffering=0)
 
     async def revive(self) -> None:
         """Take dead mounts into use again when they are back."""

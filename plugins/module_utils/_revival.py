@@ -12,6 +12,7 @@ When the copy-on-write layer then misses them it rings a bell, a named pipe, and
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -30,16 +31,20 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_any_end,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    BELL,
+    Session,
+    SessionError,
+    SessionGoneError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Archive", "Remount", "packed", "unpacked", "wake"]
 
-TIMEOUT = 30.0  # seconds for a Borg to open its repository
-# Seconds that mounting may have taken for an archive to be let go of: the layer waits 20 for one to come back.
-QUICK = 5.0
+TIMEOUT = 60.0  # seconds for a Borg to open its repository
+QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
 
@@ -144,8 +149,12 @@ class Archive:
             return
         if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
             return
-        # Looked up before the lock is taken: a repository that does not answer must not keep anybody from stopping.
-        done = missing[0].is_same(session) and all(self._mount(remount, session) for remount in missing)
+        fcntl.flock(self.bell, fcntl.LOCK_EX)  # as long as this tries, the layer waits
+        try:
+            # Before the session's lock is taken: a repository that does not answer must not keep anybody from stopping.
+            done = missing[0].is_same(session) and all(self._mount(remount, session) for remount in missing)
+        finally:
+            fcntl.flock(self.bell, fcntl.LOCK_UN)
         self.quiet_since = time.monotonic()
         self.failures = 0 if done else self.failures + 1
         self.next_attempt = time.monotonic() + min(60.0, 2.0 ** min(self.failures, 6) - 1)
@@ -178,12 +187,14 @@ class Archive:
 
     def _mount(self, remount: Remount, session: Session) -> bool:
         process = self._start(remount, session)
-        done = process is None or remount.finish(process)
+        if process is None:
+            return True
+        done = remount.finish(process)
         log.info("%s was gone and %s", remount.mountpoint, "is mounted again" if done else "cannot be mounted")
         return done
 
     def _start(self, remount: Remount, session: Session) -> Process | None:
-        """A new Borg; None where none is missing any more."""
+        """A new Borg; None where none is missing any more, or it is for others to say."""
         try:
             with session.locked(timeout=1):
                 if session.record["status"] not in ("active", "failed") or not self._is_missing(remount, session):
@@ -191,6 +202,8 @@ class Archive:
                 process = remount.start(session)
                 session.amend_claim(remount.name, process=process, resting=False)
                 return process
+        except SessionGoneError:
+            raise
         except SessionError:
             # A start that waits for its server holds the lock, and its server waits for us. Tear-down finds what bears
             # the session's mark, and ends the keeper before it looks.

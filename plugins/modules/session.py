@@ -157,7 +157,7 @@ options:
         next read mounts it again, which takes a second or two. V(0) is never.
       - What may not be had back so easily stays mounted - an archive whose lock is held (option C(lock) of
         M(phpborg.instant_recovery.borg_mount)), whose repository is reached with an agent of ssh, or that took more
-        than five seconds to mount.
+        than 30 seconds to mount.
     type: str
     default: 5m
   requested_by:

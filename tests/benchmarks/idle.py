@@ -53,7 +53,7 @@ def main() -> None:
         print(f"{options.sessions} sessions, started at once in {time.monotonic() - began:.0f} s; each, when idle:\n")
         time.sleep(SETTLED)
         print(f"after {SETTLED} s:\n\n{_table(records, options.seconds)}\n")
-        time.sleep(REST)
+        time.sleep(REST)  # beyond the first look at it, which keepers do at the same time
         print(f"when their archives rest:\n\n{_table(records, options.seconds)}")
     finally:
         call(session_module.main, session_root=str(place / "sessions"), state="absent", session_id="all")
