@@ -34,6 +34,7 @@ IDLE = 300  # seconds without a change after which a start or stop that nobody w
 PAUSE = 10  # seconds without a change that are worth telling
 OVERDUE = 60  # seconds after its end at which a session should have stopped by itself
 READER = re.compile(r"(.+)-[0-9]+")  # claims of mounts that can stand in for one another
+WAL = re.compile(r"wal-[0-9]+")  # those of archived logs, which only a start reads
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ def _look(session: Session) -> Findings:
     if record["status"] == "stopping":
         return Findings(checks, [] if record["error_message"] else ["Stopping was cut off"])
     if record["status"] == "starting":
-        return Findings(checks, [*_gone(checks, ()), *_silent(checks), *_cut_off(session)], _pause(session))
-    spare = _spare(checks)
-    wrong = [*_gone(checks, spare), *_silent(checks)]
+        wrong = [*_gone(checks, ()), *_silent(checks, _spare(checks)), *_cut_off(session)]
+        return Findings(checks, wrong, _pause(session))
+    lost, logs = _spare(checks), _lost_logs(checks)
+    spare = [*lost, *logs]
+    wrong = [*_gone(checks, spare), *_silent(checks, spare)]
     if record["status"] == "active":
         wrong += [
             f"Nothing is mounted at {one['mountpoint']}"
@@ -85,8 +88,9 @@ def _look(session: Session) -> Findings:
         wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
     if keeper and expiry(record) and time.time() > expiry(record) + OVERDUE:
         wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
-    lost = [f"The mount {name} is gone, the others are read instead" for name in spare]
-    return Findings(checks, wrong, [*lost, *keeper])
+    notes = [f"The mount {name} is gone, the others are read instead" for name in lost]
+    notes += [f"The mount {name} is gone, so the session cannot be reset" for name in logs]
+    return Findings(checks, wrong, [*notes, *keeper])
 
 
 def unattended(session: Session) -> float:
@@ -108,11 +112,9 @@ def _gone(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
     ]
 
 
-def _silent(checks: dict[str, Any]) -> list[str]:
-    dead = [one["mountpoint"] for one in checks["mounts"] if one["mounted"] and not one["responding"]]
-    spare = _spare(checks)
-    names = {one["mountpoint"]: one["name"] for one in checks["mounts"]}
-    return [f"The mount {mountpoint} does not answer" for mountpoint in dead if names[mountpoint] not in spare]
+def _silent(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
+    dead = [one for one in checks["mounts"] if one["mounted"] and not one["responding"]]
+    return [f"The mount {one['mountpoint']} does not answer" for one in dead if one["name"] not in spare]
 
 
 def _spare(checks: dict[str, Any]) -> list[str]:
@@ -124,6 +126,12 @@ def _spare(checks: dict[str, Any]) -> list[str]:
         if match:
             groups.setdefault(match.group(1), []).append(name)
     return [name for names in groups.values() if any(map(works.get, names)) for name in names if not works[name]]
+
+
+def _lost_logs(checks: dict[str, Any]) -> list[str]:
+    """The names of mounts of archived logs that are gone or dead."""
+    mounts = [one for one in checks["mounts"] if WAL.fullmatch(one["name"])]
+    return [one["name"] for one in mounts if not (one["mounted"] and one["responding"])]
 
 
 def _cut_off(session: Session) -> list[str]:

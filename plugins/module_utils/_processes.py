@@ -133,12 +133,13 @@ def marks_below(root: str) -> set[str]:
     return found
 
 
-def descendants(process: Process) -> list[Process]:
-    """The children of process, theirs, and so on; empty when it has ended."""
-    if not process.alive():
+def descendants(*processes: Process) -> list[Process]:
+    """The children of those of processes that live, theirs, and so on. One look at all of the host's processes."""
+    tops = {process.pid for process in processes if process.alive()}
+    if not tops:
         return []
     parents = _parents()
-    pids = [pid for pid in sorted(parents) if pid != process.pid and process.pid in _ancestry(pid, parents)]
+    pids = [pid for pid in sorted(parents) if pid not in tops and tops & _ancestry(pid, parents)]
     return [found for found in map(identify, pids) if found is not None]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dead_sessions", "is_dead", "strays", "sweep"]
 
-ARCHIVE = "archive"  # claims of the archive's mounts begin with it
+ARCHIVES = ("archive-", "wal-")  # claims of archives' mounts begin with it
 
 # Where sessions mount, below their directory.
 POINTS = re.compile(r"merged|(archive|wal)(/[0-9]+)?")
@@ -51,7 +51,7 @@ def is_dead(session: Session) -> str | None:
         return str(session.record["error_message"])
     findings = examine(session)
     lost = [one["name"] for one in findings.checks["processes"] if not one["alive"]]
-    is_kept = session.record["status"] == "active" and all(name.startswith(ARCHIVE) for name in lost)
+    is_kept = session.record["status"] == "active" and all(name.startswith(ARCHIVES) for name in lost)
     return None if is_kept else "; ".join(findings.wrong) or None
 
 

@@ -147,7 +147,9 @@ class Archive:
         if not missing:
             self.is_wanted = False
             return
-        if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
+        # A start that nobody works on just now finds out by itself.
+        is_due = session.record["status"] != "starting" or session.is_locked()
+        if not is_due or time.monotonic() < self.next_attempt or session.record["driver"] != "block":
             return
         fcntl.flock(self.bell, fcntl.LOCK_EX)  # as long as this tries, the layer waits
         try:

@@ -154,9 +154,8 @@ def _unmount_all(mountpoint: str) -> bool:
 
 def _strays(session: Session, *, besides: Collection[Process] = ()) -> list[Process]:
     """The session's processes that no claim accounts for, neither itself nor by one of its ancestors."""
-    accounted = set(besides)
-    for process in _claimed(session):
-        accounted.update([process, *descendants(process)])
+    claimed = _claimed(session)
+    accounted = {*besides, *claimed, *descendants(*claimed)}
     return [process for process in marked(session.directory) if process not in accounted]
 
 

@@ -53,7 +53,7 @@ def main() -> None:
         print(f"{options.sessions} sessions, started at once in {time.monotonic() - began:.0f} s; each, when idle:\n")
         time.sleep(SETTLED)
         print(f"after {SETTLED} s:\n\n{_table(records, options.seconds)}\n")
-        time.sleep(REST)  # beyond the first look at it, which keepers do at the same time
+        time.sleep(REST)
         print(f"when their archives rest:\n\n{_table(records, options.seconds)}")
     finally:
         call(session_module.main, session_root=str(place / "sessions"), state="absent", session_id="all")
@@ -100,7 +100,7 @@ def _family(records: list[dict[str, int]], part: str) -> list[Process]:
     """The living processes of one part of all stacks, with what they have started."""
     pids = [pid for record in records for name, pid in record.items() if name.startswith(part)]
     processes = [process for process in map(identify, pids) if process is not None]
-    return [one for process in processes for one in (process, *descendants(process))]
+    return [*processes, *descendants(*processes)]
 
 
 def _pss(process: Process) -> int:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, session_info
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
-from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import fingerprint
@@ -142,6 +142,32 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
     with pytest.raises(RuntimeError, match="Input/output error"):
         fingerprint(stack.connection())
     await_failed(stack)
+    stack.change("absent")
+
+
+def test_the_mount_of_archived_wal_is_killed(root: Path, sample: Sample) -> None:
+    """It served the start alone: the session goes on, but cannot be reset."""
+    stack = Stack(root, sample).start("mounted")
+    mounted = call(
+        borg_mount.main,
+        repository=sample.repository.location,
+        archive=sample.archive,
+        mountpoint=str(stack.directory / "wal"),
+        passphrase=sample.repository.passphrase,
+        session_directory=str(stack.directory),
+    )
+    assert mounted["changed"], mounted
+    for step in (stack._layer, stack._serve):
+        step()
+    stack.kill("wal-1")
+    told = stack.info()
+    assert (told["status"], told["error_message"]) == (
+        "active",
+        "The mount wal-1 is gone, so the session cannot be reset.",
+    )
+    assert fingerprint(stack.connection()) == sample.tables
+    assert "has lost its archive" in stack.change("reset")["msg"]
+    assert stack.change("reaped")["reaped"] == []
     stack.change("absent")
 
 
