@@ -105,12 +105,17 @@ def write_sample(session: Session, sample: Sample) -> None:
 
 
 def _clients(probe: dict[str, Any] | None) -> Sample:
-    """What the engine's probe says: clients, active_clients and queries since the server started."""
+    """What the engine's probe says: clients, active_clients and queries since the server started.
+
+    Where queries are not counted they are None, and there are traces: a text that changes with a client's query.
+    """
     if probe is None:
         return {}
     try:
         answer = json.loads(run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], user=probe["user"]).stdout)
-        return {key: int(answer[key]) for key in ("clients", "active_clients", "queries")}
+        known = {key: int(answer[key]) for key in ("clients", "active_clients")}
+        queries = answer["queries"]
+        return {**known, **({"traces": str(answer["traces"])} if queries is None else {"queries": int(queries)})}
     except (RecoveryError, ValueError, LookupError, TypeError, OverflowError):
         return {}
 
@@ -118,16 +123,20 @@ def _clients(probe: dict[str, Any] | None) -> Sample:
 def _pace(sample: Sample, earlier: Sample | None, *, begin: float) -> Sample:
     """queries_per_second since an earlier sample, and idle: seconds without a client's query, as samples tell.
 
-    In the sample for the next one: counted, the clock and the queries at the last answer, and active, the clock when
-    a client was last seen at work.
+    In the sample for the next one: counted, the clock and the queries (or their traces) at the last answer, and active,
+    the clock when a client was last seen at work.
     """
     clock = sample["clock"]
     if earlier is None or "counted" not in earlier:
         ready = clock - max(0.0, sample["time"] - begin)
         earlier = {"counted": [ready, 0], "active": ready, "queries_per_second": None}
     kept = {key: earlier[key] for key in ("counted", "active", "queries_per_second")}
-    if sample["queries"] is None:
+    if sample["clients"] is None:
         return kept
+    traces = sample.get("traces")
+    if traces is not None:
+        active = clock if sample["active_clients"] or traces != kept["counted"][1] else kept["active"]
+        return {**kept, "active": active, "counted": [clock, traces], "idle": round(clock - active, 1)}
     span, more = clock - kept["counted"][0], sample["queries"] - kept["counted"][1]
     active = clock if sample["active_clients"] or more else kept["active"]
     speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN else kept["queries_per_second"]
