@@ -71,6 +71,7 @@ class Catalogs:
 
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
+    collations: {database, collation (None), recorded, actual} of databases whose collation has another version here.
     oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said about
     recovery.
     """
@@ -79,6 +80,7 @@ class Catalogs:
     databases: list[str]
     neutralised: list[dict[str, str]]
     warnings: list[str]
+    collations: list[dict[str, str | None]]
     reached: dict[str, Any]
     oids: dict[str, str]
     prepared: list[str]
@@ -182,6 +184,11 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
         databases=after["databases"] or [],
         neutralised=list(_neutralised(before)),
         warnings=[warning for row in after["locales"] or [] for warning in _locale_warnings(*row)],
+        collations=[
+            {"database": name, "collation": None, "recorded": recorded, "actual": actual}
+            for name, _collate, _ctype, recorded, actual in after["locales"] or []
+            if recorded and recorded != actual
+        ],
         reached=after["reached"],
         oids=after["oids"],
         prepared=after["prepared"] or [],

@@ -532,6 +532,7 @@ def _facts(plan: Plan, prepared: _Prepared, unlogged: dict[str, int]) -> Facts:
         prepared_transactions=prepared.catalogs.prepared,
         unlogged_relations=unlogged,
         found=found,
+        collations=prepared.catalogs.collations,
         was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
     )
 

@@ -62,9 +62,10 @@ def test_an_idle_session_ends_and_no_other(recover: Callable[..., Stack]) -> Non
         metrics = stack.info()["metrics"]
         assert (metrics["clients"], metrics["active_clients"]) == (1, 0)
     deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while stack.info()["status"] != "stopped" and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert stack.info()["error_message"] == "idle for 4 s"
+    assert stack.info()["stop_reason"] == "idle for 4 s"
 
 
 @pytest.mark.parametrize("kind", ["backup", "exclusive backup"])
