@@ -379,11 +379,9 @@ def _prepare(
     if left_out:
         check_invalid_pages(catalogs.log, left_out)
         empty_left_out(plan.clone, plan.account)
-    problem = check_outcome(recovery, catalogs.log)
-    reached = _reached(plan, catalogs, commit, problem)
-    if problem is not None:
-        raise PostgresError(problem, log_tail=log_tail(plan.request.log))
-    return _Prepared(catalogs, reached, [silenced(record) for record in server.records.values()])
+    return _Prepared(
+        catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
+    )
 
 
 def _claimed(session: Session | None, pid: int) -> None:
@@ -392,8 +390,8 @@ def _claimed(session: Session | None, pid: int) -> None:
         session.amend_claim("server", process=process)
 
 
-def _reached(plan: Plan, catalogs: Catalogs, commit: float | None, problem: str | None) -> dict[str, Any]:
-    """The point that the copy shows, kept beside its data for later starts, with what is wrong with it."""
+def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
+    """The point that the copy shows, kept beside its data for later starts. Raises PostgresError where it is wrong."""
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
     reached = recovered_to(catalogs.reached, catalogs.log)
@@ -401,8 +399,10 @@ def _reached(plan: Plan, catalogs: Catalogs, commit: float | None, problem: str 
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
     kept = {"copy": plan.request.copy, "target": None if target is None else str(target), "recovered_to": reached}
-    kept["problem"] = problem
+    kept["problem"] = check_outcome(plan.recovery, catalogs.log)
     _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
+    if kept["problem"] is not None:
+        raise PostgresError(kept["problem"], log_tail=log_tail(plan.request.log))
     return reached
 
 

@@ -315,7 +315,7 @@ data:
       elements: str
     collations:
       description:
-        - Collations that have another version on this host, so that text sorts otherwise and indexes on it may miss rows.
+        - Collations that have another version on this host. Text may sort otherwise, and indexes on it may miss rows.
         - Those of databases themselves are known from PostgreSQL 15 on, others are where O(examine) looks.
       type: list
       elements: dict
@@ -347,7 +347,8 @@ data:
           description: The library.
           type: str
     not_looked_into:
-      description: Databases of which these lists are not known, but for their own collation. All of them without O(examine).
+      description:
+        - Databases of which these lists are not known, but for their own collation. All of them without O(examine).
       type: list
       elements: str
   sample:

@@ -165,7 +165,6 @@ class Production:
         ask, quoted = self.cluster.connection.sql, str(self.cluster.run)
         for database in ("mirror", "shop"):
             ask(f"create database {database}")
-        ask("create database sorted template template0 locale_provider icu icu_locale 'de'")
         ask(f"create tablespace fast location '{self.parts['space']}'")
         ask("select pg_create_physical_replication_slot('for_standby', true)")
         ask("select pg_create_logical_replication_slot('s', 'pgoutput')", database="shop")
@@ -203,8 +202,12 @@ class Production:
             database="mirror",
         )
         ask("insert into published values (1); insert into called default values", database="shop")
+
+    def sort_otherwise(self) -> None:
+        """A database as if it had been made where ICU was another one."""
+        ask = self.cluster.connection.sql
+        ask("create database sorted template template0 locale_provider icu icu_locale 'de'")
         ask(
-            # As if it had been made where ICU was another one.
             "create collation german (provider = icu, locale = 'de-DE'); create collation unused from german;"
             "create table names (name text collate german unique); insert into names values ('a'), ('ä');"
             "update pg_collation set collversion = '1.0' where collname in ('german', 'unused', 'fr-x-icu');"
@@ -372,6 +375,7 @@ def story(shared_place: Path) -> Iterator[Story]:
     )
     with production.cluster:
         production.populate()
+        production.sort_otherwise()
         production.snapshot(repository)
         production.rest()
         # It notes in the WAL now and then which transactions run, whether anything happens or not.

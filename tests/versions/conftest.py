@@ -155,9 +155,18 @@ def major(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def server(major: int, shared_place: Path) -> Programs:
     """The server of a version; a test is skipped where it cannot be had."""
-    directory = shared_place / "programs"
+    return obtain(major, shared_place)
+
+
+@pytest.fixture(scope="session")
+def older_server(shared_place: Path) -> Programs:
+    """One that no session can be started with."""
+    return obtain(MAJORS[0] - 1, shared_place)
+
+
+def obtain(major: int, place: Path) -> Programs:
     try:
-        bindir = programs(major, cache=CHECKOUT / ".cache" / "postgresql", directory=directory)
+        bindir = programs(major, cache=CHECKOUT / ".cache" / "postgresql", directory=place / "programs")
     except UnobtainableError as error:
         pytest.skip(f"PostgreSQL {major}: {error}")
     return Programs(major, bindir)
@@ -212,7 +221,7 @@ def tell(history: History) -> History:
 
 @pytest.fixture
 def recover(place: Path, history: History) -> Iterator[Callable[..., Stack]]:
-    """Starts a session (with these options) from an archive, with others for pg_ephemeral. Nothing of it may be left."""
+    """Starts a session from an archive, with options of the module session and of pg_ephemeral, and leaves nothing."""
     made: list[Stack] = []
 
     def start(archive: str, session: dict[str, Any] | None = None, **options: Any) -> Stack:

@@ -13,14 +13,18 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import guards
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
-from tests.support.cluster import fingerprint
+from tests.support.cluster import Cluster, fingerprint
+from tests.support.host import remains
 from tests.support.modules import call
+from tests.support.playbook import Playbooks
+from tests.support.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.support.stack import Stack
-    from tests.versions.conftest import History
+    from tests.versions.conftest import History, Programs
 
 
 def log_in(stack: Stack, **other: Any) -> psycopg2.extensions.connection:
@@ -147,3 +151,17 @@ def test_a_server_is_stopped_and_started_again(history: History, recover: Callab
         assert call(pg_ephemeral.main, state="stopped", data_directory=data, **session)["changed"] is changed
     stack.reset()
     assert fingerprint(stack.connection()) == history.samples["crashed"].tables
+
+
+def test_an_older_version_is_refused(older_server: Programs, place: Path) -> None:
+    repository = Repository(directory=place / "repository", base=place / "borg")
+    repository.create()
+    with Cluster(directory=place / "production", bindir=older_server.bindir) as cluster:
+        cluster.stop()
+        repository.archive("old", cluster.data)
+    root = place / "sessions"
+    playbooks = Playbooks(directory=place / "ansible", session_root=root, environment=repository.environment)
+    started = playbooks.start(archive=f"{repository.location}::old")
+    assert started.returncode != 0
+    assert "is of PostgreSQL 11; sessions can be started from 12 and newer" in started.message
+    assert remains(root) == []
