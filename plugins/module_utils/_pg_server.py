@@ -398,11 +398,11 @@ def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, 
     if commit is not None:
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
+    problem = check_outcome(plan.recovery, catalogs.log)
     kept = {"copy": plan.request.copy, "target": None if target is None else str(target), "recovered_to": reached}
-    kept["problem"] = check_outcome(plan.recovery, catalogs.log)
-    _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
-    if kept["problem"] is not None:
-        raise PostgresError(kept["problem"], log_tail=log_tail(plan.request.log))
+    _write(plan, RECOVERED, json.dumps({**kept, "problem": problem}), directory=plan.data.path)
+    if problem is not None:
+        raise PostgresError(problem, log_tail=log_tail(plan.request.log))
     return reached
 
 
