@@ -89,7 +89,8 @@ PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
-# the server counts without an extension.
+# the server counts without an extension; of a client that stays and reads no table it counts none until it leaves. So
+# there are traces of clients beside: when one last did something, and whether anybody has written.
 PROBED = "template1"
 CLIENTS = """
 with client as (
@@ -99,17 +100,16 @@ with client as (
 select pg_catalog.json_build_object(
     'clients', (select pg_catalog.count(*) from client),
     'active_clients', (select pg_catalog.count(*) from client where state not like 'idle%'),
-    {}
+    'queries', {},
+    'traces', pg_catalog.concat_ws(' ', (select pg_catalog.max(state_change) from client),
+        pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()))
 )
 """
-COUNTED = """'queries', (
+COUNTED = """(
         select coalesce(pg_catalog.sum(xact_commit + xact_rollback), 0) from pg_catalog.pg_stat_database
         where datname is not null and datname <> pg_catalog.current_database()
     )"""
 # Up to 14 another process counts, to which a server without connections cannot talk: to ask it would take ten seconds.
-# What is left to see: when clients last did something, and whether anybody has written.
-TRACES = """'queries', null, 'traces', pg_catalog.concat_ws(' ', (select pg_catalog.max(state_change) from client),
-        pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()))"""
 COUNTS_BY_ITSELF = 15
 PASSWORD = re.compile(r":([0-9a-f]{48})\n")
 
@@ -176,11 +176,11 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
 def clients_probe(plan: Plan) -> dict[str, Any]:
     """What asks the server for its clients, for the session's record: argv, env and user of a command.
 
-    It prints JSON: clients, active_clients and queries, and where these are not known traces, which differ after a
-    client's query. It asks in template1, whose own transactions do not count.
+    It prints JSON: clients, active_clients, queries (null where they are not counted) and traces, which differ after
+    what clients do. It asks in template1, whose own transactions do not count.
     """
     counts = plan.data.major >= COUNTS_BY_ITSELF or plan.request.network == "host"
-    query = CLIENTS.format(COUNTED if counts else TRACES)
+    query = CLIENTS.format(COUNTED if counts else "null")
     service = f"service={SERVICE} dbname={PROBED}"
     return {
         "argv": [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, service],
