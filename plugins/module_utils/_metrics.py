@@ -34,6 +34,7 @@ METRICS = (
     *("memory_bytes", "archive_bytes_read", "repository_bytes_read", "upper_bytes", "cache_bytes"),
 )
 SAMPLE = "sample.json"
+KEPT = ("counted", "active", "queries_per_second", "traces")  # see _pace
 PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
 LEAST_SPAN = 1.0  # seconds between two samples that can tell a speed: servers count in steps of about this
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -117,12 +118,17 @@ def _earlier(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _clients(probe: dict[str, Any] | None) -> Sample:
-    """What the engine's probe says: clients, active_clients and queries since the server started."""
+    """What the engine's probe says: clients, active_clients and queries since the server started (None: not counted).
+
+    And traces, a text that changes with what clients do, for servers that count late or not at all.
+    """
     if probe is None:
         return {}
     try:
         answer = json.loads(run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], user=probe["user"]).stdout)
-        return {key: int(answer[key]) for key in ("clients", "active_clients", "queries")}
+        known = {key: int(answer[key]) for key in ("clients", "active_clients")}
+        queries = answer["queries"]
+        return {**known, "queries": None if queries is None else int(queries), "traces": str(answer["traces"])}
     except (RecoveryError, ValueError, LookupError, TypeError, OverflowError):
         return {}
 
@@ -130,20 +136,22 @@ def _clients(probe: dict[str, Any] | None) -> Sample:
 def _pace(sample: Sample, earlier: Sample | None, *, begin: float) -> Sample:
     """queries_per_second since an earlier sample, and idle: seconds without a client's query, as samples tell.
 
-    In the sample for the next one: counted, the clock and the queries at the last answer, and active, the clock when
-    a client was last seen at work.
+    In the sample for the next one: counted, the clock and the queries at the last answer, its traces, and active, the
+    clock when a client was last seen at work.
     """
     clock = sample["clock"]
     if earlier is None or "counted" not in earlier:
         ready = clock - max(0.0, sample["time"] - begin)
         earlier = {"counted": [ready, 0], "active": ready, "queries_per_second": None}
-    kept = {key: earlier[key] for key in ("counted", "active", "queries_per_second")}
-    if sample["queries"] is None:
+    kept = {"traces": None, **{key: earlier[key] for key in KEPT if key in earlier}}
+    if sample["clients"] is None:
         return kept
-    span, more = clock - kept["counted"][0], sample["queries"] - kept["counted"][1]
-    active = clock if sample["active_clients"] or more else kept["active"]
-    speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN else kept["queries_per_second"]
-    counted = [clock, sample["queries"]] if span >= LEAST_SPAN or more else kept["counted"]
+    has_traces = kept["traces"] not in (None, sample["traces"])
+    queries = sample["queries"]
+    span, more = clock - kept["counted"][0], 0 if queries is None else queries - kept["counted"][1]
+    active = clock if sample["active_clients"] or more or has_traces else kept["active"]
+    speed = round(max(0, more) / span, 2) if span >= LEAST_SPAN and queries is not None else kept["queries_per_second"]
+    counted = [clock, queries or 0] if span >= LEAST_SPAN or more else kept["counted"]
     return {"queries_per_second": speed, "active": active, "counted": counted, "idle": round(clock - active, 1)}
 
 

@@ -229,6 +229,11 @@ class _Planner:
         yield from self._slots()
         yield from self._missing_directories()
         self._check_wal()
+        if self.backup.is_incremental:
+            self.problems.append(
+                "it is an incremental backup, which has only what changed since an earlier one: put the chain together "
+                "with pg_combinebackup and archive that, or use the archive of a full backup"
+            )
 
     def _path(self, name: str) -> str:
         return os.path.join(self.data.path, name)

@@ -3,7 +3,8 @@
 """What a user should know about the data of a session before trusting them.
 
 Most is known from pg_control and the run that recovers the cluster. What only a connection to each database can tell
-(unlogged tables, invalid indexes, libraries of extensions) is asked of a few databases at once, and for so long only.
+(unlogged tables, invalid indexes, versions of collations, libraries of extensions) is asked of a few databases at once,
+and for so long only.
 """
 
 from __future__ import annotations
@@ -29,10 +30,18 @@ SECONDS = 5.0  # that a database may take; what does not answer by then is count
 NAMED = 20  # tables or indexes by name of each database; the numbers count all
 C_LANGUAGE = 13  # ClanguageId in pg_language.dat
 
+# Of collations those that something depends on: each database has hundreds, and an update of the host changes all.
 QUERY = f"""
 with unlogged as (select oid::regclass::text as name from pg_class
                   where relpersistence = 'u' and relkind in ('r', 'm')),
      invalid as (select indexrelid::regclass::text as name from pg_index where not indisvalid),
+     used as materialized (select oid, collname, collnamespace, collversion from pg_collation
+                           where collversion is not null and exists (
+                               select from pg_depend
+                               where refclassid = 'pg_collation'::regclass and refobjid = pg_collation.oid)),
+     other as (select format('%I.%I', nspname, collname) as name, collversion as recorded,
+                      pg_collation_actual_version(used.oid) as actual
+               from used join pg_namespace on pg_namespace.oid = collnamespace),
      library as (select distinct probin, extname
                  from pg_proc
                  left join pg_depend on classid = 'pg_proc'::regclass and objid = pg_proc.oid and deptype = 'e'
@@ -41,6 +50,8 @@ with unlogged as (select oid::regclass::text as name from pg_class
 select json_build_object(
     'unlogged', (select json_agg(name order by name) from unlogged),
     'invalid', (select json_agg(name order by name) from invalid),
+    'collations', (select json_agg(json_build_array(name, recorded, actual) order by name) from other
+                   where recorded is distinct from actual),
     'libraries', (select json_agg(json_build_array(probin, extname)) from library))
 """
 
@@ -49,12 +60,14 @@ select json_build_object(
 class Found:
     """What looking into the databases found, names as DATABASE: SCHEMA.NAME.
 
-    libraries: {database, extension, library} of those that are missing here. not_looked_into: names of databases.
+    libraries: {database, extension, library} of those that are missing here. collations: {database, collation,
+    recorded, actual} of those whose version is another one here. not_looked_into: names of databases.
     """
 
     unlogged: list[str] = field(default_factory=list)
     invalid_indexes: list[str] = field(default_factory=list)
     missing_libraries: list[dict[str, str | None]] = field(default_factory=list)
+    collations: list[dict[str, str | None]] = field(default_factory=list)
     not_looked_into: list[str] = field(default_factory=list)
 
 
@@ -63,6 +76,7 @@ class Facts:
     """The result `data`; unlogged tables count only where recovery emptied them.
 
     unlogged_relations: their number by database, indexes and all; it has to do where nobody looked into a database.
+    collations: as in Found, of the databases themselves, whose collation has no name.
     """
 
     checksums: bool
@@ -70,6 +84,7 @@ class Facts:
     prepared_transactions: list[str]
     unlogged_relations: Mapping[str, int]
     found: Found
+    collations: Sequence[dict[str, str | None]]
     was_recovered: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +95,7 @@ class Facts:
             "prepared_transactions": self.prepared_transactions,
             "emptied_tables": [*self.found.unlogged, *self._counted()] if self.was_recovered else [],
             "invalid_indexes": self.found.invalid_indexes,
+            "collations": [*self.collations, *self.found.collations],
             "missing_libraries": self.found.missing_libraries,
             "not_looked_into": self.found.not_looked_into,
         }
@@ -103,6 +119,12 @@ class Facts:
             yield f"Unlogged tables are empty after recovery, as after any crash: {_listed(facts['emptied_tables'])}."
         if facts["invalid_indexes"]:
             yield f"Indexes are invalid and not used, as in production: {_listed(facts['invalid_indexes'])}."
+        for collation in self.found.collations:
+            yield (
+                f"Database {collation['database']} uses the collation {collation['collation']} as of version "
+                f"{collation['recorded']}, and this host has {collation['actual'] or 'none'}: indexes with it may miss "
+                "rows here, and sorting may differ."
+            )
         for missing in facts["missing_libraries"]:
             extension = f" (extension {missing['extension']})" if missing["extension"] else ""
             yield (
@@ -145,6 +167,10 @@ def look_into(databases: Sequence[str], *, psql: str, bindir: str, env: Mapping[
                 continue
             found.unlogged += _named(database, answer["unlogged"])
             found.invalid_indexes += _named(database, answer["invalid"])
+            found.collations += [
+                {"database": database, "collation": name, "recorded": recorded, "actual": actual}
+                for name, recorded, actual in answer["collations"] or []
+            ]
             found.missing_libraries += _missing(database, answer["libraries"] or [], bindir)
     return found
 

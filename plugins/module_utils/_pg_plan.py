@@ -217,6 +217,8 @@ def _confinement(request: Request, binaries: Binaries) -> Confinement:
 def _recovered(request: Request) -> dict[str, Any] | None:
     """What an earlier start recovered the copy to. Raises PostgresError where that is not what is asked for now."""
     recovered = read_recovered(request.data_directory, copy=request.copy)
+    if recovered is not None and recovered.get("problem"):
+        raise PostgresError(f"{recovered['problem']} This copy went past it: start from the archive again.")
     wanted = str(request.target) if request.target else None
     if recovered is not None and wanted is not None and wanted != recovered["target"]:
         raise PostgresError(

@@ -48,13 +48,14 @@ __all__ = [
 ]
 
 SESSION_ROLE = "instant_recovery"
+NO_SLOT = "instant_recovery_none"
 SCRAM_ITERATIONS = 4096  # PostgreSQL's own number; the password is random, so more would only slow logins
 # To run in: the first that exists, beginning with the one that can least be done without.
 DATABASES = ("template1", "postgres", "template0")
 INVALID_CATALOG_NAME = "3D000"  # SQLSTATE: the database does not exist
 ABOUT_RECOVERY = re.compile(
     rb"LOG:  (?:recovery stopping |redo done at |last completed transaction was at log time )"
-    rb"|WARNING:  page \d+ of relation "
+    rb"|WARNING:  (?:page \d+ of relation |WAL was generated with )"
 )
 TAIL = 30  # lines of the server's log in an error
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
@@ -70,6 +71,7 @@ class Catalogs:
 
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
+    collations: {database, collation (None), recorded, actual} of databases whose collation has another version here.
     oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said about
     recovery.
     """
@@ -78,6 +80,7 @@ class Catalogs:
     databases: list[str]
     neutralised: list[dict[str, str]]
     warnings: list[str]
+    collations: list[dict[str, str | None]]
     reached: dict[str, Any]
     oids: dict[str, str]
     prepared: list[str]
@@ -132,18 +135,20 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
     role = (
         f"{SESSION_ROLE} superuser login connection limit -1 valid until 'infinity' password {quote_literal(verifier)}"
     )
+    # In 12's catalog the column may not be null; it holds the name of no slot then.
+    no_slot = "null" if major >= 13 else quote_literal(NO_SLOT)
+    tied = "subenabled or subslotname is not null" if major >= 13 else f"subenabled or subslotname <> {no_slot}"
     versions = "datcollversion, pg_database_collation_actual_version(oid)" if major >= 15 else "null, null"
     statements = (
         _copy(f"""json_build_object(
             'settings', (select json_agg(entry) from pg_db_role_setting, unnest(setconfig) entry where {unwanted}),
-            'subscriptions', (select json_agg(subname) from pg_subscription
-                              where subenabled or subslotname is not null))"""),
+            'subscriptions', (select json_agg(subname) from pg_subscription where {tied}))"""),
         f"""update pg_db_role_setting
             set setconfig = array(select entry from unnest(setconfig) entry where not {unwanted})
             where exists (select from unnest(setconfig) entry where {unwanted})""",
         "delete from pg_db_role_setting where setconfig = '{}'",
         # Without its slot's name a subscription can be dropped, or its database, without a word to the publisher.
-        "update pg_subscription set subenabled = false, subslotname = null where subenabled or subslotname is not null",
+        f"update pg_subscription set subenabled = false, subslotname = {no_slot} where {tied}",
         # The first fails when the archive holds the role already: it is of a session. The second then counts.
         f"create role {role}",
         f"alter role {role}",
@@ -152,8 +157,7 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
             'role', exists (select from pg_authid where rolname = '{SESSION_ROLE}' and rolsuper and rolcanlogin
                             and rolpassword = {quote_literal(verifier)}),
             'settings_left', (select count(*) from pg_db_role_setting, unnest(setconfig) entry where {unwanted}),
-            'subscriptions_left', (select count(*) from pg_subscription
-                                   where subenabled or subslotname is not null),
+            'subscriptions_left', (select count(*) from pg_subscription where {tied}),
             'databases', (select json_agg(datname order by datname) from pg_database
                           where datallowconn and not datistemplate and datconnlimit <> -2),
             'oids', (select json_object_agg(oid, datname) from pg_database),
@@ -180,6 +184,11 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
         databases=after["databases"] or [],
         neutralised=list(_neutralised(before)),
         warnings=[warning for row in after["locales"] or [] for warning in _locale_warnings(*row)],
+        collations=[
+            {"database": name, "collation": None, "recorded": recorded, "actual": actual}
+            for name, _collate, _ctype, recorded, actual in after["locales"] or []
+            if recorded and recorded != actual
+        ],
         reached=after["reached"],
         oids=after["oids"],
         prepared=after["prepared"] or [],

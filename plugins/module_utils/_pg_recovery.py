@@ -43,6 +43,7 @@ __all__ = [
     "Recovery",
     "allows_in_place_tablespaces",
     "check_invalid_pages",
+    "check_outcome",
     "explain",
     "missing_wal",
     "next_segment",
@@ -55,13 +56,16 @@ __all__ = [
 # which copy it speaks, because an archive of a copy that was put to use has such a file, too.
 RECOVERED = "instant_recovery.json"
 SHUT_DOWN = "shut down in order"  # the reason where there was nothing to recover
-OLDEST_MAJOR = 12  # before, all this stood in a file recovery.conf
 # From these on a tablespace may be a plain directory, which it becomes where its creation is taken out of the WAL.
 IN_PLACE_TABLESPACES = {12: 12, 13: 8, 14: 5}  # minor by major version; all of 15 and newer
 
 IGNORES_INVALID_PAGES = 13  # since that version the setting ignore_invalid_pages is known
 
 GO_FURTHER = "name an earlier point, or a wal_source that goes further"
+MINIMAL = (
+    "The WAL was partly written with wal_level=minimal, so nothing beyond can be recovered from this copy: name an "
+    "earlier point, or use an archive that was made later."
+)
 CURE = "name the directory of the archived WAL that has it (wal_source), or use an archive that includes the WAL"
 
 
@@ -92,17 +96,14 @@ def plan_recovery(
     wal: str,
     time_zone: str,
 ) -> Recovery | None:
-    """What is to be done to reach target, or None where nothing but the copy's own WAL is wanted.
+    """What is to be done to reach target, or None where crash recovery with the copy's own WAL is enough.
 
     wal is the copy's directory of WAL. Raises PostgresError for what cannot be reached.
     """
-    if target is None and archive is None:
+    # Only archive recovery insists on the end of an exclusive backup. Without it a server starts on files that were
+    # copied at different moments.
+    if target is None and archive is None and not backup.is_exclusive:
         return None
-    if data.major < OLDEST_MAJOR:
-        raise PostgresError(
-            f"The copy is of PostgreSQL {data.major}, and a recovery target or wal_source is possible from "
-            f"{OLDEST_MAJOR} on: leave them out."
-        )
     target = target or Target()
     _check_timeline(target, data, archive, wal)
     _check_time(target, data, time_zone)
@@ -167,10 +168,7 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
     said = "\n".join(log)
     target = recovery.target if recovery else Target()
     if "recovery ended before configured recovery target was reached" in said:
-        end = re.search(r"redo done at (\S+)", said)
-        last = re.search(r"last completed transaction was at log time (.+)", said)
-        known = f"ends at {end[1]}" if end else "ends before"
-        return f"{target} was not reached: the WAL {known}, its last commit {_at(last)}. To go on, {GO_FURTHER}."
+        return _not_reached(target, said)
     if "requested recovery stop point is before consistent recovery point" in said:
         return str(_too_early(target))
     if match := re.search(
@@ -181,14 +179,24 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
             "or leave it out for the newest."
         )
     if "WAL was generated with" in said and "cannot continue recovering" in said:
-        return (
-            "The WAL was partly written with wal_level=minimal, so nothing beyond can be recovered from this copy: "
-            "name an earlier point, or use an archive that was made later."
-        )
+        return MINIMAL
     ends = ("WAL ends before", "could not locate required checkpoint record", "could not find redo location")
     if any(words in said for words in ends):
         named = f": segment {missing} is missing" if missing else ""
         return f"The WAL ends before the backup did{named}. To cure it, {CURE}."
+    return None
+
+
+def check_outcome(recovery: Recovery | None, log: Sequence[str]) -> str | None:
+    """One sentence on why what was recovered is not what was wanted, although the server takes it for success.
+
+    From PostgreSQL 13 on a target that was not reached is an error to the server, from 14 on WAL that lacks data is.
+    """
+    said = "\n".join(log)
+    if "WAL was generated with" in said:
+        return MINIMAL
+    if recovery is not None and recovery.target.setting is not None and "recovery stopping" not in said:
+        return _not_reached(recovery.target, said)
     return None
 
 
@@ -204,7 +212,8 @@ def check_invalid_pages(log: Sequence[str], left_out: Iterable[str]) -> None:
 
 
 def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str, Any] | None:
-    """What an earlier start of this copy recovered to, as C(target) and C(recovered_to).
+    """What an earlier start of this copy recovered to, as C(target) and C(recovered_to), and C(problem) where that is
+    not what was wanted.
 
     copy: Request.copy; what is said of another one does not count. Of a copy whose server runs it need not be given.
     """
@@ -218,6 +227,13 @@ def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str,
     target, reached = found.get("target"), found.get("recovered_to")
     is_whole = isinstance(reached, dict) and reached.keys() == {"time", "lsn", "timeline", "reason"}
     return found if is_whole and (target is None or isinstance(target, str)) else None
+
+
+def _not_reached(target: Target, said: str) -> str:
+    end = re.search(r"redo done at (\S+)", said)
+    last = re.search(r"last completed transaction was at log time (.+)", said)
+    known = f"ends at {end[1]}" if end else "ends before"
+    return f"{target} was not reached: the WAL {known}, its last commit {_at(last)}. To go on, {GO_FURTHER}."
 
 
 def _at(match: re.Match[str] | None) -> str:

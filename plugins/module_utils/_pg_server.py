@@ -44,6 +44,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recov
     SHUT_DOWN,
     allows_in_place_tablespaces,
     check_invalid_pages,
+    check_outcome,
     explain,
     next_segment,
     recovered_to,
@@ -88,22 +89,28 @@ PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
-# the server counts without an extension.
+# the server counts without an extension; of a client that stays and reads no table it counts none until it leaves. So
+# there are traces of clients beside: when one last did something, and whether anybody has written.
 PROBED = "template1"
 CLIENTS = """
 with client as (
-    select state from pg_catalog.pg_stat_activity
+    select state, state_change from pg_catalog.pg_stat_activity
     where datname is not null and usesysid is not null and pid <> pg_catalog.pg_backend_pid()
 )
 select pg_catalog.json_build_object(
     'clients', (select pg_catalog.count(*) from client),
     'active_clients', (select pg_catalog.count(*) from client where state not like 'idle%'),
-    'queries', (
-        select coalesce(pg_catalog.sum(xact_commit + xact_rollback), 0) from pg_catalog.pg_stat_database
-        where datname is not null and datname <> pg_catalog.current_database()
-    )
+    'queries', {},
+    'traces', pg_catalog.concat_ws(' ', (select pg_catalog.max(state_change) from client),
+        pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot()))
 )
 """
+COUNTED = """(
+        select coalesce(pg_catalog.sum(xact_commit + xact_rollback), 0) from pg_catalog.pg_stat_database
+        where datname is not null and datname <> pg_catalog.current_database()
+    )"""
+# Up to 14 another process counts, to which a server without connections cannot talk: to ask it would take ten seconds.
+COUNTS_BY_ITSELF = 15
 PASSWORD = re.compile(r":([0-9a-f]{48})\n")
 
 # What a start writes into the socket directory.
@@ -169,11 +176,14 @@ def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] =
 def clients_probe(plan: Plan) -> dict[str, Any]:
     """What asks the server for its clients, for the session's record: argv, env and user of a command.
 
-    It prints JSON: clients, active_clients and queries. It asks in template1, whose own transactions do not count.
+    It prints JSON: clients, active_clients, queries (null where they are not counted) and traces, which differ after
+    what clients do. It asks in template1, whose own transactions do not count.
     """
+    counts = plan.data.major >= COUNTS_BY_ITSELF or plan.request.network == "host"
+    query = CLIENTS.format(COUNTED if counts else "null")
     service = f"service={SERVICE} dbname={PROBED}"
     return {
-        "argv": [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", CLIENTS, service],
+        "argv": [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, service],
         "env": {
             "PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"),
             "PGCONNECT_TIMEOUT": "3",
@@ -381,15 +391,18 @@ def _claimed(session: Session | None, pid: int) -> None:
 
 
 def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
-    """The point that the copy shows, kept beside its data for later starts."""
+    """The point that the copy shows, kept beside its data for later starts. Raises PostgresError where it is wrong."""
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
     reached = recovered_to(catalogs.reached, catalogs.log)
     if commit is not None:
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
+    problem = check_outcome(plan.recovery, catalogs.log)
     kept = {"copy": plan.request.copy, "target": None if target is None else str(target), "recovered_to": reached}
-    _write(plan, RECOVERED, json.dumps(kept), directory=plan.data.path)
+    _write(plan, RECOVERED, json.dumps({**kept, "problem": problem}), directory=plan.data.path)
+    if problem is not None:
+        raise PostgresError(problem, log_tail=log_tail(plan.request.log))
     return reached
 
 
@@ -483,7 +496,7 @@ def _service(plan: Plan, port: int, database: str) -> str:
         "passfile": os.path.join(plan.request.socket_directory, PASSFILE),
         # The server has neither, and the environment of a client may insist on them.
         "sslmode": "disable",
-        **({"gssencmode": "disable"} if plan.data.major >= 12 else {}),
+        "gssencmode": "disable",
     }
     return f"[{SERVICE}]\n" + "".join(f"{name}={value}\n" for name, value in entries.items())
 
@@ -519,6 +532,7 @@ def _facts(plan: Plan, prepared: _Prepared, unlogged: dict[str, int]) -> Facts:
         prepared_transactions=prepared.catalogs.prepared,
         unlogged_relations=unlogged,
         found=found,
+        collations=prepared.catalogs.collations,
         was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
     )
 

@@ -18,6 +18,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binar
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import AUTO_CONF, SET_ASIDE
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import Link, archived_places
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
+    OLDEST_MAJOR,
     PostgresError,
     has_locale,
     quote_setting,
@@ -54,7 +55,7 @@ class Setting:
     name: str
     value: str
     why: str = ""
-    since: int = 10
+    since: int = OLDEST_MAJOR
     until: int = 99
 
     def known_to(self, major: int) -> bool:
@@ -92,17 +93,17 @@ GUARDS = (
     Guard(
         "production's commands would run, and may delete files of its WAL archive",
         (
-            Setting("restore_command", "", since=12),
-            Setting("archive_cleanup_command", "", since=12),
-            Setting("recovery_end_command", "", since=12),
+            Setting("restore_command", ""),
+            Setting("archive_cleanup_command", ""),
+            Setting("recovery_end_command", ""),
         ),
     ),
     Guard(
         "the copy would connect to production as a standby",
         (
-            Setting("primary_conninfo", "", since=12),
-            Setting("primary_slot_name", "", since=12),
-            Setting("promote_trigger_file", "", since=12, until=15),
+            Setting("primary_conninfo", ""),
+            Setting("primary_slot_name", ""),
+            Setting("promote_trigger_file", "", until=15),
             Setting("sync_replication_slots", "off", since=17),
         ),
     ),
@@ -170,8 +171,8 @@ TUNING = (
     Setting("synchronous_commit", "off", "a commit need not wait for its WAL"),
     Setting("full_page_writes", "off", "torn pages come from a crash of the host, which ends the session anyway"),
     Setting("recovery_prefetch", "off", "it reads archived pages that the WAL replaces as a whole", since=15),
-    Setting("wal_recycle", "off", "renamed and overwritten, archived segments would land in the upper", since=12),
-    Setting("wal_init_zero", "off", "new segments need not be written before they are used", since=12),
+    Setting("wal_recycle", "off", "renamed and overwritten, archived segments would land in the upper"),
+    Setting("wal_init_zero", "off", "new segments need not be written before they are used"),
     Setting("checkpoint_timeout", "1h", "each checkpoint writes pages once more"),
     Setting("max_wal_size", "4GB", "likewise; the limit of what WAL may take in the upper"),
     Setting("log_checkpoints", "off", "they say nothing about a throw-away server"),
@@ -184,7 +185,7 @@ TUNING = (
     Setting("max_replication_slots", "64", "replay notes progress per origin, as many as production subscribed to"),
     Setting("max_active_replication_origins", "64", "likewise", since=18),
     Setting("shared_buffers", "128MB", "a small share of a host that has other work; production's could exceed it"),
-    Setting("jit", "off", "compiling costs a short-lived session more than it brings", since=11),
+    Setting("jit", "off", "compiling costs a short-lived session more than it brings"),
     Setting("lc_messages", "C", "messages in one language, for whoever reads the log"),
     Setting("log_line_prefix", "%m [%p] %q%u@%d ", "when, who, where"),
     Setting("password_encryption", "scram-sha-256", "the only kind the session's access rules accept"),

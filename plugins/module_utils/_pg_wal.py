@@ -5,7 +5,7 @@
 Replaying it makes the tablespace's link anew, to the directory on the machine it was written on, after every link of
 the copy had been re-pointed. Such records are found, and turned into ones that do nothing.
 
-Sources of the layout, the same from PostgreSQL 10 to 18: src/include/access/xlog_internal.h (pages), xlogrecord.h
+Sources of the layout, the same from PostgreSQL 12 to 18: src/include/access/xlog_internal.h (pages), xlogrecord.h
 (records), commands/tablespace.h, catalog/pg_control.h (XLOG_NOOP). Checked against pg_waldump in tests/.
 """
 

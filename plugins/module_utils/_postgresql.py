@@ -29,7 +29,7 @@ __all__ = [
     "server_account",
 ]
 
-OLDEST_MAJOR = 10  # the first with SCRAM passwords, and with the server's state in postmaster.pid
+OLDEST_MAJOR = 12  # before, how to recover stood in a file of its own, and pg_control had other layouts
 SMALL_FILE = 1 << 20  # bytes; configuration and label files are a few kilobytes
 
 

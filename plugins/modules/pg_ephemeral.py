@@ -313,6 +313,25 @@ data:
       description: Indexes that are not used, in production neither.
       type: list
       elements: str
+    collations:
+      description:
+        - Collations that have another version on this host. Text may sort otherwise, and indexes on it may miss rows.
+        - Those of databases themselves are known from PostgreSQL 15 on, others are where O(examine) looks.
+      type: list
+      elements: dict
+      contains:
+        database:
+          description: The database.
+          type: str
+        collation:
+          description: The collation, as C(SCHEMA.NAME). Null for the database's own.
+          type: str
+        recorded:
+          description: The version that it was used with.
+          type: str
+        actual:
+          description: This host's version. Null where it has none.
+          type: str
     missing_libraries:
       description: Libraries of functions that are not installed on this host.
       type: list
@@ -328,7 +347,8 @@ data:
           description: The library.
           type: str
     not_looked_into:
-      description: Databases of which the last three are not known. All of them without O(examine).
+      description:
+        - Databases of which these lists are not known, but for their own collation. All of them without O(examine).
       type: list
       elements: str
   sample:
@@ -337,6 +357,11 @@ data:
     prepared_transactions: []
     emptied_tables: ["shop: public.sessions"]
     invalid_indexes: []
+    collations:
+      - database: shop
+        collation: public.german
+        recorded: "153.112"
+        actual: "153.120"
     missing_libraries:
       - database: shop
         extension: postgis

@@ -211,7 +211,9 @@ sessions:
           description: Clients whose query is running.
           type: int
         queries:
-          description: Queries since the server started, as it counts them; PostgreSQL counts transactions.
+          description:
+            - Queries since the server started, as it counts them; PostgreSQL counts transactions.
+            - Null up to PostgreSQL 14, unless the server may open connections (C(network=host)).
           type: int
         queries_per_second:
           description: How fast RV(sessions[].metrics.queries) has grown since the keeper's last sample.

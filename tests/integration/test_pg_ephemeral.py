@@ -423,7 +423,7 @@ def test_bad_input_is_one_clear_sentence_and_leaves_nothing(
             assert not [path for path in copy.run.glob("*") if path.name != "postgresql.log"]
 
 
-@pytest.mark.parametrize(("version", "said"), [("13", "postgresql-13"), ("9.6", "sessions can be started from 10")])
+@pytest.mark.parametrize(("version", "said"), [("13", "postgresql-13"), ("9.6", "sessions can be started from 12")])
 def test_a_version_that_is_not_here(
     version: str, said: str, closed: Cluster, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

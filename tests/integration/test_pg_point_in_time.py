@@ -240,6 +240,27 @@ def test_what_an_archived_copy_was_recovered_to_does_not_count(
     second.stop()
 
 
+def test_a_copy_that_went_past_its_target_is_not_started_again(
+    story: Story, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    """Only PostgreSQL 12 and 13 leave such a note: here one is made of another."""
+    copy = copy_of(story.copy("stream"))
+    assert "failed" not in copy.start()
+    copy.stop()
+    note = copy.path("instant_recovery.json")
+    note.write_text(note.read_text().replace('"problem": null', '"problem": "It was not reached."'))
+    said = "It was not reached. This copy went past it: start from the archive again."
+    assert copy.start()["msg"] == said
+    assert copy.start(recovery_target="immediate")["msg"] == said
+
+
+def test_an_incremental_backup_is_refused(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+    copy = copy_of(story.copy("stream"))
+    with copy.path("backup_label").open("a") as file:
+        file.write("INCREMENTAL FROM LSN: 0/2000028\n")  # as 17 writes it
+    assert "it is an incremental backup" in copy.start(check=True)["msg"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100000, '{"target": 1, "recovered_to": 7}'])
 def test_a_damaged_note_of_an_earlier_recovery_is_none(
     content: str, story: Story, copy_of: Callable[[Cluster], Copy]

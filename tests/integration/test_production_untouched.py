@@ -203,6 +203,18 @@ class Production:
         )
         ask("insert into published values (1); insert into called default values", database="shop")
 
+    def sort_otherwise(self) -> None:
+        """A database as if it had been made where ICU was another one."""
+        ask = self.cluster.connection.sql
+        ask("create database sorted template template0 locale_provider icu icu_locale 'de'")
+        ask(
+            "create collation german (provider = icu, locale = 'de-DE'); create collation unused from german;"
+            "create table names (name text collate german unique); insert into names values ('a'), ('ä');"
+            "update pg_collation set collversion = '1.0' where collname in ('german', 'unused', 'fr-x-icu');"
+            "update pg_database set datcollversion = '2.0' where datname = 'sorted'",
+            database="sorted",
+        )
+
     def snapshot(self, repository: Repository) -> None:
         """Archive it as it is at one moment, with more traps than a server could run with."""
         data = self.cluster.data
@@ -263,6 +275,7 @@ class Story:
     before: dict[str, Any]
     after: dict[str, Any]
     neutralised: list[str]
+    data: dict[str, Any]
     warnings: str
     trace: Path
     root: Path
@@ -362,12 +375,13 @@ def story(shared_place: Path) -> Iterator[Story]:
     )
     with production.cluster:
         production.populate()
+        production.sort_otherwise()
         production.snapshot(repository)
         production.rest()
         # It notes in the WAL now and then which transactions run, whether anything happens or not.
         with frozen(production.processes("background writer")):
             before = production.state()
-            started = playbooks.start(archive=f"{repository.location}::frozen")
+            started = playbooks.start(archive=f"{repository.location}::frozen", examine=True)
             assert started.returncode == 0, started.output
             try:
                 not_refused = list(use(started.session, production))
@@ -380,7 +394,7 @@ def story(shared_place: Path) -> Iterator[Story]:
             after = {**production.of_server(), **files}
             (result,) = (task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
             whats = [entry["what"] for entry in result["neutralised"]]
-            yield Story(before, after, whats, started.output, trace, place / "sessions", place)
+            yield Story(before, after, whats, result["data"], started.output, trace, place / "sessions", place)
 
 
 def test_production_does_not_notice_any_hazard(story: Story) -> None:
@@ -394,6 +408,17 @@ def test_production_does_not_notice_any_hazard(story: Story) -> None:
             )
     assert missed == [], story.neutralised
     assert {part for hazard in HAZARDS for part in hazard.unchanged} == story.before.keys()
+
+
+def test_collations_of_another_version_are_told(story: Story) -> None:
+    """Production's own are what they were: its files have not changed."""
+    told = [(one["database"], one["collation"], one["recorded"]) for one in story.data["collations"]]
+    assert told == [("sorted", None, "2.0"), ("sorted", "public.german", "1.0")]
+    assert all(one["actual"] not in (None, "1.0", "2.0") for one in story.data["collations"])
+    said = " ".join(story.warnings.split())
+    assert "Database sorted was written with collation version 2.0, and this host has" in said
+    assert "Database sorted uses the collation public.german as of version 1.0, and this host has" in said
+    assert story.before["data"] == story.after["data"]
 
 
 def difference(story: Story, part: str) -> str:

@@ -73,12 +73,12 @@ class Connection:
         return self.sql("select datname from pg_database where datallowconn order by 1").splitlines()
 
 
-def server_directory(major: int | None = None) -> str:
-    """Directory of the PostgreSQL programs on this machine: the given major version's, else the newest."""
+def server_directory() -> str:
+    """Directory of the PostgreSQL programs on this machine, of the newest version."""
     found = {int(path.parent.name): str(path) for path in Path("/usr/lib/postgresql").glob("*/bin")}
     if not found:
         raise RuntimeError("the tests need a PostgreSQL server: apt-get install postgresql")
-    return found[max(found) if major is None else major]
+    return found[max(found)]
 
 
 def fingerprint(connection: Connection) -> Fingerprint:
@@ -104,18 +104,19 @@ class Cluster:
 
     `create()` first; `close()` at the end, or use it as a context manager that does both. The directory of the data
     may be given (`data`) to try odd layouts; `initdb_options` and `settings` go to initdb and the configuration file.
+    `bindir` is where the programs are, if not where Debian has them.
     """
 
     directory: Path
     data: Path = field(default=Path())
     os_user: str | None = "postgres" if os.geteuid() == 0 else None
     superuser: str = SUPERUSER
-    major: int | None = None
+    bindir: str = ""
     initdb_options: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.bindir = server_directory(self.major)
+        self.bindir = self.bindir or server_directory()
         self.run = self.directory / "run"
         if self.data == Path():
             self.data = self.directory / "data"

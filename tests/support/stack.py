@@ -32,7 +32,10 @@ PHASES = ("recorded", "mounted", "layered", "active")
 
 @dataclass
 class Stack:
-    """One session below `root`; `options` are those of the module session."""
+    """One session below `root`; `options` are those of the module session, `server` those of pg_ephemeral.
+
+    `served` is what pg_ephemeral returned.
+    """
 
     root: Path
     sample: Sample
@@ -41,6 +44,8 @@ class Stack:
     readers: int = 2
     lock: str = "auto"
     begun: dict[str, Any] = field(default_factory=dict)
+    server: dict[str, Any] = field(default_factory=dict)
+    served: dict[str, Any] = field(default_factory=dict)
 
     def start(self, phase: str = "active") -> Stack:
         """Do the steps up to this phase; fails where one of them does."""
@@ -144,13 +149,13 @@ class Stack:
 
     def _serve(self) -> None:
         merged = self.begun["directories"]["merged"]
-        _done(
+        self.served = _done(
             call(
                 pg_ephemeral.main,
                 data_directory=os.path.join(merged, self.sample.data_directory),
                 tree=merged,
-                examine=False,
                 session_directory=str(self.directory),
+                **{"examine": False, **self.server},
             )
         )
 

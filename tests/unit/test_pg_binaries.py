@@ -104,12 +104,12 @@ def test_the_module_tells_about_this_host() -> None:
         assert result["bindir"] == bindir
         assert result["version"].startswith(f"{major}.")
         assert not result["changed"]
-    missing = call(pg_binaries_info.main, version="10")
+    missing = call(pg_binaries_info.main, version="12")
     assert missing["found"] is False
     assert missing["package"].startswith("postgresql")
     assert missing.keys() == result.keys() == call(pg_binaries_info.main).keys()
     for wrong in ("9.6", "latest", ""):
-        assert "is not a PostgreSQL version from 10 on" in call(pg_binaries_info.main, version=wrong)["msg"]
+        assert "is not a PostgreSQL version from 12 on" in call(pg_binaries_info.main, version=wrong)["msg"]
 
 
 def program(directory: Path, prints: str) -> None:

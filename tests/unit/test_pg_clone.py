@@ -242,7 +242,7 @@ def test_relative_links_are_looked_for_where_they_would_lead(tmp_path: Path) -> 
         (lambda data: (data / "PG_VERSION").unlink(), "it has no file PG_VERSION"),
         (
             lambda data: (data / "PG_VERSION").write_text("9.6\n"),
-            "is of PostgreSQL 9.6; sessions can be started from 10",
+            "is of PostgreSQL 9.6; sessions can be started from 12",
         ),
         (lambda data: (data / "PG_VERSION").write_text("x\n"), "PG_VERSION holds 'x' instead of a version"),
         (lambda data: (data / "PG_VERSION").write_text("14\n"), "mixes two clusters"),

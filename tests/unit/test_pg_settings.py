@@ -75,8 +75,8 @@ def test_what_is_rendered_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("major", "known", "unknown"),
     [
-        (10, "stats_temp_directory", "primary_conninfo"),
-        (12, "promote_trigger_file", "archive_library"),
+        (12, "stats_temp_directory", "archive_library"),
+        (13, "promote_trigger_file", "archive_library"),
         (15, "archive_library", "stats_temp_directory"),
         (16, "restore_command", "promote_trigger_file"),
         (17, "sync_replication_slots", "promote_trigger_file"),
