@@ -124,8 +124,10 @@ class ArchiveMount:
         """How to make again what mount() has made for the session, or found there."""
         env, passphrase = self.repository.environment_and_secret()
         listing = self.repository.command("list", "--json", "--consider-checkpoints", self.repository.location)
-        # An agent of ssh may have gone with whoever started the session.
-        may_rest = self.repository.bypass_lock and (self.repository.is_local or "SSH_AUTH_SOCK" not in os.environ)
+        # Not where somebody counts on Borg's lock, and not where it may take somebody to open the repository: an agent
+        # of ssh can go with whoever started the session, and a command for the passphrase can ask one.
+        has_agent = not self.repository.is_local and "SSH_AUTH_SOCK" in os.environ
+        may_rest = self.repository.bypass_lock and not has_agent and "BORG_PASSCOMMAND" not in env
         return [
             Remount(
                 name=self._name(mountpoint),

@@ -92,7 +92,7 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
 GRACE = 2
 #: Seconds that requests wait for a lower mount to come back when none is left: the session's keeper mounts it again.
-#: While it is at that it holds a lock on the bell, and requests wait longer.
+#: While it is at that it holds a lock on the bell, and requests wait longer. Without the bell the session is ending.
 REVIVAL = 20
 #: Seconds between two looks whether a dead one is back.
 REVIVAL_LOOK = 0.25
@@ -973,7 +973,8 @@ class Lower:
             if self.none_since == math.inf:
                 self.none_since = trio.current_time()
                 self._ring()
-            if trio.current_time() > self.none_since + REVIVAL and not self._is_being_mounted():
+            is_over = trio.current_time() > self.none_since + REVIVAL and not self._is_being_mounted()
+            if is_over or (self.bell is not None and not os.path.lexists(self.bell)):
                 return False
             await trio.sleep(REVIVAL_LOOK)
         return True

@@ -89,6 +89,8 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
         if not remounts:
             return
         stop_all([Process.from_dict(known)], SIGNALS)
+    for claim in [claim for claim in session.record["claims"] if claim.get("resting") and not remounts]:
+        session.amend_claim(claim["name"], resting=False)  # the new one does not know how to mount it
     program = session.path(PROGRAM)
     with suppress(FileNotFoundError):
         os.unlink(program)
@@ -163,10 +165,12 @@ class _Keeper:
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
             log.error("cutting the start off: %s", reason)
-            self.session.refuse(f"{reason[0].upper()}{reason[1:]}.")
+            with suppress(OSError):  # a full disk
+                self.session.refuse(f"{reason[0].upper()}{reason[1:]}.")
             claims = [claim for claim in self.session.record["claims"] if claim["kind"] == "process"]
-            servers = [claim["process"] for claim in claims if claim["name"] != KEEPER and claim["process"]]
-            stop_all(map(Process.from_dict, servers), SIGNALS)
+            for claim in claims:
+                if claim["name"] != KEEPER and claim["process"]:
+                    stop_all([Process.from_dict(claim["process"])], claim.get("signals", SIGNALS))
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
 
@@ -176,6 +180,8 @@ class _Keeper:
             chore()
         except SessionGoneError:
             raise
+        except SessionError as error:
+            log.info("not now: %s", error)
         except Exception:
             log.exception("%s failed", chore.__name__)
 
@@ -292,9 +298,8 @@ def _will_make_room(session: Session, free: int, total: int) -> bool:
     """Whether another session is going to end because of the same lack of space."""
     claims = [one for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
     is_kept = any(Process.from_dict(claim["process"]).alive() for claim in claims)
-    return (
-        is_kept and session.record["status"] == "active" and free < floor_of(session.record["free_space_floor"], total)
-    )
+    is_watched = is_kept and session.record["status"] in ("starting", "active")
+    return is_watched and free < floor_of(session.record["free_space_floor"], total)
 
 
 def failure(session: Session) -> str:
@@ -307,8 +312,8 @@ def failure(session: Session) -> str:
     if side == "upper":
         return f"The session's changes cannot be read or written any more{what}: its disk fails. Start another session"
     return (
-        f"The archive's data cannot be read any more{what}: the repository is out of reach, or borg compact has "
-        "removed or moved them. What can be read is right, for the rest start another session"
+        f"The archive's data cannot be read any more{what}: the repository is out of reach, or the archive was "
+        "deleted, renamed or compacted away. What can be read is right, for the rest start another session"
     )
 
 
@@ -323,8 +328,9 @@ def _packed() -> bytes:
             archive.writestr("/".join((*PACKAGES[: depth + 1], "__init__.py")), "")
         for name in NEEDED:
             archive.writestr("/".join((*PACKAGES, f"{name}.py")), _source(f"{prefix}.{name}"))
-        # Beside a start that is under way it takes its time.
-        archive.writestr("__main__.py", f"import os\nos.nice(10)\nfrom {prefix}._keeper import main\nmain()\n")
+        # Beside a start that is under way it takes its time. Only root can give that back to a Borg that it starts.
+        nice = "import os\nif os.geteuid() == 0: os.nice(10)\n"
+        archive.writestr("__main__.py", f"{nice}from {prefix}._keeper import main\nmain()\n")
     return content.getvalue()
 
 

@@ -105,10 +105,12 @@ def expiry(record: dict[str, Any]) -> float:
 
 
 def _gone(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
+    # A mount that answers is served by another process, which is not recorded yet.
+    served = [one["name"] for one in checks["mounts"] if one["responding"]]
     return [
         f"The process {one['name']} ({one['pid']}) is gone"
         for one in checks["processes"]
-        if not one["alive"] and one["name"] not in (*spare, KEEPER)
+        if not one["alive"] and one["name"] not in (*spare, *served, KEEPER)
     ]
 
 

@@ -31,19 +31,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_any_end,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
-    BELL,
-    Session,
-    SessionError,
-    SessionGoneError,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Archive", "Remount", "packed", "unpacked", "wake"]
 
-TIMEOUT = 60.0  # seconds for a Borg to open its repository
+LISTING, TIMEOUT = 30.0, 60.0  # seconds for a Borg to list its repository's archives, and to mount one
 QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
@@ -65,17 +60,21 @@ class Remount:
     log: str
     may_rest: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
 
-    def is_same(self, session: Session) -> bool:
-        """Whether the archive of this name is still the session's: it may have been deleted, and made anew."""
+    def problem(self, session: Session) -> str | None:
+        """Why it cannot be made again; None: it can. The archive may have been deleted, and made anew by this name."""
         secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
         stdin = (self.passphrase or "").encode()
         try:
-            listed = run(self.listing, timeout=TIMEOUT, env={**self.env, **secret}, stdin=stdin).stdout
+            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin).stdout
             known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
-        except (CommandError, ValueError, LookupError, TypeError):
-            return False
+        except CommandError as error:
+            return str(error)
+        except (ValueError, LookupError, TypeError):
+            return "borg list did not say what archives there are"
         own = (session.record["archive"] or {}).get("id")
-        return own is not None and known.get(self.archive) == own
+        if own is None or known.get(self.archive) != own:
+            return f"the repository has no archive {self.archive} any more, or another one by this name"
+        return None
 
     def start(self, session: Session) -> Process:
         """Start a Borg in place of the one that is gone."""
@@ -86,9 +85,11 @@ class Remount:
             os.setpriority(os.PRIO_PROCESS, process.pid, 0)
         return process
 
-    def finish(self, process: Process) -> bool:
+    def finish(self, process: Process, *, deadline: float) -> bool:
         """Wait until it has mounted; whether it did."""
-        wait_until(lambda: mount_at(self.mountpoint) is not None, timeout=TIMEOUT, processes=[process])
+        wait_until(
+            lambda: mount_at(self.mountpoint) is not None, timeout=deadline - time.monotonic(), processes=[process]
+        )
         if mount_at(self.mountpoint) is not None and process.alive():
             return True
         stop_all([process], SIGNALS)
@@ -97,12 +98,12 @@ class Remount:
 
     def let_go(self, session: Session) -> None:
         """End the Borg until it is needed again. To be called under the lock."""
-        process = Process.from_dict(self._claim(session)["process"])
-        # Said first: then nobody takes it for dead. What it has used would be forgotten with it.
-        session.amend_claim(self.name, resting=True, spent=spent(self._claim(session)))
+        claim = self._claim(session)
+        process, used = Process.from_dict(claim["process"]), spent(claim)
+        session.amend_claim(self.name, resting=True)  # said first: then nobody takes it for dead
         unmount(self.mountpoint)
         stop_all([process], SIGNALS)
-        session.amend_claim(self.name, process=None)
+        session.amend_claim(self.name, process=None, spent=used)
 
     def process(self, session: Session) -> Process | None:
         """That of the claim; None where there is none, or the session does not have this mount any more."""
@@ -128,7 +129,7 @@ class Archive:
         self.next_attempt = 0.0
         self.fetched: int | None = None
         self.quiet_since = time.monotonic()
-        self.unrecorded: dict[str, Process] = {}  # started while somebody else had the lock
+        self.unrecorded: dict[str, Process] = {}  # Borgs that serve already
         with suppress(FileExistsError):
             os.mkfifo(session.path(BELL), 0o600)
         self.bell = os.open(session.path(BELL), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -141,24 +142,27 @@ class Archive:
             self.is_wanted = bool(os.read(self.bell, 4096)) or self.is_wanted
 
     def revive(self, session: Session) -> None:
-        """Mount again what has died, or is wanted. The layer waits some seconds for that before it gives an error."""
+        """Mount again what has died, or is wanted. The layer waits some seconds for that before it gives an error.
+
+        Not under the session's lock: whoever has it may be waiting for a server that waits for the archive. Should the
+        session be torn down meanwhile, the keeper is ended before what bears the session's mark is looked for.
+        """
         self._record(session)
         missing = [remount for remount in self.remounts if self._is_missing(remount, session)]
         if not missing:
             self.is_wanted = False
             return
-        # A start that nobody works on just now finds out by itself.
-        is_due = session.record["status"] != "starting" or session.is_locked()
-        if not is_due or time.monotonic() < self.next_attempt or session.record["driver"] != "block":
+        if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
             return
         fcntl.flock(self.bell, fcntl.LOCK_EX)  # as long as this tries, the layer waits
         try:
-            # Before the session's lock is taken: a repository that does not answer must not keep anybody from stopping.
-            done = missing[0].is_same(session) and all(self._mount(remount, session) for remount in missing)
+            problem = missing[0].problem(session) or self._mount(missing, session)
         finally:
             fcntl.flock(self.bell, fcntl.LOCK_UN)
+        if problem:
+            log.error("the archive cannot be mounted again: %s", problem)
         self.quiet_since = time.monotonic()
-        self.failures = 0 if done else self.failures + 1
+        self.failures = self.failures + 1 if problem else 0
         self.next_attempt = time.monotonic() + min(60.0, 2.0 ** min(self.failures, 6) - 1)
 
     def rest(self, session: Session) -> None:
@@ -174,80 +178,65 @@ class Archive:
         if not mounted or not self._can_be_had_back(session):
             return
         with session.locked(timeout=1):
-            if session.record["status"] == "active":
+            if session.record["status"] == "active" and layer_counters(session).get("fetched_bytes") == fetched:
                 for remount in mounted:
                     remount.let_go(session)
                 log.info("nobody has read the archive for %g s: its mounts are gone until somebody does", idle)
 
     def _can_be_had_back(self, session: Session) -> bool:
-        """Whether mounting is allowed without asking, was quick, and the repository answers quickly now."""
+        """Whether mounting is allowed without asking, was quick, and the repository has the archive still."""
         was_quick = session.record["timings"].get("borg_mount", QUICK) < QUICK
-        if not was_quick or not all(remount.may_rest for remount in self.remounts):
-            return False
-        began = time.monotonic()
-        return self.remounts[0].is_same(session) and time.monotonic() < began + QUICK
+        return was_quick and all(one.may_rest for one in self.remounts) and self.remounts[0].problem(session) is None
 
-    def _mount(self, remount: Remount, session: Session) -> bool:
-        process = self._start(remount, session)
-        if process is None:
-            return True
-        done = remount.finish(process)
-        log.info("%s was gone and %s", remount.mountpoint, "is mounted again" if done else "cannot be mounted")
-        return done
-
-    def _start(self, remount: Remount, session: Session) -> Process | None:
-        """A new Borg; None where none is missing any more, or it is for others to say."""
-        try:
-            with session.locked(timeout=1):
-                if session.record["status"] not in ("active", "failed") or not self._is_missing(remount, session):
-                    return None
-                process = remount.start(session)
-                session.amend_claim(remount.name, process=process, resting=False)
-                return process
-        except SessionGoneError:
-            raise
-        except SessionError:
-            # A start that waits for its server holds the lock, and its server waits for us. Tear-down finds what bears
-            # the session's mark, and ends the keeper before it looks.
-            if session.record["status"] != "starting":
-                raise
-            self.unrecorded[remount.name] = process = remount.start(session)
-            return process
+    def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
+        """All of them at once; what went wrong."""
+        deadline = time.monotonic() + TIMEOUT
+        started = [(remount, remount.start(session)) for remount in missing]
+        failed = []
+        for remount, process in started:
+            if remount.finish(process, deadline=deadline):
+                self.unrecorded[remount.name] = process
+                log.info("%s is mounted again", remount.mountpoint)
+            else:
+                failed.append(remount)
+        self._record(session)
+        return f"borg has not mounted it, see {failed[0].log}" if failed else None
 
     def _record(self, session: Session) -> None:
-        """Claim what could not be claimed when it was started."""
+        """Claim what serves already, as soon as nobody else is at work on the session."""
         if self.unrecorded and not session.is_locked():
             with session.locked(timeout=1):
                 for name, process in list(self.unrecorded.items()):
-                    session.amend_claim(name, process=process)
+                    session.amend_claim(name, process=process, resting=False)
                     del self.unrecorded[name]
 
     def _process(self, remount: Remount, session: Session) -> Process | None:
         return self.unrecorded.get(remount.name) or remount.process(session)
 
     def _is_missing(self, remount: Remount, session: Session) -> bool:
-        if remount.is_resting(session):
+        if remount.name not in self.unrecorded and remount.is_resting(session):
             return self.is_wanted
         process = self._process(remount, session)
         return process is not None and not process.alive()
 
 
-def wake(session: Session, *, timeout: float = TIMEOUT) -> bool:
+def wake(session: Session) -> bool:
     """Have an archive that rests mounted; whether it is. Not to be called under the lock, which the keeper needs."""
     if not _rests(session):
         return True
-    with suppress(OSError):  # there is no keeper
+    try:
         bell = os.open(session.path(BELL), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(bell, "wb", buffering=0) as pipe:
-            pipe.write(b"!")
-    return wait_until(lambda: not _rests(session), timeout=timeout)
+    except OSError:
+        return False  # there is no keeper
+    with os.fdopen(bell, "wb", buffering=0) as pipe:
+        pipe.write(b"!")
+    return wait_until(lambda: not _rests(session), timeout=LISTING + TIMEOUT)
 
 
 def _rests(session: Session) -> bool:
     """Whether a mount is still missing, by the record as it is now."""
     session.record = Session.open(session.directory).record
-    mounts = [claim for claim in session.record["claims"] if "resting" in claim]
-    return any(claim["resting"] or mount_at(claim["mountpoint"]) is None for claim in mounts)
+    return any(claim.get("resting") for claim in session.record["claims"])
 
 
 def packed(remounts: Sequence[Remount]) -> bytes:

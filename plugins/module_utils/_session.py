@@ -74,7 +74,17 @@ KEEPER = "keeper"  # the claim of the process that ends a session by itself
 BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
 # What else can be in a session's directory.
-OTHERS = (BELL, REFUSAL, "wal", "upper.cowfs", "upper.counters", "keeper.pyz", "sample.json", "sample.json.tmp")
+OTHERS = (
+    BELL,
+    REFUSAL,
+    f"{REFUSAL}.tmp",
+    "wal",
+    "upper.cowfs",
+    "upper.counters",
+    "keeper.pyz",
+    "sample.json",
+    "sample.json.tmp",
+)
 ENDED_KEPT = 100
 ROOT_PATIENCE = 60  # seconds that a session waits for others that are being made
 SOCKET_NAME_ROOM = 20  # characters, for /mongodb-27017.sock; a socket's whole path has at most 107
@@ -114,7 +124,8 @@ def claiming(session_directory: str | None, *, timeout: float = 30) -> Iterator[
     if session_directory is None:
         yield None
         return
-    with Session.open(session_directory).locked(timeout=timeout) as session:
+    with _opened(session_directory).locked(timeout=timeout) as session:
+        session.refusal()  # of somebody else's work
         try:
             yield session
         except RecoveryError as error:
@@ -122,6 +133,15 @@ def claiming(session_directory: str | None, *, timeout: float = 30) -> Iterator[
             if reason is None:
                 raise
             raise SessionError(reason, **error.details) from error
+
+
+def _opened(directory: str) -> Session:
+    """The session in directory. Where it has failed meanwhile, the error says why."""
+    try:
+        return Session.open(directory)
+    except SessionGoneError as error:
+        record = Session.ended(os.path.dirname(os.path.abspath(directory)), os.path.basename(directory)) or {}
+        raise SessionGoneError(" ".join(filter(None, [str(error), record.get("error_message")]))) from None
 
 
 class Session:
@@ -268,16 +288,16 @@ class Session:
 
         kind C(process): process (a Process, or None before it is known), signals [[name, seconds], …].
         kind C(mount): mountpoint, process (its server, as above), and signals if it needs other than SIGTERM, SIGKILL.
-        A claim of the same name is replaced. Tear-down goes through the claims from the newest to the oldest. Raises
-        SessionError for a session that is being torn down.
+        A claim of the same name is replaced, where it stands. Tear-down goes through the claims from the newest to the
+        oldest. Raises SessionError for a session that is being torn down.
         """
         if kind not in ("process", "mount") or (kind == "mount" and not os.path.isabs(fields.get("mountpoint", ""))):
             raise ValueError(f"not a claim: {name} {kind} {fields}")
         with self.locked():
             self._check_open()
-            others = [claim for claim in self.record["claims"] if claim["name"] != name]
-            claim = {"name": name, "kind": kind, "process": None, **_plain(fields)}
-            self.update(claims=[*others, claim])
+            new = {"name": name, "kind": kind, "process": None, **_plain(fields)}
+            claims = [new if claim["name"] == name else claim for claim in self.record["claims"]]
+            self.update(claims=claims if new in claims else [*claims, new])
 
     def keep_claim(self, name: str) -> None:
         """As claim, for a process that goes through all of the session's states, and ends after all others."""
@@ -316,8 +336,10 @@ class Session:
 
     def refuse(self, reason: str) -> None:
         """Say why the work of whoever holds the lock is being cut off, in one sentence."""
-        with open(self.path(REFUSAL), "w", encoding="utf-8") as file:
+        temporary = self.path(f"{REFUSAL}.tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(reason)
+        os.rename(temporary, self.path(REFUSAL))
 
     def refusal(self) -> str | None:
         """What refuse() said since this was asked last."""
@@ -342,7 +364,6 @@ class Session:
         """
         with self.locked():
             self._check_open()
-            self.refusal()  # it came too late
             if self.record["status"] == "starting":
                 now, ttl = time.time(), self.record["ttl"]
                 fields["started_at"] = timestamp(now)

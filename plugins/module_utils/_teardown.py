@@ -31,7 +31,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     wait_for_end,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import LOCK, RECORD
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, LOCK, RECORD
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import release
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def tear_down(
         # An earlier attempt may have known more: that the start had failed, and why.
         ending = session.record.get("ending") or _ending(session, status, error_message, reason)
         _note(session, status="stopping", error_message=None, ending=ending)
+        with suppress(FileNotFoundError):  # nobody is going to mount the archive again: who waits for it need not
+            os.unlink(session.path(BELL))
         for claim in reversed(session.record["claims"]):
             _undo(session, claim)
         _sweep(session)

@@ -216,6 +216,9 @@ def _mount(module: AnsibleModule) -> dict[str, Any]:
 
 def _remount(module: AnsibleModule) -> dict[str, Any]:
     module.params.update(Session.open(module.params["session_directory"]).remembered("overlay_mount"))
+    gone = [lower for lower in module.params["lower"] if mount_at(lower) is None]
+    if gone:
+        raise OverlayError(f"The archive is not mounted at {', '.join(gone)}. Stop the session and start another one.")
     return _mount(module)
 
 

@@ -156,8 +156,10 @@ options:
       - After this time without a read of the archive its Borgs are ended, which saves about 40 MiB of memory each. The
         next read mounts it again, which takes a second or two. V(0) is never.
       - What may not be had back so easily stays mounted - an archive whose lock is held (option C(lock) of
-        M(phpborg.instant_recovery.borg_mount)), whose repository is reached with an agent of ssh, or that took more
-        than 30 seconds to mount.
+        M(phpborg.instant_recovery.borg_mount)), whose repository is opened with an agent of ssh or a passcommand, or
+        that took more than 30 seconds to mount.
+      - An archive that is deleted or renamed meanwhile cannot be mounted again, whether or not the repository was
+        compacted.
     type: str
     default: 5m
   requested_by:

@@ -9,17 +9,20 @@ import os
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, fingerprint
 from tests.support.host import remains
+from tests.support.modules import call
 from tests.support.stack import Stack
 
 if TYPE_CHECKING:
@@ -177,25 +180,48 @@ def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
         assert resting["metrics"][name] >= before[name] > 0
     assert resting["metrics"]["memory_bytes"] < before["memory_bytes"] - 40 * MEGABYTE
     assert fingerprint(stack.connection()) == sample.tables
-    assert all(one["mounted"] and not one["resting"] for one in stack.info()["checks"]["mounts"])
+    await_rest(stack)
+    restarted = call(pg_ephemeral.main, state="restarted", session_directory=str(stack.directory))
+    assert not restarted.get("failed"), restarted["msg"]
     await_rest(stack)
     stack.reset()
     assert fingerprint(stack.connection()) == sample.tables
     await_rest(stack)
+    began = time.monotonic()
+    assert stack.change("absent")["session"]["status"] == "stopped"
+    assert time.monotonic() - began < 15  # 20 s are what readers wait for an archive to come back
+
+
+def test_while_an_archive_comes_back_all_is_well(begin: Callable[..., Stack], sample: Sample) -> None:
+    stack = begin(rest_after="3s")
+    await_rest(stack)
+    told: set[tuple[str, str | None]] = set()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(fingerprint, stack.connection())
+        while not asked.done():
+            one = stack.info()
+            told.add((one["status"], one["error_message"]))
+    assert asked.result() == sample.tables
+    assert told == {("active", None)}
+    await_rest(stack)
     stack.kill("keeper")
-    assert stack.info()["status"] == "orphaned"
     assert "its keeper, which could mount it, is gone" in stack.info()["error_message"]
+    stack.change("extended", ttl="1h")  # the new one does not know the passphrase
+    orphaned = stack.info()
+    assert orphaned["status"] == "orphaned"
+    assert orphaned["error_message"].startswith("Nothing is mounted at ")
+    assert "has lost its archive" in stack.change("reset")["msg"]
     stack.change("absent")
 
 
-def test_an_archive_whose_lock_is_held_is_not_let_go(place: Path, sample: Sample) -> None:
-    stack = Stack(place / "sessions", sample, {"rest_after": "1s"}, lock="hold").start()
+def test_an_archive_whose_lock_is_held_is_not_let_go(place: Path, sample: Sample, begin: Callable[..., Stack]) -> None:
+    held = Stack(place / "sessions", sample, {"rest_after": "3s"}, lock="hold").start()
     try:
-        borgs = stack.processes()
-        time.sleep(6)
-        assert stack.processes() == borgs
+        borgs = held.processes()
+        await_rest(begin(rest_after="3s"))  # one that is younger
+        assert held.processes() == borgs
     finally:
-        stack.change("absent")
+        held.change("absent", session_id="all")
 
 
 def test_what_is_measured_is_what_happened(begin: Callable[..., Stack], sample: Sample) -> None:

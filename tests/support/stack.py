@@ -71,7 +71,7 @@ class Stack:
     def change(self, state: str, **options: Any) -> dict[str, Any]:
         """The result of the module session with this state."""
         own = {} if state == "reaped" else {"session_id": self.id}
-        return call(session.main, session_root=str(self.root), state=state, **own, **options)
+        return call(session.main, session_root=str(self.root), state=state, **{**own, **options})
 
     def reset(self) -> None:
         """The three modules of a reset."""
