@@ -24,7 +24,7 @@ options:
     default: {}
   recovery_target_time:
     description:
-      - Recover to this time, such as V(2026-11-22 14:05:00+01). Without an offset from UTC it is in the time zone of
+      - Recover to this time, such as V(2026-11-22T14:05:00+01). Without an offset from UTC it is in the time zone of
         the archived configuration, or UTC where there is none.
       - Of O(recovery_target_time), O(recovery_target_xid), O(recovery_target_name), O(recovery_target_lsn) and
         O(recovery_target) one can be given. Without any of them recovery goes to the end of the WAL.

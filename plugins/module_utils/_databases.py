@@ -320,17 +320,17 @@ class Catalogue:
         """Whether the directory is the root of a tablespace."""
         return path in self._tablespaces
 
-    def tablespaces_ending_with(self, suffix: str) -> list[str]:
-        """Roots of tablespaces whose path ends with `suffix`."""
-        return [path for path in self._tablespaces if _ends_with(path, suffix)]
+    def tablespaces_like(self, path: str) -> list[str]:
+        """Roots of tablespaces that may be `path`, see _alike."""
+        return _alike(self._tablespaces, path)
 
     def tablespaces_in(self, directory: str) -> list[str]:
         """Roots of tablespaces that are directories of `directory`."""
         return [path for path in self._tablespaces if posixpath.dirname(path) == directory]
 
-    def wal_directories_ending_with(self, suffix: str) -> list[str]:
-        """Directories with WAL segments whose path ends with `suffix`."""
-        return [path for path in self._segments if _ends_with(path, suffix)]
+    def wal_directories_like(self, path: str) -> list[str]:
+        """Directories with WAL segments that may be `path`, see _alike."""
+        return _alike(self._segments, path)
 
 
 class _Content:
@@ -458,15 +458,18 @@ class _Locator:
         for path in self._catalogue.tablespaces_in(top):
             if posixpath.basename(path).isdigit():
                 targets[int(posixpath.basename(path))] = None
+        places = {oid: self._tablespace(posixpath.join(top, str(oid)), target) for oid, target in targets.items()}
+        taken = [place for place in places.values() if place is not None]
         return tuple(
-            {"oid": oid, "target": target, "archived_path": self._tablespace(posixpath.join(top, str(oid)), target)}
+            # One place that may be two tablespaces is neither.
+            {"oid": oid, "target": target, "archived_path": places[oid] if taken.count(str(places[oid])) == 1 else None}
             for oid, target in sorted(targets.items())
         )
 
     def _tablespace(self, link: str, target: str | None) -> str | None:
         if target is None:
             return link
-        similar = self._catalogue.tablespaces_ending_with(target.strip("/"))
+        similar = self._catalogue.tablespaces_like(target.strip("/"))
         return self._find(link, target, self._catalogue.tablespace_at, similar)
 
     def wal(self) -> dict[str, Any]:
@@ -475,7 +478,7 @@ class _Locator:
         target = self._catalogue.links.get(path)
         archived: str | None = path if self._catalogue.has_directory(path) else None
         if target is not None:
-            similar = self._catalogue.wal_directories_ending_with(target.strip("/"))
+            similar = self._catalogue.wal_directories_like(target.strip("/"))
             archived = self._find(path, target, self._catalogue.has_directory, similar)
         segments = self._catalogue.segments(archived) if archived is not None else None
         return {"target": target, "archived_path": archived, "segments": segments or 0}
@@ -490,7 +493,7 @@ class _Locator:
         return next((found for found in candidates if self._catalogue.has(found, "postgresql.conf")), None)
 
     def _find(self, link: str, target: str, exists: Callable[[str], bool], similar: Sequence[str]) -> str | None:
-        """Where a link leads to inside the archive; as a last resort, the one place whose path ends like the target."""
+        """Where a link leads to inside the archive; as a last resort, the one place with a path like the target's."""
         if not target.startswith("/"):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
             return path if exists(path) else None
@@ -590,6 +593,16 @@ def _decompressed(data: bytes) -> bytes:
 def _is_below(path: str, directory: str) -> bool:
     """Whether path is the directory or in it. `` and `.` are the archive's root."""
     return directory in ("", ".") or path == directory or path.startswith(f"{directory}/")
+
+
+def _alike(places: Iterable[str], path: str) -> list[str]:
+    """Of archived places those that end with path, from another mount point; else the longest that path ends with.
+
+    The latter is what `borg create` makes of relative paths: it leaves the working directory's away.
+    """
+    known = list(places)
+    shorter = sorted((place for place in known if place not in ("", ".") and _ends_with(path, place)), key=len)
+    return [place for place in known if _ends_with(place, path)] or shorter[-1:]
 
 
 def _ends_with(path: str, suffix: str) -> bool:

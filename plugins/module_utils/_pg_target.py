@@ -110,7 +110,9 @@ def parse_time(text: str, time_zone: str) -> datetime:
         if match is None:
             raise ValueError("it is no time")
         date, minute, second, fraction, utc, sign, hours, minutes = match.groups()
-        moment = datetime.fromisoformat(f"{date} {minute or '00:00'}{second or ':00'}.{(fraction or '').ljust(6, '0')}")
+        if minute is None:  # most likely a command line on which a space has ended the value
+            raise ValueError("it has no time of day")
+        moment = datetime.fromisoformat(f"{date} {minute}{second or ':00'}.{(fraction or '').ljust(6, '0')}")
         zone: tzinfo = timezone.utc
         if sign is not None:
             zone = timezone(int(f"{sign}1") * timedelta(hours=int(hours), minutes=int(minutes or 0)))
@@ -122,7 +124,7 @@ def parse_time(text: str, time_zone: str) -> datetime:
     except ValueError as error:
         problem = str(error)
     raise PostgresError(
-        f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22 14:05:00+01. Without an "
+        f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22T14:05:00+01. Without an "
         "offset it is in the time zone of the archived configuration."
     )
 

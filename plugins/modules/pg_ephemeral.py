@@ -140,7 +140,7 @@ EXAMPLES = r"""
     tree: /srv/copy/merged
     socket_directory: /srv/copy/run
     wal_source: /srv/wal_archive
-    recovery_target_time: "2026-11-22 14:05:00+01"
+    recovery_target_time: "2026-11-22T14:05:00+01"
 
 - name: Show what a start would change, without changing it
   phpborg.instant_recovery.pg_ephemeral:

@@ -91,7 +91,7 @@ EXAMPLES = r"""
     data_directory: "{{ found.database.data_directory }}"
     user: postgres
     passphrase_file: /root/.borg-passphrase
-    recovery_target_time: "2026-11-22 14:05:00+01"
+    recovery_target_time: "2026-11-22T14:05:00+01"
     wal_source: /srv/wal_archive
   register: plan
 """
@@ -142,7 +142,7 @@ recovery:
   description: The point that would be recovered to. Null for the end of the copy's own WAL.
   type: str
   returned: success
-  sample: recovery_target_time 2026-11-22 14:05:00+01
+  sample: recovery_target_time 2026-11-22T14:05:00+01
 elapsed:
   description: Seconds it took.
   type: float

@@ -126,6 +126,24 @@ def test_a_standbys_data_directory_shows_what_it_had_replayed(
         standby.close()
 
 
+def test_relative_paths_of_a_cluster_that_lies_in_several_places(
+    production: Cluster, place: Path, playbooks: Playbooks
+) -> None:
+    """`cd … && borg create … data "fast disk" "wal disk"`: what links say and what the archive says differ."""
+    production.stop(mode="immediate")
+    repository = Repository(directory=place / "repository", base=place / "borg")
+    repository.create()
+    own = production.data.relative_to(place)
+    repository.archive("relative", str(own), "fast disk", "wal disk", cwd=place)
+    production.start()
+    expected = production.fingerprint()
+    production.sql("truncate notes")
+    started = playbooks.start(archive=f"{repository.location}::relative")
+    assert started.returncode == 0, started.output
+    assert fingerprint(Connection.of_session(started.session, bindir=production.bindir)) == expected
+    playbooks.stop(started.session["id"])
+
+
 def test_a_snapshot_of_several_file_systems_in_debians_layout_from_borg(
     production: Cluster, place: Path, playbooks: Playbooks
 ) -> None:

@@ -313,7 +313,7 @@ def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Calla
         copy = copy_of(story.copy("none"))
         with copy.path("postgresql.auto.conf").open("a") as file:
             file.write(f"TimeZone = '{zone}'\n")
-        said = copy.start(check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01")["msg"]
+        said = copy.start(check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01T00:00")["msg"]
         assert f"the archive's time zone {zone} is not known on this host" in said
         assert "failed" not in copy.start(
             check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01 00:00:00+00"
@@ -478,14 +478,15 @@ REFUSALS: list[tuple[str, dict[str, str], str]] = [
     ("snapshot", {"recovery_target_xid": "{before}"}, "is before the end of the copy: name a later"),
     (
         "none",
-        {"recovery_target_time": "2099-01-01"},
-        "recovery_target_time 2099-01-01 was not reached: the WAL ends at",
+        {"recovery_target_time": "2099-01-01T00:00"},
+        "recovery_target_time 2099-01-01T00:00 was not reached: the WAL ends at",
     ),
     ("none", {"recovery_target_xid": "4000000000"}, "was not reached"),
     ("none", {"recovery_target_name": "nothing"}, "recovery_target_name nothing was not reached"),
     ("none", {"recovery_target_lsn": "0/1", "recovery_target_xid": "7"}, "leave all but one out"),
     ("none", {"recovery_target_time": "yesterday"}, "recovery_target_time 'yesterday' cannot be used (it is no time)"),
-    ("none", {"recovery_target_time": "2026-13-01"}, "month must be in 1..12"),
+    ("none", {"recovery_target_time": "2026-13-01 14:05"}, "month must be in 1..12"),
+    ("none", {"recovery_target_time": "2026-11-01"}, "it has no time of day"),
     ("none", {"recovery_target_lsn": "17"}, "recovery_target_lsn is '17': give a position"),
     ("none", {"recovery_target_xid": "-1"}, "recovery_target_xid is '-1': give the number"),
     ("none", {"recovery_target": "now"}, "recovery_target is 'now': give immediate"),

@@ -117,7 +117,10 @@ def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, ba
         ({"wal_source": f"{backups.of('base')}"}, "holds no archived WAL: name another archive"),
         ({"wal_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
         ({"wal_source": "archive:/no/where"}, "no/where"),
-        ({"wal_source": str(backups.wal), "recovery_target_time": "2099-01-01"}, "was not reached: the WAL ends at"),
+        (
+            {"wal_source": str(backups.wal), "recovery_target_time": "2099-01-01T00:00"},
+            "was not reached: the WAL ends at",
+        ),
     ):
         failed = start(backups.of("base"), **variables)
         assert failed.returncode != 0

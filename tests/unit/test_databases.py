@@ -129,6 +129,20 @@ def test_a_tablespace_of_unknown_prefix_is_found_where_only_one_fits() -> None:
     assert find(items, contents)[0].tablespaces[0]["archived_path"] is None
 
 
+def test_tablespaces_and_wal_of_an_archive_with_relative_paths() -> None:
+    """As `cd /srv/pg && borg create … data fast wal` makes it."""
+    items, contents = cluster("data")
+    items = [item for item in items if not item.path.startswith("data/pg_wal")]
+    items += [link("data/pg_tblspc/16400", "/srv/pg/fast"), directory("fast/PG_15_202209061")]
+    items += [link("data/pg_wal", "/srv/pg/wal"), file("wal/000000010000000000000001", 16 << 20)]
+    (found,) = find(items, contents)
+    assert found.tablespaces[0]["archived_path"] == "fast"
+    assert found.wal_directory["archived_path"] == "wal"
+    assert found.paths() == ["data", "fast", "wal"]
+    items += [link("data/pg_tblspc/16401", "/mnt/fast")]  # two that end alike, and one directory
+    assert [one["archived_path"] for one in find(items, contents)[0].tablespaces] == [None, None]
+
+
 def test_tablespaces_that_are_directories_or_only_in_the_map() -> None:
     items, contents = cluster("pg", backup_label=b"START WAL LOCATION", tablespace_map=b"16401 /with\\ blank\n")
     items += [directory("pg/pg_tblspc/16400/PG_15_202209061"), directory("with blank/PG_15_202209061")]

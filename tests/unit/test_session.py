@@ -207,8 +207,8 @@ def test_claims(root: str) -> None:
     session.amend_claim("server", process=process)
     session.claim(name="archive", kind="mount", mountpoint=session.path("archive"), process=process)
     assert on_disk(session)["claims"] == [
-        {"name": "server", "kind": "process", "process": process.as_dict(), "signals": [["SIGINT", 30]]},
         {"name": "archive", "kind": "mount", "process": process.as_dict(), "mountpoint": session.path("archive")},
+        {"name": "server", "kind": "process", "process": process.as_dict(), "signals": [["SIGINT", 30]]},
     ]
     session.release_claim("server")
     assert [claim["name"] for claim in on_disk(session)["claims"]] == ["archive"]
