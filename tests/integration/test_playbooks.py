@@ -190,7 +190,7 @@ def test_by_fqcn_from_any_directory(playbooks: Playbooks, sample: Sample, place:
 def test_the_note_says_how_to_stop(playbooks: Playbooks, sample: Sample) -> None:
     """The stop command of the closing note is complete: it works as it stands."""
     note = closing_note(succeed(playbooks.start(archive=sample.name)))
-    (command,) = (line.removeprefix("stop: ").split() for line in note if line.startswith("stop: "))
+    (command,) = (line.removeprefix("stop:\n").split() for line in note if line.startswith("stop:\n"))
     assert command[0] == "ansible-playbook"
     succeed(playbooks.ansible(*command))
     assert remains(str(playbooks.session_root)) == []

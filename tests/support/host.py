@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
+KEEPER_ENDS = 10.0  # seconds
 _HISTORY = re.compile(r"ended|audit\.log(\.[0-9])?")  # what tells of sessions that have been
 
 
@@ -27,9 +29,18 @@ def remains(root: str | Path) -> list[str]:
     """Everything of sessions below the session root `root` that is still there, one sentence each; [] is a clean host.
 
     Mounts, processes, listening sockets of these processes, Unix sockets, and files and directories, except `root`
-    itself, `root`/ended with the final records and `root`/audit.log.
+    itself, `root`/ended with the final records and `root`/audit.log. A keeper that has ended its session is still there
+    for a moment, and is waited for.
     """
-    top = str(root)
+    deadline = time.monotonic() + KEEPER_ENDS
+    found = _remains(str(root))
+    while found and all("keeper.pyz" in line for line in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        found = _remains(str(root))
+    return found
+
+
+def _remains(top: str) -> list[str]:
     found = [f"mount {mountpoint}" for mountpoint in _mountpoints() if _is_below(mountpoint, top)]
     found += [f"process {pid}: {command}" for pid, command in processes_below(top)]
     found += [f"socket {path}" for path in _unix_sockets() if _is_below(path, top)]
