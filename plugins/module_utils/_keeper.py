@@ -10,6 +10,7 @@ can be started anew, but what a Borg needs to open the repository it then lacks:
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -307,7 +308,9 @@ def failure(session: Session) -> str:
     errors = [("lower", "")]
     with suppress(OSError), open(session.path("log/overlay.log"), encoding="utf-8", errors="replace") as file:
         said = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line and " at offset " in line]
-        errors += [(side, f" ({what})") for side, _colon, what in (error.partition(": ") for error in said)]
+        # A full disk is told to writers, and is no failure.
+        told = [error.partition(": ") for error in said if not error.endswith(os.strerror(errno.ENOSPC))]
+        errors += [(side, f" ({what})") for side, _colon, what in told]
     side, what = errors[-1]
     if side == "upper":
         return f"The session's changes cannot be read or written any more{what}: its disk fails. Start another session"

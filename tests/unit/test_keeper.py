@@ -25,6 +25,11 @@ PREFIX = "2026-11-22 23:32:55,076 cowfs ERROR "
             "The archive's data cannot be read any more (base/5/1259 at offset 8192: no lower mount is left): the ",
         ),
         (
+            f"{PREFIX}lower: base/5/1259 at offset 0: Input/output error\n"
+            f"{PREFIX}upper: base/5/1259 at offset 0: No space left on device\n",
+            "The archive's data cannot be read any more (base/5/1259 at offset 0: Input/output error): the ",
+        ),
+        (
             f"{PREFIX}upper: base/5/1259 at offset 8192: Input/output error\n",
             "The session's changes cannot be read or written any more (base/5/1259 at offset 8192: Input/output error)",
         ),
