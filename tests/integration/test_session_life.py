@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
     from tests.support.playbook import Playbooks
 
-SLACK = 15.0  # seconds that a keeper on a busy machine may be late
+SLACK = 30.0  # seconds that a keeper on a busy machine may be late
 MEGABYTE = 1 << 20
 
 
@@ -68,41 +68,44 @@ def audit_log(root: Path) -> list[dict[str, Any]]:
 
 
 def test_ttl_ends_it_and_extending_gives_more_time(begin: Callable[..., Stack]) -> None:
-    stack = begin(ttl="3s", requested_by="alice@controller")
-    assert stack.change("extended", ttl="6s")["changed"]
+    stack = begin(ttl="8s", requested_by="alice@controller")
+    assert stack.change("extended", ttl="20s")["changed"]
     extended = time.monotonic()
-    time.sleep(4)
+    time.sleep(10)
     assert stack.info()["status"] == "active"
-    assert 0 < stack.info()["metrics"]["time_left"] <= 2
-    last = await_end(stack, within=2)
-    assert time.monotonic() - extended >= 5.9
-    assert (last["status"], last["stop_reason"]) == ("stopped", "its time is over (ttl 6 s)")
+    assert 0 < stack.info()["metrics"]["time_left"] <= 10
+    last = await_end(stack, within=10)
+    assert time.monotonic() - extended >= 19.9
+    assert (last["status"], last["stop_reason"]) == ("stopped", "its time is over (ttl 20 s)")
     told = [(line["event"], line["by"], line["reason"]) for line in audit_log(stack.root)]
     assert told == [
         ("start", "alice@controller", None),
-        ("extend", None, "ttl 6 s"),
-        ("automatic stop", "keeper", "its time is over (ttl 6 s)"),
+        ("extend", None, "ttl 20 s"),
+        ("automatic stop", "keeper", "its time is over (ttl 20 s)"),
     ]
 
 
 def test_idle_ends_it_and_queries_do_not(begin: Callable[..., Stack]) -> None:
-    stack = begin(idle_timeout="4s")
+    stack = begin(idle_timeout="8s")
     server = stack.connection()
-    for _second in range(8):  # short connections, of which a sample sees none
+    for _second in range(12):  # short connections, of which a sample sees none
         server.sql("select 1")
         time.sleep(1)
     assert stack.info()["status"] == "active"
     quiet = time.monotonic()
-    last = await_end(stack, within=6)
-    assert time.monotonic() - quiet >= 2
-    assert last["stop_reason"] == "idle for 4 s"
+    last = await_end(stack, within=12)
+    assert time.monotonic() - quiet >= 4
+    assert last["stop_reason"] == "idle for 8 s"
 
 
 def test_a_query_that_runs_on_is_not_idle(begin: Callable[..., Stack]) -> None:
-    stack = begin(idle_timeout="2s")
-    assert stack.connection().sql("select pg_sleep(7) is not null") == "t"
-    assert stack.info()["status"] == "active"
-    await_end(stack, within=4)
+    stack = begin(idle_timeout="4s")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(stack.connection().sql, "select pg_sleep(14) is not null")
+        time.sleep(9)
+        assert stack.info()["status"] == "active"
+        assert asked.result() == "t"
+    await_end(stack, within=6)
 
 
 def test_too_many_changes_end_it(begin: Callable[..., Stack]) -> None:
@@ -256,14 +259,12 @@ def test_the_text_file_for_prometheus(begin: Callable[..., Stack], place: Path) 
     textfile = place / "instant_recovery.prom"
     stack = begin(metrics_textfile=str(textfile), idle_timeout="30s", ttl="1h")
     stack.connection().sql("select 1")
-    time.sleep(4)  # the interval of samples is a tenth of idle_timeout
-    families = {family.name: family for family in text_string_to_metric_families(textfile.read_text())}
+    families = await_queries(textfile)
     (info,) = families["instant_recovery_session_info"].samples
     assert info.labels["session"] == stack.id
     assert (info.labels["status"], info.labels["port"]) == ("active", str(stack.info()["port"]))
     (left,) = families["instant_recovery_session_time_left_seconds"].samples
     assert 3500 < left.value <= 3600
-    assert families["instant_recovery_session_queries"].samples[0].value > 0
     assert os.stat(textfile).st_mode & 0o777 == 0o644
     stack.change("absent")
     counts = [line for line in textfile.read_text().splitlines() if line.startswith("instant_recovery_sessions{")]
@@ -287,6 +288,19 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0
         assert missing.message.startswith("No session none is known on localhost")
+
+
+def await_queries(textfile: Path) -> dict[str, Any]:
+    """The metrics by name, as soon as they tell of queries: samples are taken every few seconds."""
+    deadline = time.monotonic() + 4 + SLACK
+    while True:
+        text = textfile.read_text() if textfile.exists() else ""
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        told = families.get("instant_recovery_session_queries")
+        if told and told.samples[0].value > 0:
+            return families
+        assert time.monotonic() < deadline, families
+        time.sleep(0.2)
 
 
 def await_rest(stack: Stack) -> None:

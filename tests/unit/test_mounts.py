@@ -192,7 +192,7 @@ def test_a_fuse_mount_that_hangs(point: str) -> None:
         begun = time.monotonic()
         assert not is_responding(point, timeout=0.5)
         unmount(point, timeout=1)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 10
         assert mount_at(point) is None
 
 
@@ -238,13 +238,13 @@ def test_a_mount_is_awaited_without_delay(point: str) -> None:
     assert wait_until(lambda: mount_at(point) is not None, timeout=10)
     seen = time.monotonic()
     thread.join()
-    assert seen - done[0] < 0.2
+    assert seen - done[0] < 1
 
 
 def test_waiting_ends() -> None:
     begun = time.monotonic()
     assert not wait_until(lambda: False, timeout=0.3)
-    assert 0.3 <= time.monotonic() - begun < 1
+    assert 0.3 <= time.monotonic() - begun < 5
     assert wait_until(lambda: True, timeout=0)
 
 
@@ -252,4 +252,4 @@ def test_waiting_ends_with_the_process_that_should_have_mounted() -> None:
     process = spawn(["sleep", "0.3"], log="/dev/null", env={})
     begun = time.monotonic()
     assert not wait_until(lambda: False, timeout=30, processes=[process])
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10

@@ -93,7 +93,7 @@ def test_stopping_returns_as_soon_as_it_has_ended(start: Start) -> None:
     process = start()
     begun = time.monotonic()
     assert stop(process, [("SIGTERM", 30)])
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
     assert stop(process, [("SIGTERM", 30)])
 
 
@@ -108,8 +108,8 @@ def test_several_are_stopped_at_once(start: Start) -> None:
     stubborn = [start(["sh", "-c", "trap '' TERM; sleep 60; :"]) for _number in range(3)]
     until(lambda: all(descendants(process) for process in stubborn))
     begun = time.monotonic()
-    assert stop_all(stubborn, [("SIGTERM", 0.3)]) == stubborn
-    assert time.monotonic() - begun < 0.8
+    assert stop_all(stubborn, [("SIGTERM", 2)]) == stubborn
+    assert time.monotonic() - begun < 4  # one after the other takes 6
     assert stop_all(stubborn, KILL) == []
 
 
