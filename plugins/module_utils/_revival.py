@@ -34,12 +34,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Archive", "Remount", "packed", "unpacked", "wake"]
+__all__ = ["Archive", "Remount", "packed", "rest_after", "unpacked", "wake"]
 
 LISTING, TIMEOUT = 30.0, 60.0  # seconds for a Borg to list its repository's archives, and to mount one
 QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
+# For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
+LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
 
@@ -166,11 +168,11 @@ class Archive:
         self.next_attempt = time.monotonic() + min(60.0, 2.0 ** min(self.failures, 6) - 1)
 
     def rest(self, session: Session) -> None:
-        """Let go of mounts that have not been read for the session's rest_after, if they can be had back."""
+        """Let go of mounts that have not been read for long, if they can be had back."""
         fetched, now = layer_counters(session).get("fetched_bytes"), time.monotonic()
         if fetched != self.fetched:
             self.fetched, self.quiet_since = fetched, now
-        idle = session.record["rest_after"]
+        idle = rest_after(session.record)
         if fetched is None or self.is_wanted or not 0 < idle <= now - self.quiet_since:
             return
         self.quiet_since = now
@@ -184,9 +186,8 @@ class Archive:
                 log.info("nobody has read the archive for %g s: its mounts are gone until somebody does", idle)
 
     def _can_be_had_back(self, session: Session) -> bool:
-        """Whether mounting is allowed without asking, was quick, and the repository has the archive still."""
-        was_quick = session.record["timings"].get("borg_mount", QUICK) < QUICK
-        return was_quick and all(one.may_rest for one in self.remounts) and self.remounts[0].problem(session) is None
+        """Whether mounting is allowed without asking, and the repository has the archive still."""
+        return all(one.may_rest for one in self.remounts) and self.remounts[0].problem(session) is None
 
     def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
         """All of them at once; what went wrong."""
@@ -218,6 +219,19 @@ class Archive:
             return self.is_wanted
         process = self._process(remount, session)
         return process is not None and not process.alive()
+
+
+def rest_after(record: Mapping[str, Any]) -> float:
+    """Seconds without a read after which a session's archive is let go of; 0: never.
+
+    What is slow to come back is held for longer: whoever reads again waits for a tenth of the time, at most, in which
+    nobody did.
+    """
+    mounting = record["timings"].get("borg_mount", QUICK)
+    if mounting >= QUICK:
+        return 0.0
+    chosen: float | None = record["rest_after"]
+    return max(LEAST_IDLENESS, IDLENESS_PER_MOUNTING * mounting) if chosen is None else chosen
 
 
 def wake(session: Session) -> bool:

@@ -54,8 +54,9 @@ PUBLIC_KEYS = (
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
-# What a session is to keep to: seconds, seconds, bytes or C(5%), bytes and seconds; 0 is no limit. And _resources.py.
-LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, "rest_after": 0, **UNLIMITED}
+# What a session is to keep to: seconds, seconds, bytes or C(5%), bytes, and seconds or None, which is by what
+# mounting the archive costs; 0 is no limit. And _resources.py.
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, "rest_after": None, **UNLIMITED}
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,

@@ -155,13 +155,15 @@ options:
     description:
       - After this time without a read of the archive its Borgs are ended, which saves about 40 MiB of memory each. The
         next read mounts it again, which takes a second or two. V(0) is never.
+      - V(auto) is ten times what mounting the archive took, but a minute at least. So what is slow to come back is held
+        for longer.
       - What may not be had back so easily stays mounted - an archive whose lock is held (option C(lock) of
         M(phpborg.instant_recovery.borg_mount)), whose repository is opened with an agent of ssh or a passcommand, or
         that took more than 30 seconds to mount.
       - An archive that is deleted or renamed meanwhile cannot be mounted again, whether or not the repository was
         compacted.
     type: str
-    default: 5m
+    default: auto
   requested_by:
     description: Who wants this, for the audit log.
     type: str
@@ -369,7 +371,7 @@ def main() -> None:
             "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
-            "rest_after": {"type": "str", "default": "5m"},
+            "rest_after": {"type": "str", "default": "auto"},
             "requested_by": {"type": "str"},
             "error_message": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
@@ -434,7 +436,7 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
         "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
         "free_space_floor": parse_floor(params["free_space_floor"]),
         "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
-        "rest_after": parse_duration(params["rest_after"]),
+        "rest_after": None if params["rest_after"] == "auto" else parse_duration(params["rest_after"]),
         **_shares(params),
     }
 

@@ -33,7 +33,7 @@ from tests.support.repository import Repository  # noqa: E402
 from tests.support.stack import Stack  # noqa: E402
 
 SETTLED = 75  # seconds after which the layers have given back what only fetching needs
-REST = 300  # seconds after which nobody has read the archive for long: rest_after's default
+REST = 300  # seconds that the sessions choose for rest_after: long enough to measure them before it, too
 PARTS = {"archive": "borg mounts", "merged": "copy-on-write layer", "keeper": "keeper", "server": "server"}
 MEBIBYTE = 1 << 20
 

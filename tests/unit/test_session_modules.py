@@ -203,6 +203,12 @@ def test_a_wrong_ttl(root: str) -> None:
     assert os.listdir(root) == []
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, None), ("auto", None), ("0", 0), ("5m", 300)])
+def test_when_an_archive_may_rest(root: str, given: str | None, kept: float | None) -> None:
+    begun = session(root, **({} if given is None else {"rest_after": given}))
+    assert Session.open(begun["session_directory"]).record["rest_after"] == kept
+
+
 def test_no_sessions(root: str) -> None:
     assert info(root) == []
     assert info(root + "/not/there") == []
