@@ -151,6 +151,11 @@ options:
       - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. That one takes
         names that end in C(.prom). It is written anew about once a minute.
     type: path
+  port:
+    description:
+      - The port that the server is going to be started with. When it is taken that is said here, before anything is
+        mounted. It is not held until then.
+    type: int
   rest_after:
     description:
       - After this time without a read of the archive its Borgs are ended, which saves about 40 MiB of memory each. The
@@ -305,6 +310,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine as look_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import CLAIM as LAYER
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import reserve_port
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
     DRIVERS,
     Host,
@@ -371,6 +377,7 @@ def main() -> None:
             "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
+            "port": {"type": "int"},
             "rest_after": {"type": "str", "default": "auto"},
             "requested_by": {"type": "str"},
             "error_message": {"type": "str"},
@@ -392,6 +399,9 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
     _check_textfile(params["metrics_textfile"])
+    if params["port"]:
+        with reserve_port(params["port"]):
+            pass  # it is free
     report = _ready_host(root, params)
     fields["python"] = report.python
     user = params["server_user"] or _server_user(params["server_user_choices"])

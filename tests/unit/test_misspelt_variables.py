@@ -1,0 +1,30 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which extra variables are taken for misspelt ones."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.lookup import misspelt_variables
+
+KNOWN = ["archive", "driver", "port", "recovery_target_time", "repository", "ttl"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("recovery_target_tiem", "recovery_target_time"),
+        ("recovery-target-time", "recovery_target_time"),
+        ("drvier", "driver"),
+        ("Archive", "archive"),
+        ("archive", None),
+        ("my_archive", None),
+        ("borg_repository", None),
+        ("awx_job_id", None),
+        ("ansible_port", None),
+    ],
+)
+def test_resemblance(monkeypatch: pytest.MonkeyPatch, given: str, meant: str | None) -> None:
+    monkeypatch.setattr(misspelt_variables, "load_extra_vars", lambda _loader: {given: "any", "ttl": "2h"})
+    said = misspelt_variables.LookupModule().run(KNOWN)
+    assert said == ([f"{given} is unknown: did you mean {meant}?"] if meant else [])
