@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -273,6 +274,7 @@ def test_the_text_file_for_prometheus(begin: Callable[..., Stack], place: Path) 
 
 
 def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
+    playbooks = dataclasses.replace(playbooks, environment={**playbooks.environment, "SUDO_USER": "alice"})
     session = playbooks.start(archive=sample.name, ttl="1h").session
     extended = playbooks.run("extend", session_id=session["id"], ttl="4h")
     assert extended.returncode == 0, extended.output
@@ -285,6 +287,8 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     playbooks.stop(session["id"])
     ended = playbooks.sessions(ended=True).stats["instant_recovery_sessions"]
     assert [(one["id"], one["status"], one["stop_reason"]) for one in ended] == [(session["id"], "stopped", None)]
+    told = [(line["event"], line["by"]) for line in audit_log(Path(str(playbooks.session_root)))]
+    assert told == [(event, f"alice@{os.uname().nodename}") for event in ("start", "extend", "reset", "stop")]
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0
         assert missing.message.startswith("No session none is known on localhost")
