@@ -21,7 +21,7 @@ def result_of(action: Any) -> dict[str, Any]:
 def test_a_result_gets_the_time_it_took() -> None:
     result = result_of(lambda: {"changed": True, "answer": 42})
     assert (result["changed"], result["answer"]) == (True, 42)
-    assert 0 <= result["elapsed"] < 5
+    assert 0 <= result["elapsed"] < 60
 
 
 def test_a_time_that_the_action_measured_stays() -> None:

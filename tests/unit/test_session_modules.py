@@ -106,9 +106,9 @@ def test_a_life(root: str) -> None:
     name = begun["session"]["id"]
 
     one.activate(port=15432)
-    started = public(one.record)
+    started, after = public(one.record), time.time()
     assert (started["status"], started["port"]) == ("active", 15432)
-    assert 3 <= started["timings"]["total"] < 5
+    assert 3 <= started["timings"]["total"] <= round(after - before, 3)
     assert started["timings"]["overhead"] == pytest.approx(started["timings"]["total"] - 0.75)
     assert started["started_at"] > started["created_at"]
     lives = datetime.fromisoformat(started["expires_at"]) - datetime.fromisoformat(started["started_at"])
