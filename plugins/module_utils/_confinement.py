@@ -27,6 +27,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    # Of a filter: code, value, and where to go on if it is so, and if not: so many lines after the next, or an end.
+    _Line = tuple[int, int, int | str, int | str]
+
 __all__ = ["SYSTEM", "Confinement", "can_filter_calls", "landlock_version"]
 
 # Where programs, libraries and their data are. Not all of /usr: a database may live in /usr/local/pgsql/data.
@@ -59,23 +62,31 @@ class _Calls:
     """An architecture's number (AUDIT_ARCH) and those of its system calls.
 
     connects: connect, sendmsg and sendmmsg. attributes: what changes mode, owner, times or extended attributes of a
-    file. modes: of these, what libc's chmod() is.
+    file. modes: of these, what libc's chmod() is. others: what slows down, traces or rewrites other processes. limits:
+    prlimit64, which libc uses for the limits of the process itself as well.
     """
 
     architecture: int
     connects: tuple[int, ...]
     sendto: int
+    others: tuple[int, ...]
+    limits: int
     attributes: tuple[int, ...]
     modes: tuple[int, ...]
 
 
 # fchmodat2, setxattrat, removexattrat, file_setattr: the same everywhere.
 _NEWER_ATTRIBUTES = (452, 463, 466, 469)
+_NEWER_OTHERS = (438, 440)  # pidfd_getfd, process_madvise
 _CALLS = {
     "x86_64": _Calls(
         architecture=0xC000003E,
         connects=(42, 46, 307),
         sendto=44,
+        # setpriority, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr, ioprio_set; ptrace,
+        # process_vm_readv, process_vm_writev
+        others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
+        limits=302,
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
@@ -84,6 +95,8 @@ _CALLS = {
         architecture=0xC00000B7,
         connects=(203, 211, 269),
         sendto=206,
+        others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
+        limits=261,
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
         attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
         modes=(53,),  # fchmodat
@@ -93,7 +106,7 @@ _IO_URING_SETUP = 425  # what comes after it is not seen by a filter
 _FOREIGN_ABI = 0x40000000  # x32 calls on x86_64 have numbers from here on
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq, jge, ret
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_NUMBER, _ARCHITECTURE, _FIFTH_ARGUMENT = 0, 4, 48  # offsets in struct seccomp_data
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FIFTH_ARGUMENT = 0, 4, 16, 48  # offsets in struct seccomp_data
 
 
 @dataclass(frozen=True)
@@ -176,11 +189,13 @@ class Confinement:
         if not can_filter_calls():
             warnings.append(
                 f"Calls of the kernel cannot be refused on {platform.machine()}: the copy can change modes and times "
-                f"of its user's files{'' if self.connections else ', and call other servers'}."
+                f"of its user's files, limits of its processes{'' if self.connections else ', and call other servers'}."
             )
             return done, warnings
         why = "Landlock lets it through, and a function of the copy could have locked production out of its own files"
         done.append({"what": "changes of modes, owners and times of files refused to the server (seccomp)", "why": why})
+        why = "a function of the copy could have had production's processes slowed down, or ended by their limits"
+        done.append({"what": "limits and priorities of other processes refused to the server (seccomp)", "why": why})
         if not self.connections:
             why = "a trigger, a foreign table or a library of the copy could have reached production"
             done.append({"what": "connections from the server to anywhere refused (seccomp)", "why": why})
@@ -216,41 +231,47 @@ class _Program(ctypes.Structure):
 
 
 def _filter(*, connections: bool) -> _Program:
-    """A filter that refuses with EACCES what changes a file's attributes and, without connections, what calls somebody.
+    """A filter that refuses with EACCES what changes files' attributes or other processes, and, unless connections
+    are allowed, what calls somebody.
 
     chmod() seems to succeed and does nothing: a server ends when it cannot set the mode of its socket, which has the
     right one from the umask and lies in a directory of the server's user alone.
     """
     calls = _CALLS[platform.machine()]
-    refused = (*calls.attributes, *(() if connections else (*calls.connects, _IO_URING_SETUP)))
+    refused = (*calls.attributes, *calls.others, *(() if connections else (*calls.connects, _IO_URING_SETUP)))
     to_address = [] if connections else _sends_to_an_address(calls.sendto)
-    # Each line: code, value, and where to go on if it is so, and if not; None is the next line.
-    lines: list[tuple[int, int, str | None, str | None]] = [
-        (_LOAD, _ARCHITECTURE, None, None),
-        (_EQUAL, calls.architecture, None, "refuse"),
-        (_LOAD, _NUMBER, None, None),
-        (_AT_LEAST, _FOREIGN_ABI, "refuse", None),
-        *((_EQUAL, number, "refuse", None) for number in refused),
-        *((_EQUAL, number, "pretend", None) for number in calls.modes),
+    lines: list[_Line] = [
+        (_LOAD, _ARCHITECTURE, 0, 0),
+        (_EQUAL, calls.architecture, 0, "refuse"),
+        (_LOAD, _NUMBER, 0, 0),
+        (_AT_LEAST, _FOREIGN_ABI, "refuse", 0),
+        *((_EQUAL, number, "refuse", 0) for number in refused),
+        *((_EQUAL, number, "pretend", 0) for number in calls.modes),
+        *_limits_another(calls.limits),
         *to_address,
     ]
     ends = {"allow": _ALLOW, "refuse": _ERRNO | errno.EACCES, "pretend": _ERRNO}
     places = {name: len(lines) + number for number, name in enumerate(ends)}
     code = b"".join(
-        struct.pack("=HBBI", code, *(0 if to is None else places[to] - at - 1 for to in (yes, no)), value)
+        struct.pack("=HBBI", code, *(to if isinstance(to, int) else places[to] - at - 1 for to in (yes, no)), value)
         for at, (code, value, yes, no) in enumerate(lines)
     )
     code += b"".join(struct.pack("=HBBI", _RETURN, 0, 0, value) for value in ends.values())
     return _Program(len(code) // 8, code)
 
 
-def _sends_to_an_address(sendto: int) -> list[tuple[int, int, str | None, str | None]]:
-    """Lines of a filter that refuse sendto() with an address, which is seen in two halves; send() has none."""
+def _limits_another(prlimit: int) -> list[_Line]:
+    """Lines that refuse prlimit64() for a process by its id, of which the kernel takes the lower half; 0 is itself."""
+    return [(_EQUAL, prlimit, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), (_EQUAL, 0, "allow", "refuse")]
+
+
+def _sends_to_an_address(sendto: int) -> list[_Line]:
+    """Lines that refuse sendto() with an address, which is seen in two halves; send() has none. The last ones."""
     return [
-        (_EQUAL, sendto, None, "allow"),
-        (_LOAD, _FIFTH_ARGUMENT, None, None),
-        (_EQUAL, 0, None, "refuse"),
-        (_LOAD, _FIFTH_ARGUMENT + 4, None, None),
+        (_EQUAL, sendto, 0, "allow"),
+        (_LOAD, _FIFTH_ARGUMENT, 0, 0),
+        (_EQUAL, 0, 0, "refuse"),
+        (_LOAD, _FIFTH_ARGUMENT + 4, 0, 0),
         (_EQUAL, 0, "allow", "refuse"),
     ]
 

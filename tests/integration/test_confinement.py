@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,38 @@ def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Ca
     copy.sql(f"copy said from program 'kill -INT {pid} 2>&1 || true'")
     assert "not permitted" in copy.sql("select line from said")
     assert production.sql("select count(*) from t", database="postgres") == "1000"
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_processes_of_production_keep_limits_and_priorities(
+    network: str, production: Cluster, copy_of: Callable[[Cluster], Copy]
+) -> None:
+    copy = copy_of(production)
+    copy.start(network=network)
+    pid = int((production.data / "postmaster.pid").read_text().split()[0])
+
+    def treatment() -> list[object]:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        priority = os.getpriority(os.PRIO_PROCESS, pid)
+        ioprio = subprocess.run(["ionice", "-p", str(pid)], check=True, capture_output=True).stdout
+        return [limits, priority, ioprio, os.sched_getscheduler(pid), sorted(os.sched_getaffinity(pid))]
+
+    before = treatment()
+    copy.sql("create table said (line text)")
+    for program in (
+        f"prlimit --pid {pid} --nofile=3:3",
+        f"prlimit --pid {pid} --cpu=1:1",
+        f"renice -n 19 -p {pid}",
+        f"ionice -c 3 -p {pid}",
+        f"chrt --idle -p 0 {pid}",
+        f"taskset -p 1 {pid}",
+    ):
+        copy.sql(f"truncate said; copy said from program '{program} 2>&1 || true'")
+        assert "Permission denied" in copy.sql("select string_agg(line, ' ') from said"), program
+    assert treatment() == before
+    # Its own limits are its own affair: the shell's ulimit is prlimit64(), too.
+    copy.sql("truncate said; copy said from program 'ulimit -n 64 && ulimit -n'")
+    assert copy.sql("select line from said") == "64"
 
 
 @pytest.mark.parametrize("network", ["none", "host"])

@@ -51,7 +51,7 @@ class Hazard:
 HAZARDS = (
     Hazard(
         "links of tablespaces lead to production's files",
-        (r"pg_tblspc/\d+ re-pointed to \S+/merged/\S+/space", r"tablespace_map removed|pg_tblspc/\d+ re-pointed"),
+        (r"pg_tblspc/\d+ re-pointed to \S+/merged/\S+/space",),
         ("space", "late space"),
     ),
     Hazard("pg_wal is a link to production's WAL", (r"pg_wal re-pointed to \S+/merged/\S+/wal",), ("wal",)),
@@ -97,6 +97,11 @@ HAZARDS = (
         "a program or CREATE TABLESPACE changes modes and times of production's files",
         (r"changes of modes, owners and times of files refused",),
         ("data", "space"),
+    ),
+    Hazard(
+        "a program changes limits and priorities of production's processes",
+        (r"limits and priorities of other processes refused",),
+        ("limits",),
     ),
     Hazard(
         "a function, COPY or a link opens production's files",
@@ -261,6 +266,7 @@ class Production:
             )
             + ask("select * from pg_stat_replication"),
             "rows": ask("select (select count(*) from called), (select count(*) from published)", database="shop"),
+            "limits": (Path(f"/proc/{self.cluster.pid}/limits").read_text(), os.getpriority(0, self.cluster.pid)),
         }
 
     def of_files(self) -> dict[str, Any]:
@@ -351,6 +357,8 @@ def use(session: dict[str, Any], production: Production) -> Iterator[str]:
             f"create tablespace again location '{parts['space']}'",
             f'copy goods to program \'chmod 0711 "{parts["space"]}"; touch "{parts["space"]}"; false\'',
             f"copy goods to program 'chown postgres \"{parts['space']}\"'",
+            f"copy goods to program 'prlimit --pid {production.cluster.pid} --nofile=99:99'",
+            f"copy goods to program 'renice -n 19 -p {production.cluster.pid}'",
         ]
     for statement in refused:
         with contextlib.suppress(RuntimeError):
