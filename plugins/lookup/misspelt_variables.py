@@ -45,8 +45,8 @@ from typing import Any
 from ansible.plugins.lookup import LookupBase
 from ansible.utils.vars import load_extra_vars
 
-# As difflib measures it, twice the letters in common by the letters of both: one wrong letter in six is seen, and
-# my_archive is not taken for archive.
+# As difflib measures it, twice the letters in common by the letters of both: with one letter wrong, names of six or
+# more are recognised, and my_archive is not taken for archive. Shorter names resemble too many others.
 RESEMBLANCE = 0.83
 
 
@@ -57,5 +57,5 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types
         """Sentences, in the order in which the variables were given."""
         self.set_options(var_options=variables, direct=kwargs)
         unknown = [name for name in load_extra_vars(self._loader) if name not in terms]
-        meant = [(name, get_close_matches(name, terms, n=1, cutoff=RESEMBLANCE)) for name in unknown]
+        meant = [(name, get_close_matches(name.lower(), terms, n=1, cutoff=RESEMBLANCE)) for name in unknown]
         return [f"{name} is unknown: did you mean {close[0]}?" for name, close in meant if close]

@@ -17,6 +17,7 @@ KNOWN = ["archive", "driver", "port", "recovery_target_time", "repository", "ttl
         ("recovery-target-time", "recovery_target_time"),
         ("drvier", "driver"),
         ("Archive", "archive"),
+        ("PORT", "port"),
         ("archive", None),
         ("my_archive", None),
         ("borg_repository", None),
