@@ -209,6 +209,7 @@ class _Keeper:
             raise
         except SessionError as error:
             log.info("not now: %s", error)
+            self.patience = 0.0  # somebody is at work, for a moment
             return
         if remains:
             log.error("still there: %s", "; ".join(remains))

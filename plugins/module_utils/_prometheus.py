@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import read_sample
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import KEEPER, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,9 +74,10 @@ def render(sessions: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> s
 
 
 def _status(session: Session) -> str:
-    """As recorded, unless a process of the session has ended that nothing replaces."""
+    """As recorded, unless a process has ended that the session needs and nothing replaces; see _liveness."""
     status = str(session.record["status"])
-    claims = [one for one in session.record["claims"] if one["process"] and not one["name"].startswith("archive")]
+    spare = ("archive", "wal-", KEEPER)
+    claims = [one for one in session.record["claims"] if one["process"] and not one["name"].startswith(spare)]
     is_whole = all(Process.from_dict(claim["process"]).alive() for claim in claims)
     return status if is_whole or status != "active" else "orphaned"
 

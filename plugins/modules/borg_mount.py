@@ -218,9 +218,9 @@ def _record(session: Session, request: ArchiveMount, mounted_now: list[str], sec
         session.timing(f"borg_mount_{os.path.basename(mountpoint)}", seconds)
         return
     session.update(borg_mount_point=mountpoint)
-    if mounted_now:
+    if mounted_now:  # else this says nothing of what mounting takes
         ensure_keeper(session, request.remounts(session))
-    session.timing("borg_mount", seconds)
+        session.timing("borg_mount", seconds)
 
 
 def _unmount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:

@@ -251,9 +251,10 @@ sessions:
       driver: block
       port: 15432
       socket_directory: /var/lib/instant_recovery/20261122-130501-9c1e/run
-      user: postgres
-      connection_string: postgresql://127.0.0.1:15432/postgres
-      service_file: null
+      user: instant_recovery
+      connection_string: >-
+        postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/run/pgpass
+      service_file: /var/lib/instant_recovery/20261122-130501-9c1e/run/pg_service.conf
       pid: 4711
       borg_mount_point: /var/lib/instant_recovery/20261122-130501-9c1e/archive
       overlay_upper_dir: /var/lib/instant_recovery/20261122-130501-9c1e/upper

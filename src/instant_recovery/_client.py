@@ -113,10 +113,10 @@ class InstantRecovery:
         """Start a session from an archive (REPOSITORY::NAME, see the README); returns when its server is ready.
 
         `options` are the other variables of the start playbook; None leaves the playbook's default. Without a secret
-        among them, BORG_PASSPHRASE and BORG_PASSCOMMAND of the environment count. `progress` is called at each step, in
-        this thread. Setting `cancel` from another thread, `timeout` (seconds), Ctrl-C, and an exception out of
-        `progress` all cut the start off; what it had done is then undone before the exception comes out of here.
-        Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
+        among them, BORG_PASSPHRASE of the environment counts, and BORG_PASSCOMMAND for sessions on this host.
+        `progress` is called at each step, in this thread. Setting `cancel` from another thread, `timeout` (seconds),
+        Ctrl-C, and an exception out of `progress` all cut the start off; what it had done is then undone before the
+        exception comes out of here. Raises PlaybookError (mostly TaskError), CancelledError, RunTimeoutError.
         """
         if unknown := options.keys() - StartOptions.__annotations__.keys():
             raise TypeError(f"start has no {', '.join(sorted(unknown))}")
@@ -209,11 +209,11 @@ class InstantRecovery:
     ) -> Generator[LogLine, None, None]:
         """The logs of a session (or of its id), wherever among the inventory's hosts it runs, as a generator.
 
-        It begins with the last `lines` lines of each log; `sources` chooses some ("server", "layer", "archive").
-        With `follow` it goes on live until the session ends. Closing it, as `contextlib.closing` does, or Ctrl-C
-        ends the run behind it, with nothing left. It must not outlive `timeout` seconds; None is 300, and without an
-        end when following. Raises SessionNotFoundError, PlaybookError (a session that has ended has no logs),
-        RunTimeoutError, all at the first line or later.
+        It begins with the last `lines` lines of each log; `sources` chooses some ("server", "layer", "archive",
+        "keeper"). With `follow` it goes on live until the session ends. Closing it, as `contextlib.closing` does, or
+        Ctrl-C ends the run behind it, with nothing left. It must not outlive `timeout` seconds; None is 300, and
+        without an end when following. Raises SessionNotFoundError, PlaybookError (a session that has ended has no
+        logs), RunTimeoutError, all at the first line or later.
         """
         session_id = session.id if isinstance(session, Session) else session
         variables = _given(session_id=session_id, lines=lines, sources=sources, follow=follow)

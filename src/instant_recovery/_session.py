@@ -128,9 +128,9 @@ class Session:
         """A psycopg2 connection to the session's server, as a superuser.
 
         `database` and `options` go to psycopg2.connect and win over the session's own. A session on this host is
-        reached through its socket, by the user whom the server runs as and by root. The server of a session elsewhere
-        can only be reached through a tunnel: give its end as `host` and `port`. Raises ConnectError, and psycopg2's
-        errors.
+        reached with its generated password, by those who may read it: the user whom the server runs as, and root. The
+        server of a session elsewhere can only be reached through a tunnel: give its end as `host` and `port`. Raises
+        ConnectError, and psycopg2's errors.
         """
         if self.engine != "postgresql" or self.connection_string is None:
             raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
@@ -143,9 +143,9 @@ class Session:
                 f" and then: connect(host='127.0.0.1', port={self.port})"
             )
         parameters: dict[str, Any] = parse_dsn(self.connection_string)
-        # The socket, at the other end of a tunnel too, asks for no password.
-        parameters |= {"host": self.socket_directory, "dbname": database or parameters.get("dbname")}
-        parameters.pop("passfile", None)
+        parameters["dbname"] = database or parameters.get("dbname")
+        if "host" in options:
+            parameters.pop("passfile", None)  # of another host; the socket at the tunnel's other end asks for none
         connected: connection = psycopg2.connect(**{**parameters, **options})
         return connected
 
