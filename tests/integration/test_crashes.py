@@ -357,9 +357,12 @@ def test_a_disk_that_fills_up(place: Path, sample: Sample) -> None:
         subprocess.run(["umount", root], check=True)
 
 
-def test_twenty_at_once(root: Path, sample: Sample) -> None:
+def test_twenty_at_once(root: Path, sample: Sample, place: Path) -> None:
+    """Of two archives in two repositories."""
+    samples = [sample, _another(sample, place)] * 10
     with ThreadPoolExecutor(20) as pool:  # each in a process of its own, as modules are
-        started = list(pool.map(lambda _number: forked(lambda: _started(root, sample)), range(20)))
+        started = list(pool.map(lambda one: forked(lambda: _started(root, one)), samples))
+    assert [one["archive"]["name"] for one in started] == [one.archive for one in samples]
     for key in ("id", "port", "socket_directory", "pid"):
         assert len({one[key] for one in started}) == 20, key
     listed = call(session_info.main, session_root=str(root))["sessions"]
@@ -369,10 +372,22 @@ def test_twenty_at_once(root: Path, sample: Sample) -> None:
     call(session_module.main, session_root=str(root), state="absent", session_id="all")
 
 
+def _another(sample: Sample, place: Path) -> Sample:
+    """The same cluster in another archive, of another repository and at another path."""
+    repository = sample.repository.copy(place / "repository", owner="root")
+    (place / "extracted").mkdir()
+    repository.borg("extract", f"::{sample.archive}", cwd=place / "extracted")
+    data = place / "extracted" / sample.data_directory
+    identifier, path = repository.archive("another", data), str(data).lstrip("/")
+    return dataclasses.replace(
+        sample, repository=repository, archive="another", archive_id=identifier, data_directory=path
+    )
+
+
 def _started(root: Path, sample: Sample) -> dict[str, Any]:
     stack = Stack(root, sample, {"max_sessions": 20}, readers=1).start()
     record: dict[str, Any] = stack.info()
-    assert stack.connection().sql("select count(*) > 0 from pg_class") == "t"
+    assert fingerprint(stack.connection()) == sample.tables
     return record
 
 

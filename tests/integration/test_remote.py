@@ -113,6 +113,14 @@ def test_stop_by_id_alone_finds_another_root(remote: Playbooks, hosts: Hosts, pl
     assert remains(root) == []
 
 
+def test_the_note_says_how_to_stop(remote: Playbooks, hosts: Hosts) -> None:
+    """The command is complete: it names the inventory, which nobody else would know."""
+    started = succeed(start_on(remote, hosts, "db1"))
+    (command,) = (line for line in started.tasks[-1].result["msg"] if line.startswith("stop:\n"))
+    succeed(dataclasses.replace(remote, inventory=None).ansible(*command.removeprefix("stop:\n").split()))
+    assert remains(f"{hosts.user.pw_dir}/.local/state/instant_recovery") == []
+
+
 def test_hosts_that_do_not_answer(remote: Playbooks, hosts: Hosts) -> None:
     """Told exactly: a start fails, an unknown id names them, `all` does not pretend to have stopped everything."""
     archive = f"{hosts.repository.location}::latest"

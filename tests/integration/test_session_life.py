@@ -183,6 +183,7 @@ def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
     for name in ("cpu_seconds", "repository_bytes_read"):  # what has ended is counted still
         assert resting["metrics"][name] >= before[name] > 0
     assert resting["metrics"]["memory_bytes"] < before["memory_bytes"] - 40 * MEGABYTE
+    assert proportional_set_size(stack, "keeper", "merged") < 60 * MEGABYTE
     assert fingerprint(stack.connection()) == sample.tables
     await_rest(stack)
     restarted = call(pg_ephemeral.main, state="restarted", session_directory=str(stack.directory))
@@ -249,6 +250,7 @@ def test_what_is_measured_is_what_happened(begin: Callable[..., Stack], sample: 
     assert second["time_left"] is None
     assert second["cpu_seconds"] > first["cpu_seconds"] > 0
     assert second["upper_bytes"] - first["upper_bytes"] >= 15 * MEGABYTE
+    assert second["cache_bytes"] > first["cache_bytes"] > 0
     table = int(server.sql("select pg_relation_size('pgbench_accounts')", database=DATABASE))
     assert second["archive_bytes_read"] >= table
     assert second["repository_bytes_read"] >= first["repository_bytes_read"] > 0
@@ -292,6 +294,13 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0
         assert missing.message.startswith("No session none is known on localhost")
+
+
+def proportional_set_size(stack: Stack, *names: str) -> int:
+    """Memory of these processes in bytes, as the kernel divides it among those that share it."""
+    pids = stack.processes()
+    lines = [line for name in names for line in Path(f"/proc/{pids[name]}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def await_queries(textfile: Path) -> dict[str, Any]:

@@ -141,6 +141,27 @@ def test_the_variables_of_the_readme_are_those_of_the_playbooks() -> None:
     assert {name for name in named if not re.search(rf"\b{name}\b", text)} == set()
 
 
+def test_the_start_playbook_offers_what_the_role_takes_with_the_same_defaults() -> None:
+    (play,) = load("playbooks/instant_recovery_start.yml")
+    options = load("roles/session/meta/argument_specs.yml")["argument_specs"]["start"]["options"]
+    given = {name: str(value) for name, value in play["vars"].items() if name.startswith("session_")}
+    assert given.keys() | {"session_id", "session_root"} == options.keys()
+    for name, value in given.items():
+        match = re.fullmatch(r"{{ (\w+) \| default\((.*?)(, true)?\) }}", value)
+        assert match is not None, value
+        assert match[1] == name.removeprefix("session_")
+        assert yaml.safe_load(match[2]) == options[name].get("default", ""), name
+    table = README.partition("## Variables")[2].partition("\n## ")[0]
+    assert [name for name in given if f"`{name.removeprefix('session_')}`" not in table] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CHECKOUT / "plugins" / "lookup").glob("*.py")))
+def test_a_lookup_documents_itself(name: str) -> None:
+    assert documented(name, "DOCUMENTATION", kind="lookup")["name"] == name
+    assert f"{COLLECTION}.{name}'" in str(documented(name, "EXAMPLES", kind="lookup"))
+    assert documented(name, "RETURN", kind="lookup")["_raw"]["sample"]
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(CHECKOUT)))
 def test_a_python_file_is_licensed_and_has_no_long_function(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
