@@ -1,4 +1,5 @@
 # Copyright (c) 2026, phpBorg contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Extra variables that are almost, but not quite, those that a playbook knows."""
 
