@@ -82,12 +82,7 @@ def identify(pid: int) -> Process | None:
 
 def ancestors() -> list[int]:
     """This process, the one that started it, and so on up to the first."""
-    parents = _parents()
-    found, pid = [], os.getpid()
-    while pid and pid not in found:
-        found.append(pid)
-        pid = parents.get(pid, 0)
-    return found
+    return _ancestry(os.getpid(), _parents())
 
 
 def controller() -> Process | None:
@@ -114,7 +109,7 @@ def marked(session_directory: str) -> list[Process]:
     logs = os.path.join(session_directory, "log", "")
     parents = _parents()
     found = []
-    for pid in sorted(set(parents) - _ancestry(os.getpid(), parents)):
+    for pid in sorted(set(parents).difference(_ancestry(os.getpid(), parents))):
         process = identify(pid)
         if process and (_has_mark(pid, mark) or _logs_below(pid, logs)) and process.alive():
             found.append(process)
@@ -139,7 +134,7 @@ def descendants(*processes: Process) -> list[Process]:
     if not tops:
         return []
     parents = _parents()
-    pids = [pid for pid in sorted(parents) if pid not in tops and tops & _ancestry(pid, parents)]
+    pids = [pid for pid in sorted(parents) if pid not in tops and not tops.isdisjoint(_ancestry(pid, parents))]
     return [found for found in map(identify, pids) if found is not None]
 
 
@@ -316,11 +311,11 @@ def _parents() -> dict[int, int]:
     return table
 
 
-def _ancestry(pid: int, parents: Mapping[int, int]) -> set[int]:
-    """pid and whom it descends from."""
-    found: set[int] = set()
+def _ancestry(pid: int, parents: Mapping[int, int]) -> list[int]:
+    """pid and whom it descends from, the nearest first."""
+    found: list[int] = []
     while pid and pid not in found:
-        found.add(pid)
+        found.append(pid)
         pid = parents.get(pid, 0)
     return found
 

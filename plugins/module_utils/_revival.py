@@ -42,7 +42,7 @@ LISTING, TIMEOUT = 30.0, 60.0  # seconds for a Borg to list its repository's arc
 QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
 # For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
 LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
-LATER = 600.0  # seconds until it is looked again whether an archive that is mounted could be mounted again
+ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that is mounted could be mounted again
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
 
@@ -181,7 +181,7 @@ class Archive:
         if not mounted:
             return
         if not self._can_be_had_back(session):
-            self.quiet_since = now + LATER  # asking a repository that is out of reach takes its time
+            self.quiet_since = now + ASKED_AGAIN  # asking a repository that is out of reach takes its time
             return
         with session.locked(timeout=1):
             if session.record["status"] == "active" and layer_counters(session).get("fetched_bytes") == fetched:
