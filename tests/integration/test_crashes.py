@@ -131,6 +131,21 @@ def test_compaction_that_moves_the_archive_under_a_session(root: Path, sample: S
     stack.change("absent")
 
 
+def test_an_archive_that_is_deleted_and_compacted_away_under_a_session(root: Path, sample: Sample, place: Path) -> None:
+    here = sample.repository.copy(place / "repository", owner="root")
+    stack = Stack(root, _at(sample, here)).start()
+    here.borg("delete", f"{here.location}::{sample.archive}")
+    here.borg("compact", "--threshold", "0", here.location)
+    for name, pid in stack.processes().items():
+        if name.startswith("archive"):
+            os.kill(pid, signal.SIGKILL)  # they have files open that are deleted by now
+    with pytest.raises(RuntimeError, match="Input/output error"):
+        fingerprint(stack.connection())
+    await_failed(stack)
+    assert stack.change("absent")["session"]["status"] == "failed"
+    assert remains(root) == []
+
+
 def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sample, place: Path) -> None:
     """Deleted and made anew between two mounts: its files are others, and must not be seen."""
     here = sample.repository.copy(place / "repository", owner="root")
