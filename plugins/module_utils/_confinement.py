@@ -27,9 +27,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    # Of a filter: code, value, and where to go on if it is so, and if not: so many lines after the next, or an end.
-    _Line = tuple[int, int, int | str, int | str]
-
 __all__ = ["SYSTEM", "Confinement", "can_filter_calls", "landlock_version"]
 
 # Where programs, libraries and their data are. Not all of /usr: a database may live in /usr/local/pgsql/data.
@@ -240,7 +237,8 @@ def _filter(*, connections: bool) -> _Program:
     calls = _CALLS[platform.machine()]
     refused = (*calls.attributes, *calls.others, *(() if connections else (*calls.connects, _IO_URING_SETUP)))
     to_address = [] if connections else _sends_to_an_address(calls.sendto)
-    lines: list[_Line] = [
+    # Each line: code, value, and where to go on if it is so, and if not: so many lines after the next, or an end.
+    lines: list[tuple[int, int, int | str, int | str]] = [
         (_LOAD, _ARCHITECTURE, 0, 0),
         (_EQUAL, calls.architecture, 0, "refuse"),
         (_LOAD, _NUMBER, 0, 0),
@@ -260,12 +258,12 @@ def _filter(*, connections: bool) -> _Program:
     return _Program(len(code) // 8, code)
 
 
-def _limits_another(prlimit: int) -> list[_Line]:
+def _limits_another(prlimit: int) -> list[tuple[int, int, int | str, int | str]]:
     """Lines that refuse prlimit64() for a process by its id, of which the kernel takes the lower half; 0 is itself."""
     return [(_EQUAL, prlimit, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), (_EQUAL, 0, "allow", "refuse")]
 
 
-def _sends_to_an_address(sendto: int) -> list[_Line]:
+def _sends_to_an_address(sendto: int) -> list[tuple[int, int, int | str, int | str]]:
     """Lines that refuse sendto() with an address, which is seen in two halves; send() has none. The last ones."""
     return [
         (_EQUAL, sendto, 0, "allow"),

@@ -391,7 +391,7 @@ def _another(sample: Sample, place: Path) -> Sample:
     """The same cluster in another archive, of another repository and at another path."""
     repository = sample.repository.copy(place / "repository", owner="root")
     (place / "extracted").mkdir()
-    repository.borg("extract", f"::{sample.archive}", cwd=place / "extracted")
+    repository.borg("extract", f"{repository.location}::{sample.archive}", cwd=place / "extracted")
     data = place / "extracted" / sample.data_directory
     identifier, path = repository.archive("another", data), str(data).lstrip("/")
     return dataclasses.replace(
