@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, fingerprint
-from tests.support.host import remains
+from tests.support.host import free_port, remains
 from tests.support.modules import call
 from tests.support.stack import Stack
 
@@ -45,6 +45,8 @@ def _begin(place: Path, sample: Sample) -> Iterator[Callable[..., Stack]]:
 
     def begin(*, root: Path = root, **options: Any) -> Stack:
         made.append(Stack(root, sample, options))
+        # A reset lets go of the port for a moment: sessions of another worker's root would take the first free one.
+        made[-1].server = {**made[-1].server, "port": free_port()}
         return made[-1].start()
 
     yield begin
@@ -276,7 +278,7 @@ def test_the_text_file_for_prometheus(begin: Callable[..., Stack], place: Path) 
 
 def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     playbooks = dataclasses.replace(playbooks, environment={**playbooks.environment, "SUDO_USER": "alice"})
-    session = playbooks.start(archive=sample.name, ttl="1h").session
+    session = playbooks.start(archive=sample.name, ttl="1h", port=free_port()).session
     extended = playbooks.run("extend", session_id=session["id"], ttl="4h")
     assert extended.returncode == 0, extended.output
     assert extended.stats["instant_recovery_session"]["expires_at"] > session["expires_at"]

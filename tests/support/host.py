@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["bare_system", "closed_fuse", "is_listening", "processes_below", "remains", "without"]
+__all__ = ["bare_system", "closed_fuse", "free_port", "is_listening", "processes_below", "remains", "without"]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 KEEPER_ENDS = 10.0  # seconds
@@ -167,3 +167,11 @@ def _own_family() -> set[int]:
         family.add(pid)
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return family
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has, and that no session chooses by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

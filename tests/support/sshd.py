@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import descendants, identify
 
+from tests.support.host import free_port
+
 __all__ = ["Sshd"]
 
 
@@ -63,7 +65,7 @@ class Sshd:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         for name in ("host_key", "user_key"):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.directory / name))
-        self.port = _free_port()
+        self.port = free_port()
         (self.directory / "config").write_text(self._configuration())
         host_key = (self.directory / "host_key.pub").read_text()
         (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
@@ -117,13 +119,6 @@ class Sshd:
                     return
             time.sleep(0.02)
         raise TimeoutError("sshd does not listen after 30 s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _run(*argv: str) -> None:
