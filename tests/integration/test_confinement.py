@@ -48,6 +48,16 @@ def denied(copy: Copy, statement: str) -> bool:
     return "ermission denied" in str(error.value) or "not permitted" in str(error.value)
 
 
+def said_by(copy: Copy, program: str) -> str:
+    """What a program says that the copy's server starts.
+
+    It may fail, hence "|| true": COPY would drop what a failing program has said, and that is what is looked at.
+    """
+    copy.sql("create table if not exists said (line text); truncate said")
+    copy.sql(f"copy said from program '{program} 2>&1 || true'")
+    return copy.sql("select coalesce(string_agg(line, ' '), '') from said")
+
+
 @needs_landlock
 def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
     copy = copy_of(production)
@@ -61,9 +71,7 @@ def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Calla
     assert denied(copy, f"copy t to '{production.data}/new'")
     assert denied(copy, f"copy mine from '{version}'")
     assert denied(copy, f"select pg_read_file('{version}')")
-    # "|| true", here and below: COPY would drop what a failing program has said, and that is what is looked at.
-    copy.sql(f"copy mine from program 'cat {version} 2>&1 || true'")
-    assert "Permission denied" in copy.sql("select line from mine")
+    assert "Permission denied" in said_by(copy, f"cat {version}")
     (production.directory / "tablespace").mkdir()
     os.chown(production.directory / "tablespace", production.data.stat().st_uid, -1)
     assert denied(copy, f"create tablespace elsewhere location '{production.directory}/tablespace'")
@@ -102,9 +110,7 @@ def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Ca
     copy = copy_of(production)
     copy.start()
     pid = int((production.data / "postmaster.pid").read_text().split()[0])
-    copy.sql("create table said (line text)")
-    copy.sql(f"copy said from program 'kill -INT {pid} 2>&1 || true'")
-    assert "not permitted" in copy.sql("select line from said")
+    assert "not permitted" in said_by(copy, f"kill -INT {pid}")
     assert production.sql("select count(*) from t", database="postgres") == "1000"
 
 
@@ -123,7 +129,6 @@ def test_processes_of_production_keep_limits_and_priorities(
         return [limits, priority, ioprio, os.sched_getscheduler(pid), sorted(os.sched_getaffinity(pid))]
 
     before = treatment()
-    copy.sql("create table said (line text)")
     for program in (
         f"prlimit --pid {pid} --nofile=3:3",
         f"prlimit --pid {pid} --cpu=1:1",
@@ -132,12 +137,10 @@ def test_processes_of_production_keep_limits_and_priorities(
         f"chrt --idle -p 0 {pid}",
         f"taskset -p 1 {pid}",
     ):
-        copy.sql(f"truncate said; copy said from program '{program} 2>&1 || true'")
-        assert "Permission denied" in copy.sql("select string_agg(line, ' ') from said"), program
+        assert "Permission denied" in said_by(copy, program), program
     assert treatment() == before
     # Its own limits are its own affair: the shell's ulimit is prlimit64(), too.
-    copy.sql("truncate said; copy said from program 'ulimit -n 64 && ulimit -n'")
-    assert copy.sql("select line from said") == "64"
+    assert said_by(copy, "ulimit -n 64 && ulimit -n") == "64"
 
 
 @pytest.mark.parametrize("network", ["none", "host"])
@@ -148,9 +151,8 @@ def test_modes_and_times_of_production_stay(
     copy.start(network=network)
     directory, file = production.directory, production.data / "PG_VERSION"
     before = [path.stat() for path in (directory, file)]
-    copy.sql("create table said (line text)")
     for program in (f"chmod 0700 {directory}", f"touch {file}", f"chown postgres {file}", f"cp -p /etc/hosts {file}"):
-        copy.sql(f"copy said from program '{program} 2>&1 || true'")
+        said_by(copy, program)
     changes = [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in before]
     now = [path.stat() for path in (directory, file)]
     assert [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in now] == changes
