@@ -22,6 +22,12 @@ options:
       - Those that keep the server away from production cannot be given.
     type: dict
     default: {}
+  accept_unconfined:
+    description:
+      - Start also where the host's kernel cannot keep the server away from other files and processes of its user.
+      - That takes Landlock of version 6 (Linux 6.12) or namespaces, which root can always make, and filters of calls.
+    type: bool
+    default: false
   recovery_target_time:
     description:
       - Recover to this time, such as V(2026-11-22T14:05:00+01). Without an offset from UTC it is in the time zone of

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pwd
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     is_responding,
     make_mount_point,
@@ -343,12 +344,14 @@ def _owner_ids(owner: str | None) -> tuple[int, int] | None:
     if owner is None:
         return None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     try:
-        entry = pwd.getpwnam(owner)
-    except KeyError:
+        entry = account(owner)
+    except RecoveryError:
         raise BorgError(f"owner is {owner}, but there is no such user on this host. Name one that exists.") from None
-    if os.geteuid() not in (0, entry.pw_uid):
+    if os.geteuid() not in (0, entry.uid):
         raise BorgError(f"owner is {owner}, whose files only root and {owner} could read. Leave it out, or use become.")
-    return entry.pw_uid, entry.pw_gid
+    # Borg takes only numbers that the host has a name for. A session's own user gets the files from the layer above,
+    # which root reads for it.
+    return None if entry.is_own else (entry.uid, entry.gid)
 
 
 @contextmanager

@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
+    "Account",
     "CommandError",
     "Completed",
     "CompletedBytes",
+    "Inner",
+    "account",
     "environment",
     "find_program",
     "identity",
     "last_line",
     "run",
     "run_bytes",
+    "search_path",
 ]
 
 # Ansible often connects with a PATH that lacks these, and mount, umount or losetup live there.
@@ -62,6 +66,34 @@ class CommandError(RecoveryError):
 
 
 @dataclass(frozen=True)
+class Account:
+    """Whom a program runs as: the name and numbers of a user.
+
+    is_own: a user of the session's own, whom the host does not know (see `_uids`).
+    """
+
+    name: str
+    uid: int
+    gid: int
+    is_own: bool = False
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A program that another one runs in its turn, as run_bytes() needs to know it.
+
+    The other gets no environment but what it is given. output, errors: descriptors that take what is printed; pass_fds
+    stay open. started is called when the other runs.
+    """
+
+    argv: Sequence[str]
+    output: int
+    errors: int
+    pass_fds: Sequence[int]
+    started: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Completed:
     """What a finished program left; stdout keeps undecodable bytes as surrogates, so paths survive a round trip."""
 
@@ -80,6 +112,16 @@ class CompletedBytes:
     stdout: bytes
     stderr: str
 
+    def text(self) -> Completed:
+        """The same as text."""
+        return Completed(self.argv, self.returncode, os.fsdecode(self.stdout), self.stderr)
+
+    def checked(self) -> CompletedBytes:
+        """This, if the return code is 0. Raises CommandError for any other."""
+        if self.returncode != 0:
+            raise CommandError(self.argv, self.returncode, os.fsdecode(self.stdout), self.stderr)
+        return self
+
 
 def run(
     argv: Sequence[str],
@@ -92,8 +134,7 @@ def run(
     cwd: str | None = None,
 ) -> Completed:
     """Run argv to its end and return its text; see run_bytes."""
-    done = run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd)
-    return Completed(done.argv, done.returncode, os.fsdecode(done.stdout), done.stderr)
+    return run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd).text()
 
 
 def run_bytes(
@@ -105,39 +146,44 @@ def run_bytes(
     stdin: bytes = b"",
     user: str | None = None,
     cwd: str | None = None,
+    inner: Inner | None = None,
 ) -> CompletedBytes:
     """Run argv to its end, as user if given, within timeout seconds.
 
-    The environment is environment(env, user). Raises CommandError at a time-out, for a program that cannot be run and,
-    unless check is false, for a return code other than 0.
+    The environment is environment(env, user). inner is what argv is to run in its turn. Raises CommandError at a
+    time-out, for a program that cannot be run and, unless check is false, for a return code other than 0.
     """
-    process = _start(argv, env=environment(env or {}, user=user), user=user, cwd=cwd)
+    shown = argv if inner is None else inner.argv
+    given = environment(env or {}, user=user) if inner is None else dict(env or {})
+    process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
     try:
+        if inner is not None:
+            inner.started()
         out, err = process.communicate(stdin, timeout)
     except BaseException as error:
         out, err = _end(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            name = os.path.basename(argv[0])
+            name = os.path.basename(shown[0])
             problem = f"{name} did not finish within {timeout:g} s and was ended"
-            raise CommandError(argv, None, os.fsdecode(out), _text(err), problem=problem) from None
+            raise CommandError(shown, None, os.fsdecode(out or b""), _text(err or b""), problem=problem) from None
         raise
-    if check and process.returncode != 0:
-        raise CommandError(argv, process.returncode, os.fsdecode(out), _text(err))
-    return CompletedBytes(tuple(argv), process.returncode, out, _text(err))
+    done = CompletedBytes(tuple(shown), process.returncode, out or b"", _text(err or b""))
+    return done.checked() if check else done
 
 
 def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:
     """The path of the program called name: first in directories, then in PATH and the system's own directories."""
-    return shutil.which(name, path=os.pathsep.join([*directories, _search_path()]))
+    return shutil.which(name, path=os.pathsep.join([*directories, search_path()]))
 
 
 def environment(env: Mapping[str, str], *, user: str | None = None) -> dict[str, str]:
     """The environment programs get: ours without Borg's secrets, a C locale, user's HOME and names, and then env."""
     inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    inherited.update(PATH=_search_path(), LC_ALL="C")
+    inherited.update(PATH=search_path(), LC_ALL="C")
     if user is not None:
-        entry = _entry(user)
-        inherited.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name)
+        name = account(user).name
+        home = "/" if account(user).is_own else _entry(user).pw_dir
+        inherited.update(HOME=home, USER=name, LOGNAME=name)
     inherited.update(env)
     return inherited
 
@@ -149,12 +195,27 @@ def identity(user: str | None) -> dict[str, Any]:
     """
     if user is None:
         return {}
-    entry = _entry(user)
-    if entry.pw_uid == os.geteuid():
+    wanted = account(user)
+    if wanted.uid == os.geteuid():
         return {}
     if os.geteuid() != 0:
         raise RecoveryError(f"Only root can run a program as user {user}: use become, or leave the user out.")
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
+    groups = [] if wanted.is_own else os.getgrouplist(user, wanted.gid)
+    return {"user": wanted.uid, "group": wanted.gid, "extra_groups": groups}
+
+
+def search_path() -> str:
+    """PATH, and the system's own directories where they are missing in it."""
+    directories = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join(directories + [entry for entry in SYSTEM_DIRECTORIES if entry not in directories])
+
+
+def account(user: str) -> Account:
+    """The account called user; a number is a user of a session's own. Raises RecoveryError where there is none."""
+    if user.isascii() and user.isdigit():
+        return Account(name=f"instant-recovery-{user}", uid=int(user), gid=int(user), is_own=True)
+    entry = _entry(user)
+    return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
 
 
 def last_line(text: str) -> str:
@@ -175,7 +236,7 @@ def _problem(name: str, returncode: int | None) -> str:
 
 
 def _start(
-    argv: Sequence[str], *, env: Mapping[str, str], user: str | None, cwd: str | None
+    argv: Sequence[str], *, env: Mapping[str, str], user: str | None, cwd: str | None, inner: Inner | None
 ) -> subprocess.Popen[bytes]:
     name = os.path.basename(argv[0])
     try:
@@ -184,8 +245,9 @@ def _start(
         return subprocess.Popen(  # pylint: disable=ansible-bad-function  # run_command has no time-out
             list(argv),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if inner is None else inner.output,
+            stderr=subprocess.PIPE if inner is None else inner.errors,
+            pass_fds=() if inner is None else tuple(inner.pass_fds),
             env=dict(env),
             cwd=cwd,
             start_new_session=True,
@@ -210,11 +272,6 @@ def _end(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
             if pipe is not None:
                 pipe.close()
         return error.stdout or b"", error.stderr or b""
-
-
-def _search_path() -> str:
-    directories = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
-    return os.pathsep.join(directories + [entry for entry in SYSTEM_DIRECTORIES if entry not in directories])
 
 
 def _entry(user: str) -> pwd.struct_passwd:

@@ -15,10 +15,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import expiry
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, descendants
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import started
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import disk_usage
 
@@ -36,6 +36,7 @@ METRICS = (
 SAMPLE = "sample.json"
 KEPT = ("counted", "active", "queries_per_second", "traces")  # see _pace
 PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
+MOST_SAID = 1 << 16  # bytes that it may tell
 LEAST_SPAN = 1.0  # seconds between two samples that can tell a speed: servers count in steps of about this
 TICKS = os.sysconf("SC_CLK_TCK")
 ARCHIVE = "archive"  # claims of the archive's mounts begin with it
@@ -125,11 +126,13 @@ def _clients(probe: dict[str, Any] | None) -> Sample:
     if probe is None:
         return {}
     try:
-        answer = json.loads(run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], user=probe["user"]).stdout)
+        # It talks to what the archive's code can be: so it is locked up as the server is.
+        room = Sandbox.from_dict(probe["sandbox"])
+        answer = json.loads(room.run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], limit=MOST_SAID).stdout)
         known = {key: int(answer[key]) for key in ("clients", "active_clients")}
         queries = answer["queries"]
         return {**known, "queries": None if queries is None else int(queries), "traces": str(answer["traces"])}
-    except (RecoveryError, ValueError, LookupError, TypeError, OverflowError):
+    except (RecoveryError, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return {}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import pwd
 import re
 import stat
 from contextlib import ExitStack, suppress
@@ -18,7 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _cowfs
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, last_line, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    Account,
+    account,
+    find_program,
+    last_line,
+    run,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     Mount,
@@ -167,19 +172,19 @@ class Overlay:
         for lower in self.lower:
             command += ["--lower", lower]
         if owner is not None:
-            command += ["--owner", f"{owner.pw_uid}:{owner.pw_gid}"]
-            if owner.pw_uid != os.geteuid():
+            command += ["--owner", f"{owner.uid}:{owner.gid}"]
+            if owner.uid != os.geteuid():
                 command.append("--allow-other")
         return [*command, *bell, "--counters", counters_of(self.upper), self.mountpoint]
 
-    def _owner(self) -> pwd.struct_passwd | None:
+    def _owner(self) -> Account | None:
         if self.owner is None:
             return None
         try:
-            entry = pwd.getpwnam(self.owner)
-        except KeyError:
+            entry = account(self.owner)
+        except RecoveryError:
             raise OverlayError(f"owner is {self.owner}, but there is no such user on this host. Name one.") from None
-        if os.geteuid() not in (0, entry.pw_uid):
+        if os.geteuid() not in (0, entry.uid):
             raise OverlayError(f"owner is {self.owner}, which only root can arrange. Leave it out, or use become.")
         return entry
 
@@ -191,7 +196,7 @@ class Overlay:
         # The merged root takes mode and owner from here, at this moment, and PostgreSQL minds both.
         root, owner = os.stat(self.lower[0]), self._owner()
         os.chmod(changes, stat.S_IMODE(root.st_mode))
-        os.chown(changes, *((owner.pw_uid, owner.pw_gid) if owner else (root.st_uid, root.st_gid)))
+        os.chown(changes, *((owner.uid, owner.gid) if owner else (root.st_uid, root.st_gid)))
         options = f"lowerdir={self.lower[0]},upperdir={changes},workdir={work}"
         command = [find_program("mount") or "mount", "-t", "overlay", "overlay", "-o", options, self.mountpoint]
         run(command, timeout=self.timeout)

@@ -45,6 +45,11 @@ class Binaries:
         """The path of one program."""
         return os.path.join(self.bindir, name)
 
+    def trees(self) -> tuple[str, ...]:
+        """Where the programs and what belongs to them are: by the name that they are called by, and really."""
+        above = os.path.dirname(os.path.realpath(self.bindir))
+        return (self.bindir, *(os.path.join(above, part) for part in ("bin", "lib", "lib64", "share")))
+
 
 def require(major: int, *, bindir: str | None = None) -> Binaries:
     """The programs of that major version. Raises PostgresError that says which package to install."""

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links
     is_within,
     leads_within,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import CURE, RECOVERED, missing_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import CURE, missing_wal
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
     Patch,
     TablespaceRecord,
@@ -40,9 +40,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 )
 
 if TYPE_CHECKING:
-    import pwd
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import WalDump
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive
 
 __all__ = [
@@ -51,7 +52,6 @@ __all__ = [
     "Clone",
     "Step",
     "apply_steps",
-    "empty_left_out",
     "parse_tablespace_map",
     "plan_clone",
     "silenced",
@@ -70,7 +70,7 @@ REMOVED_FILES = (
 )
 
 # Looked at one by one, also where they are links.
-REPLACED = (AUTO_CONF, RECOVERED, *(file for file, _why in REMOVED_FILES))
+REPLACED = (AUTO_CONF, *(file for file, _why in REMOVED_FILES))
 
 # Directories that the server wants and that hold nothing worth having in a copy: often left out of backups.
 DISPOSABLE = ("pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
@@ -131,8 +131,7 @@ def plan_clone(
     *,
     relocated: Mapping[str, str] | None = None,
     archive: WalArchive | None = None,
-    waldump: str | None = None,
-    timeout: float = 600,
+    waldump: WalDump | None = None,
     recovering: bool = False,
     is_recovered: bool = False,
     leave_out: bool = False,
@@ -141,52 +140,31 @@ def plan_clone(
 
     relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
     archive: WAL that recovery has beside the copy's own.
-    waldump: pg_waldump of this version, where it is installed; timeout, in seconds, is for it.
+    waldump: runs pg_waldump of this version, where it is installed.
     recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
-    is_recovered: whether an earlier start recovered this very copy, and so the file that says this is its own.
+    is_recovered: whether an earlier start recovered this very copy.
     leave_out: whether to go on without tablespaces that are not in the tree.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
-    real, tree = os.path.realpath(data.path), os.path.realpath(tree)
-    if not is_within(real, tree):
-        raise PostgresError(
-            f"data_directory {data.path} leads to {real}, outside of {tree}: name a directory inside the tree."
-        )
-    planner = _Planner(replace(data, path=real), tree, relocated or {}, archive)
+    planner = _Planner(data, tree, relocated or {}, archive)
     planner.leave_out, planner.is_recovered = leave_out, is_recovered
     steps = list(planner.steps())
-    if not is_recovered and os.path.lexists(os.path.join(real, RECOVERED)):
-        why = "it says what another copy, of which this is an archive, was recovered to"
-        steps.append(Step("remove", os.path.join(real, RECOVERED), f"{RECOVERED} removed", why))
     if planner.problems or planner.wal is None:
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
     backup = planner.backup
     if data.control.state != "shut down" or backup.is_labelled or recovering:
-        records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
+        records = tablespace_records(planner.wal, backup.start, waldump=waldump)
         steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
     return Clone(steps, planner.wal, backup, planner.left_out)
 
 
-def apply_steps(steps: Sequence[Step], account: pwd.struct_passwd) -> None:
+def apply_steps(steps: Sequence[Step], account: Account) -> None:
     """Do the steps, in their order; what is made belongs to account."""
     for step in steps:
         ACTIONS[step.action](step)
-        if step.action in ("link", "directory", "set_aside") and os.lstat(step.path).st_uid != account.pw_uid:
-            os.lchown(step.path, account.pw_uid, account.pw_gid)
-
-
-def empty_left_out(clone: Clone, account: pwd.struct_passwd) -> None:
-    """Remove what recovery has put into tablespaces that are left out: parts of tables, which would pass for all.
-
-    No server runs, and what is made belongs to account.
-    """
-    for directory in clone.left_out.values():
-        if os.path.realpath(directory) != directory:
-            raise PostgresError(f"{directory} was replaced by a link: start from the archive again.")
-        shutil.rmtree(directory)
-        os.mkdir(directory, 0o700)
-        os.lchown(directory, account.pw_uid, account.pw_gid)
+        if step.action in ("link", "directory", "set_aside") and os.lstat(step.path).st_uid != account.uid:
+            os.lchown(step.path, account.uid, account.gid)
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:

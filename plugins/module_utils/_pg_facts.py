@@ -9,20 +9,19 @@ and for so long only.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import library_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Facts", "Found", "look_into", "unlogged_relations"]
+__all__ = ["Facts", "Found", "look_into"]
 
 MOST_DATABASES = 8  # a connection to each costs tens of milliseconds, the first of them reading its catalogs cold
 AT_ONCE = 4
@@ -133,35 +132,23 @@ class Facts:
             )
 
 
-def unlogged_relations(data_directory: str, databases: Mapping[str, str]) -> dict[str, int]:
-    """How many there are in each of databases (names by oid): each has a file to be emptied from. None is opened."""
-    found: dict[str, int] = {}
-    patterns = ("base/*/*_init", "pg_tblspc/*/PG_*/*/*_init")
-    for path in (
-        path for pattern in patterns for path in glob.iglob(os.path.join(glob.escape(data_directory), pattern))
-    ):
-        name = databases.get(os.path.basename(os.path.dirname(path)))
-        if name is not None:
-            found[name] = found.get(name, 0) + 1
-    return found
+def look_into(databases: Sequence[str], *, ask: Callable[[str, str, float], bytes], bindir: str) -> Found:
+    """Ask databases, the first of them if they are many.
 
-
-def look_into(databases: Sequence[str], *, psql: str, bindir: str, env: Mapping[str, str], user: str | None) -> Found:
-    """Ask databases, the first of them if they are many. env names the service file, whose service is used."""
+    ask runs a query in a database, within so many seconds, and returns what it prints; it raises RecoveryError.
+    """
     chosen = databases[:MOST_DATABASES]
     found = Found(not_looked_into=[*databases[MOST_DATABASES:]])
 
-    def ask(database: str) -> dict[str, Any] | None:
-        argv = [psql, "-X", "-w", "-q", "-A", "-t", "-c", QUERY]
-        target = f"service=instant_recovery dbname='{_escaped(database)}'"
+    def answer_of(database: str) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = json.loads(run([*argv, target], timeout=SECONDS, env=env, user=user).stdout)
-        except (CommandError, ValueError):
+            answer: dict[str, Any] = json.loads(ask(database, QUERY, SECONDS))
+        except (RecoveryError, ValueError, RecursionError):
             return None
         return answer
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for database, answer in zip(chosen, pool.map(ask, chosen)):
+        for database, answer in zip(chosen, pool.map(answer_of, chosen)):
             if answer is None:
                 found.not_looked_into.append(database)
                 continue
@@ -188,11 +175,6 @@ def _missing(database: str, libraries: Sequence[Sequence[str | None]], bindir: s
         path = name if name.startswith("/") else os.path.join(directory or "", name.replace("$libdir/", "", 1))
         if directory is not None and not any(os.path.exists(path + suffix) for suffix in ("", ".so")):
             yield {"database": database, "extension": extension, "library": name}
-
-
-def _escaped(text: str) -> str:
-    """For a value in quotes of a libpq connection string."""
-    return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,20 +4,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._confinement import Confinement
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import is_within, resolve_within
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
+    is_within,
+    open_inside,
+    resolve_within,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
     Recovery,
     plan_recovery,
-    read_recovered,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
     archived_settings,
@@ -36,14 +38,15 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports im
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     DataDirectory,
     PostgresError,
+    check_account,
     read_data_directory,
-    server_account,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
 
 if TYPE_CHECKING:
-    import pwd
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account, Completed
 
 __all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
 
@@ -54,6 +57,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "read_only": {"type": "bool", "default": False},
     "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
     "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
+    "accept_unconfined": {"type": "bool", "default": False},
     **{name: {"type": "str"} for name in POINTS},
     "recovery_target_inclusive": {"type": "bool"},
     "recovery_target_timeline": {"type": "str"},
@@ -65,41 +69,52 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 class Request:
     """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
 
-    missing_tablespaces: refuse, or leave_out to start without them.
+    directory: the session's, or one that is laid out like it. account: whom the server runs as. recovered: what an
+    earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
+    leave_out to start without them.
     target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
     that may open connections.
     """
 
+    directory: str
     data_directory: str
-    tree: str
-    socket_directory: str
-    log_directory: str
+    account: Account
     port: int | None = None
     bindir: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     read_only: bool = False
     timeout: float = 600
-    user: str | None = None
     relocated: Mapping[str, str] = field(default_factory=dict)
-    session_directory: str | None = None
     target: Target | None = None
     wal_source: str | None = None
     network: str = "none"
     missing_tablespaces: str = "refuse"
     examine: bool = True
+    accept_unconfined: bool = False
+    recovered: dict[str, Any] | None = None
 
     @property
-    def copy(self) -> str:
-        """Identifies the copy among all that were ever at this place: by its session, else by its data directory."""
-        if self.session_directory is None:
-            return f"{self.data_directory} {os.stat(self.data_directory).st_ino}"
-        session = Session.open(self.session_directory)
-        return f"{session.directory} {session.record.get('began')}"
+    def tree(self) -> str:
+        """The copy: the data directory with whatever else of it the archive has."""
+        return os.path.join(self.directory, "merged")
+
+    @property
+    def socket_directory(self) -> str:
+        """Where the server makes its socket: a directory of its own, of which nothing is believed."""
+        return os.path.join(self.directory, "run")
 
     @property
     def log(self) -> str:
         """The server's log file."""
-        return os.path.join(self.log_directory, "postgresql.log")
+        return os.path.join(self.directory, "log", "postgresql.log")
+
+    def config(self, name: str = "") -> str:
+        """A file that tells the server something, or their directory."""
+        return os.path.join(self.directory, "config", name).rstrip("/")
+
+    def client(self, name: str = "") -> str:
+        """A file for those who speak to the server, or their directory."""
+        return os.path.join(self.directory, "client", name).rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -108,19 +123,19 @@ class Plan:
 
     neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
     carried_over: what it has in common with production all the same.
-    confinement: what the server can reach. warnings: what of it does not hold on this host.
+    sandbox: what the server can reach. warnings: what of it does not hold on this host.
     recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
     """
 
     request: Request
     data: DataDirectory
     binaries: Binaries
-    account: pwd.struct_passwd
+    account: Account
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
     neutralised: tuple[dict[str, str], ...]
     carried_over: tuple[dict[str, str], ...]
-    confinement: Confinement
+    sandbox: Sandbox
     warnings: tuple[str, ...]
     clone: Clone
     recovery: Recovery | None
@@ -131,26 +146,33 @@ class Plan:
         """The configuration file's settings as they count."""
         return {name: value for section in self.sections.values() for name, value in section.items()}
 
+    def serving(self, port: int) -> Sandbox:
+        """The sandbox of the server itself, which may listen on this port."""
+        return replace(self.sandbox, network="host" if self.request.network == "host" else "serve", port=port)
+
 
 def make_plan(request: Request) -> Plan:
     """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
-    data = read_data_directory(os.path.realpath(request.data_directory))
+    _check_place(request)
+    data = read_data_directory(request.data_directory)
     own = check_settings(request.settings, data.major)
     binaries = require(data.major, bindir=request.bindir)
-    account = server_account(data, request.user)
-    _check_listening(request, account)
-    recovered = _recovered(request)
-    archive = None if recovered else _wal_archive(request, data)
-    clone = _clone(request, data, binaries, archive, is_recovered=recovered is not None)
+    check_account(data, request.account)
+    if request.port is not None:
+        check_port(request.port)
+    check_socket_path(request.client(), ".s.PGSQL.65535")
+    sandbox = _sandbox(request, binaries)
+    confined, warnings = replace(sandbox, network="host" if request.network == "host" else "serve").report()
+    _check_recovered(request)
+    archive = None if request.recovered else _wal_archive(request, data, sandbox)
+    clone = _clone(request, data, binaries, archive, sandbox)
     archived = archived_settings(data, request.tree)
     libraries, left_out = preload(archived, binaries.bindir)
-    confinement = _confinement(request, binaries)
-    confined, warnings = confinement.report()
     return Plan(
         request=request,
         data=data,
         binaries=binaries,
-        account=account,
+        account=request.account,
         sections=_sections(data, archived, libraries, own),
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
         neutralised=(
@@ -161,26 +183,48 @@ def make_plan(request: Request) -> Plan:
             *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
         ),
         carried_over=tuple(report_carried(data, archived, libraries)),
-        confinement=confinement,
+        sandbox=sandbox,
         warnings=(*warnings, *map(_cannot_be_read, clone.left_out)),
         clone=clone,
-        recovery=None if recovered else _recovery(request, data, clone, archive, archived),
-        recovered=recovered,
+        recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
+        recovered=request.recovered,
+    )
+
+
+def _check_place(request: Request) -> None:
+    """Raise PostgresError for a data directory that is not the copy's own: a link could lead to production's."""
+    path, tree = request.data_directory, request.tree
+    if is_within(path, tree) and ".." not in path.split("/"):
+        try:
+            os.close(open_inside(path, os.O_PATH | os.O_DIRECTORY))
+            return
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise PostgresError(f"data_directory {path} cannot be read: {error.strerror}.") from error
+    raise PostgresError(
+        f"data_directory {path} is not a directory of the copy in {tree}, or a link is on the way to it: name a "
+        "directory of the copy itself."
     )
 
 
 def _clone(
-    request: Request, data: DataDirectory, binaries: Binaries, archive: WalArchive | None, *, is_recovered: bool
+    request: Request, data: DataDirectory, binaries: Binaries, archive: WalArchive | None, sandbox: Sandbox
 ) -> Clone:
+    program = find_program("pg_waldump", directories=(binaries.bindir,))
+
+    def waldump(directory: str, arguments: Sequence[str]) -> Completed:
+        """It parses what the archive holds: so it is locked up as the server is."""
+        room = sandbox.for_tool(readable=[*binaries.trees(), directory])
+        return room.text([program or "", *arguments], timeout=request.timeout, check=False)
+
     return plan_clone(
         data,
         request.tree,
         relocated=request.relocated,
         archive=archive,
-        waldump=find_program("pg_waldump", directories=(binaries.bindir,)),
-        timeout=request.timeout,
-        recovering=archive is not None or (request.target is not None and not is_recovered),
-        is_recovered=is_recovered,
+        waldump=None if program is None else waldump,
+        recovering=archive is not None or (request.target is not None and request.recovered is None),
+        is_recovered=request.recovered is not None,
         leave_out=request.missing_tablespaces == "leave_out",
     )
 
@@ -204,19 +248,20 @@ def _sections(
     }
 
 
-def _confinement(request: Request, binaries: Binaries) -> Confinement:
-    """The server needs its own programs, the copy, and its directories."""
-    installation = os.path.dirname(os.path.realpath(binaries.bindir))
-    return Confinement(
-        readable=[binaries.bindir, *(os.path.join(installation, part) for part in ("bin", "lib", "lib64", "share"))],
-        writable=[os.path.realpath(request.tree), request.socket_directory, request.log_directory],
-        connections=request.network == "host",
+def _sandbox(request: Request, binaries: Binaries) -> Sandbox:
+    """The server needs its own programs, what it is told, the copy, and a directory for its socket."""
+    return Sandbox(
+        account=request.account,
+        readable=(*binaries.trees(), request.config()),
+        writable=(request.tree, request.socket_directory),
+        session_directory=request.directory,
+        accept_unconfined=request.accept_unconfined,
     )
 
 
-def _recovered(request: Request) -> dict[str, Any] | None:
-    """What an earlier start recovered the copy to. Raises PostgresError where that is not what is asked for now."""
-    recovered = read_recovered(request.data_directory, copy=request.copy)
+def _check_recovered(request: Request) -> None:
+    """Raise PostgresError where an earlier start recovered the copy to something else than is asked for now."""
+    recovered = request.recovered
     if recovered is not None and recovered.get("problem"):
         raise PostgresError(f"{recovered['problem']} This copy went past it: start from the archive again.")
     wanted = str(request.target) if request.target else None
@@ -225,17 +270,15 @@ def _recovered(request: Request) -> dict[str, Any] | None:
             f"The copy in {request.data_directory} was recovered already, to "
             f"{recovered['target'] or 'the end of its WAL'}: start from the archive again to see it at {wanted}."
         )
-    return recovered
 
 
-def _wal_archive(request: Request, data: DataDirectory) -> WalArchive | None:
+def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
     """The WAL of wal_source. Within the tree, links mean what they meant on the host the archive is from."""
     source = request.wal_source
     if source is None:
         return None
-    tree = next((tree for tree in (request.tree, os.path.realpath(request.tree)) if is_within(source, tree)), None)
-    if tree is not None:
-        within = resolve_within(os.path.realpath(tree), os.path.relpath(source, tree))
+    if is_within(source, request.tree):
+        within = resolve_within(request.tree, os.path.relpath(source, request.tree))
         if within is None:  # followed as it stands, a link might lead to a directory of this host
             raise PostgresError(f"wal_source {source} is not in the archive: name a directory that it has.")
         source = within
@@ -264,21 +307,3 @@ def _left_out(library: str) -> dict[str, str]:
         "load it all the same, name it in shared_preload_libraries of settings)"
     )
     return {"what": f"library {library} not preloaded", "why": why}
-
-
-def _check_listening(request: Request, account: pwd.struct_passwd) -> None:
-    directory = request.socket_directory
-    if request.port is not None:
-        check_port(request.port)
-    check_socket_path(directory, ".s.PGSQL.65535")
-    try:
-        state = os.lstat(directory)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(state.st_mode):
-        raise PostgresError(f"socket_directory {directory} is not a directory.")
-    if state.st_uid != account.pw_uid or state.st_mode & 0o077:
-        raise PostgresError(
-            f"socket_directory {directory} must belong to {account.pw_name} and be closed to everybody else (mode "
-            "0700), because its sockets ask for no password: name another directory, or one that does not exist yet."
-        )

@@ -15,26 +15,23 @@ import hmac
 import json
 import os
 import re
-import signal
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import environment, identity
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     has_locale,
     quote_literal,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import (
-    release,
-    shared_memory_of,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
 
 __all__ = [
     "SESSION_ROLE",
@@ -58,11 +55,28 @@ ABOUT_RECOVERY = re.compile(
     rb"|WARNING:  (?:page \d+ of relation |WAL was generated with )"
 )
 TAIL = 30  # lines of the server's log in an error
+MOST_SAID = 64 << 20  # bytes that the catalogs may tell, of names of databases mostly
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 
 # Settings of roles and databases beat the command line, so these are taken out of the catalog.
 LIBRARY_SETTINGS = ("session_preload_libraries", "local_preload_libraries", "dynamic_library_path")
 READ_ONLY_SETTINGS = ("default_transaction_read_only", "transaction_read_only")
+
+
+# Each unlogged relation has a file to be emptied from. The server looks for them, which may read its own copy.
+UNLOGGED = """
+    select json_object_agg(datname, number) from (
+        select datname, count(*) as number
+        from pg_database, lateral (
+            select pg_ls_dir('base/' || oid, true, false) as name
+            union all
+            select pg_ls_dir(place || '/' || oid, true, false)
+            from (select 'pg_tblspc/' || space || '/' || version as place
+                  from pg_ls_dir('pg_tblspc', true, false) as space,
+                       pg_ls_dir('pg_tblspc/' || space, true, false) as version) as tablespace
+        ) as file
+        where name like '%\\_init' group by datname) as counted
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class Catalogs:
     neutralised: what was changed, as {what, why}. warnings: sentences about what may be wrong with the data here.
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
     collations: {database, collation (None), recorded, actual} of databases whose collation has another version here.
-    oids: names of all databases by oid. prepared: names of prepared transactions. log: what the server said about
+    unlogged: how many unlogged relations each database has, by its name, where recovery emptied them. prepared: names
+    of prepared transactions. probed: a database to ask in, none of whose users counts. log: what the server said about
     recovery.
     """
 
@@ -82,31 +97,29 @@ class Catalogs:
     warnings: list[str]
     collations: list[dict[str, str | None]]
     reached: dict[str, Any]
-    oids: dict[str, str]
+    unlogged: dict[str, int]
     prepared: list[str]
+    probed: str | None
     log: list[str]
 
 
 def prepare(
     argv: Sequence[str],
     *,
-    user: str,
+    room: Sandbox,
     log: str,
-    env: Mapping[str, str],
     timeout: float,
     major: int,
     verifier: str,
     read_only: bool,
-    confined: Mapping[str, Any],
-    started: Callable[[int], None] = lambda _pid: None,
+    claim: Callable[[Process], None] = lambda _process: None,
     explain: Callable[[list[str]], str | None] = lambda _log: None,
 ) -> Catalogs:
     """Recover the cluster and change its catalogs: see catalog_script. The session role gets this SCRAM verifier.
 
-    argv is the server's, without --single and the database's name. The log gets what the server says. confined: see
-    Confinement.arguments. started gets the pid of each server that is run for it. Raises
-    PostgresError with the server's reason, or what explain makes of its last lines; also when it takes more than
-    timeout seconds.
+    argv is the server's, without --single and the database's name, and is run in room. The log gets what the server
+    says. claim gets the process of each server that is run for it, before it runs. Raises PostgresError with the
+    server's reason, or what explain makes of its last lines; also when it takes more than timeout seconds.
     """
     deadline = time.monotonic() + timeout
     earlier = _size(log)
@@ -115,9 +128,7 @@ def prepare(
         begin = _size(log)
         single = [argv[0], "--single", "-j", *argv[1:], *_OPTIONS, database]
         left = max(0.0, deadline - time.monotonic())
-        code, output = _run(
-            single, script, user=user, log=log, env=env, timeout=left, confined=confined, started=started
-        )
+        code, output = _run(single, script, room=room, log=log, timeout=left, claim=claim)
         said = log_tail(log, begin=begin)
         if code != 0 and any(f" {INVALID_CATALOG_NAME} " in line for line in said):
             continue  # after recovery: what it reached is in the log alone
@@ -160,7 +171,8 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
             'subscriptions_left', (select count(*) from pg_subscription where {tied}),
             'databases', (select json_agg(datname order by datname) from pg_database
                           where datallowconn and not datistemplate and datconnlimit <> -2),
-            'oids', (select json_object_agg(oid, datname) from pg_database),
+            'unlogged', case when pg_last_wal_replay_lsn() is null then null else ({UNLOGGED}) end,
+            'template1', (select datallowconn from pg_database where datname = 'template1'),
             'prepared', (select json_agg(gid order by gid) from pg_prepared_xacts),
             'reached', json_build_object(
                 'time', to_char(pg_last_xact_replay_timestamp() at time zone 'UTC', {quote_literal(ISO_8601)}),
@@ -190,8 +202,9 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
             if recorded and recorded != actual
         ],
         reached=after["reached"],
-        oids=after["oids"],
+        unlogged=after["unlogged"] or {},
         prepared=after["prepared"] or [],
+        probed="template1" if after["template1"] else next(iter(after["databases"] or []), None),
         log=list(log),
     )
 
@@ -253,49 +266,18 @@ _OPTIONS = (
 
 
 def _run(
-    argv: Sequence[str],
-    script: str,
-    *,
-    user: str,
-    log: str,
-    env: Mapping[str, str],
-    timeout: float,
-    confined: Mapping[str, Any],
-    started: Callable[[int], None],
+    argv: Sequence[str], script: str, *, room: Sandbox, log: str, timeout: float, claim: Callable[[Process], None]
 ) -> tuple[int, str]:
     """Return code and output. The log is written to while it runs: a long recovery can be followed there."""
-    errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # followed while it runs
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment(env, user=user),
-            cwd="/",
-            umask=0o077,
-            start_new_session=True,
-            **identity(user),
-            **confined,
+        # The memory is the server's own affair; what it prints is the archive's, and has a bound.
+        done = room.run(
+            argv, timeout=timeout, check=False, stdin=script.encode(), log=log, memory=0, limit=MOST_SAID, claim=claim
         )
-    finally:
-        os.close(errors)
-    try:
-        started(process.pid)
-        output, _nothing = process.communicate(script.encode(), timeout)
-    except BaseException as error:
-        shared_memory = shared_memory_of(process.pid)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
-        release(shared_memory)
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise PostgresError(
-                f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout).",
-                log_tail=log_tail(log),
-            ) from None
-        raise
-    return process.returncode, output.decode("utf-8", "replace")
+    except CommandError:
+        problem = f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout)."
+        raise PostgresError(problem, log_tail=log_tail(log)) from None
+    return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def _copy(expression: str) -> str:

@@ -9,7 +9,6 @@ that can be known; the rest is read from what the server says.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -24,10 +23,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal i
     segment_number,
     wal_segments,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
-    PostgresError,
-    read_regular_file,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IGNORES_INVALID_PAGES",
-    "RECOVERED",
     "SHUT_DOWN",
     "Recovery",
     "allows_in_place_tablespaces",
@@ -48,13 +43,9 @@ __all__ = [
     "missing_wal",
     "next_segment",
     "plan_recovery",
-    "read_recovered",
     "recovered_to",
 ]
 
-# What was reached is kept beside the data: a later start of the same copy has nothing to recover any more. It says of
-# which copy it speaks, because an archive of a copy that was put to use has such a file, too.
-RECOVERED = "instant_recovery.json"
 SHUT_DOWN = "shut down in order"  # the reason where there was nothing to recover
 # From these on a tablespace may be a plain directory, which it becomes where its creation is taken out of the WAL.
 IN_PLACE_TABLESPACES = {12: 12, 13: 8, 14: 5}  # minor by major version; all of 15 and newer
@@ -209,24 +200,6 @@ def check_invalid_pages(log: Sequence[str], left_out: Iterable[str]) -> None:
             f"The WAL changes pages that are not in the copy, of {', '.join(others[:5])}: the copy is damaged, or was "
             "not taken at one moment. Use another archive."
         )
-
-
-def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str, Any] | None:
-    """What an earlier start of this copy recovered to, as C(target) and C(recovered_to), and C(problem) where that is
-    not what was wanted.
-
-    copy: Request.copy; what is said of another one does not count. Of a copy whose server runs it need not be given.
-    """
-    content = read_regular_file(os.path.join(data_directory, RECOVERED))
-    try:
-        found = json.loads(content or b"null")
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or copy not in (None, found.get("copy")):
-        return None
-    target, reached = found.get("target"), found.get("recovered_to")
-    is_whole = isinstance(reached, dict) and reached.keys() == {"time", "lsn", "timeline", "reason"}
-    return found if is_whole and (target is None or isinstance(target, str)) else None
 
 
 def _not_reached(target: Target, said: str) -> str:

@@ -22,14 +22,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import TablespaceRecord, scan_segment
 
 if TYPE_CHECKING:
-    import pwd
-
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive
 
 __all__ = ["PIPES", "WalServer"]
 
-PIPES = ("wal.ask", "wal.answer")  # in the server's private directory
+PIPES = ("wal.ask", "wal.answer")  # in a directory of ours
 SEGMENT_NAME = 24  # characters; histories have other names
+LONGEST_QUESTION = 256  # bytes; who asks is not trusted
 ENDING = 60  # seconds for the file that is being read when the server ends
 
 
@@ -40,7 +40,7 @@ class WalServer:
     there, and records what was taken out of the WAL. Without an archive nothing is there.
     """
 
-    def __init__(self, archive: WalArchive | None, directory: str, account: pwd.struct_passwd) -> None:
+    def __init__(self, archive: WalArchive | None, directory: str, account: Account) -> None:
         self.problem: RecoveryError | None = None
         self.missing: str | None = None
         self.records: dict[int, TablespaceRecord] = {}
@@ -50,6 +50,11 @@ class WalServer:
         self._cache: dict[str, bytes] = {}
         self._pipes: dict[str, int] = {}
         self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    @property
+    def pipes(self) -> tuple[str, ...]:
+        """Paths that the restore_command has to be able to write and read."""
+        return (self._ask, self._answer)
 
     @property
     def command(self) -> str:
@@ -87,10 +92,7 @@ class WalServer:
         self._remove()
 
     def _make_pipe(self, path: str) -> int:
-        """A new pipe of the server's user, as a descriptor that only names it.
-
-        The directory belongs to that user, who may put links there at any time: so the name is not used again.
-        """
+        """A new pipe of the server's user, as a descriptor that only names it."""
         with suppress(FileNotFoundError):
             os.unlink(path)
         os.mkfifo(path, 0o600)
@@ -99,8 +101,8 @@ class WalServer:
         if not stat.S_ISFIFO(state.st_mode) or state.st_uid != os.geteuid():
             os.close(pipe)
             raise FileExistsError(errno.EEXIST, "something else was put in its place", path)
-        if self._account.pw_uid != os.geteuid():
-            os.chown(f"/proc/self/fd/{pipe}", self._account.pw_uid, self._account.pw_gid)
+        if self._account.uid != os.geteuid():
+            os.chown(f"/proc/self/fd/{pipe}", self._account.uid, self._account.gid)
         return pipe
 
     def _open(self, path: str, flags: int) -> int:
@@ -114,7 +116,7 @@ class WalServer:
         self._pipes.clear()
 
     def _serve(self) -> None:
-        while name := self._questions.readline().decode("ascii", "replace").strip():
+        while name := self._questions.readline(LONGEST_QUESTION).decode("ascii", "replace").strip():
             content = self._content(name)
             if content is None and len(name) == SEGMENT_NAME:
                 self.missing = name
@@ -126,8 +128,6 @@ class WalServer:
                 self.problem = self.problem or RecoveryError(f"WAL file {name} could not be handed over: {error}.")
 
     def _give(self, content: bytes) -> None:
-        if not os.path.samestat(os.lstat(self._answer), os.fstat(self._pipes[self._answer])):
-            raise FileExistsError(errno.EEXIST, "something else was put in place of the pipe", self._answer)
         with os.fdopen(self._open(self._answer, os.O_WRONLY), "wb", buffering=0) as answer:
             view = memoryview(content)
             while view:

@@ -1,35 +1,30 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A throw-away PostgreSQL server on a copied data directory: started, recognised, stopped."""
+"""A throw-away PostgreSQL server on a copied data directory: started, asked, stopped.
+
+From the first run of the server's program on, the copy and the directory of its socket are the archive's, and may
+change at any time. Nothing here reads or writes them from then on: what the server is told lies in the session's
+directory `config`, what it answers comes through its socket, its output and its log, and which process it is stands in
+the session's record.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
-import re
 import secrets
-import select
+import socket
+import stat
+import struct
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import (
-    apply_steps,
-    empty_left_out,
-    silenced,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import (
-    Facts,
-    Found,
-    look_into,
-    unlogged_relations,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import Facts, Found, look_into
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
     SESSION_ROLE,
     Catalogs,
@@ -40,7 +35,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepa
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
     IGNORES_INVALID_PAGES,
-    RECOVERED,
     SHUT_DOWN,
     allows_in_place_tablespaces,
     check_invalid_pages,
@@ -53,40 +47,46 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_resto
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import render_configuration
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import last_commit
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import ADDRESS, reserve_port
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
-    PostgresError,
-    read_regular_file,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
-    MARKER,
     Process,
-    identify,
-    open_pidfd,
-    spawn,
+    descendants,
     stop,
+    stop_all,
+    wait_for_any_end,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import (
     release,
     shared_memory_of,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["STOP_SIGNALS", "Running", "clients_probe", "find_running", "recorded_result", "start_server", "stop_server"]
+__all__ = ["STOP_SIGNALS", "clients_probe", "running_server", "start_server", "stop_server"]
 
+CLAIM = "server"  # of the session's record; by it alone a process is known as the session's server
 SERVICE = "instant_recovery"  # in the connection service file
-# What the environment of the one who starts may say is meant for other servers. Names come with their schemas.
-PSQL_ENVIRONMENT = {"PGOPTIONS": "-c search_path=", "PGPASSWORD": "", "PGCLIENTENCODING": "UTF8"}
+# Names come with their schemas, and nothing that the one who starts has set for other servers counts.
+PSQL_ENVIRONMENT = {
+    "PGOPTIONS": "-c search_path=",
+    "PGCLIENTENCODING": "UTF8",
+    "PGCONNECT_TIMEOUT": "3",
+    "PGPASSFILE": "/dev/null",
+    "PGSERVICEFILE": "/dev/null",
+    "PGSYSCONFDIR": "/nonexistent",
+}
 
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
-READY = ("ready", "standby")  # as postmaster.pid has it: src/include/utils/pidfile.h
+LOOKS = 0.02  # seconds between two attempts to reach a server that is starting; nothing tells of its socket
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
 # the server counts without an extension; of a client that stays and reads no table it counts none until it leaves. So
@@ -111,223 +111,125 @@ COUNTED = """(
     )"""
 # Up to 14 another process counts, to which a server without connections cannot talk: to ask it would take ten seconds.
 COUNTS_BY_ITSELF = 15
-PASSWORD = re.compile(r":([0-9a-f]{48})\n")
+MOST_SAID = 16 << 20  # bytes that a database may tell about itself
 
-# What a start writes into the socket directory.
-PASSFILE = "pgpass"
-FILES = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", PASSFILE, "pg_service.conf", "server.json", *PIPES)
+# What a start writes, by the session's directory it is in. The first are for the server, the others for its clients.
+CONFIGURATION = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", *PIPES)
+PASSFILE, SERVICE_FILE = "pgpass", "pg_service.conf"
 HBA = f"""\
 # Through the socket: everybody whom the directory's mode lets in, which is the server's own user.
 local all all trust
 # Through TCP: the session's role with its generated password. Passwords of archived roles do not open this server.
 host all {SESSION_ROLE} {ADDRESS}/32 scram-sha-256
 """
+PROTOCOL = 3 << 16  # of clients: PostgreSQL's documentation, "Message Formats", StartupMessage
+STARTING_UP = b"57P03"  # SQLSTATE cannot_connect_now
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that runs on a data directory, as postmaster.pid has it. status: starting, ready, stopping, standby."""
-
-    process: Process
-    port: int
-    socket_directory: str
-    status: str
-
-    @property
-    def ready(self) -> bool:
-        """Whether it accepts connections."""
-        return self.status in READY
-
-
-def start_server(plan: Plan, *, session: Session | None, avoid: frozenset[int] = frozenset()) -> dict[str, Any]:
+def start_server(plan: Plan, *, session: Session, avoid: frozenset[int] = frozenset()) -> dict[str, Any]:
     """Do what plan says and return what the module returns.
 
     Unless plan has a port, those in avoid are passed over. session gets a claim before each process is started. When
     this raises, everything that was started has ended.
     """
     deadline = time.monotonic() + plan.request.timeout
-    made = _make_directories(plan)
     try:
         with reserve_port(plan.request.port, avoid=avoid) as port:
             apply_steps(plan.clone.steps, plan.account)
-            password = _kept_password(plan) or secrets.token_hex(24)
+            password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)
-            with plan.confinement.arguments() as confined:
-                prepared = _prepare(plan, argv, password, session, deadline, confined)
-                process = _start(plan, argv, session, deadline, confined)
+            prepared = _prepare(plan, argv, password, session, deadline)
+            process = _start(plan, argv, port, session, deadline)
         databases = prepared.catalogs.databases
         database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
-        _write(plan, PASSFILE, f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
-        _write(plan, "pg_service.conf", _service(plan, port, database))
-        with ThreadPoolExecutor(max_workers=1) as meanwhile:
-            unlogged = meanwhile.submit(unlogged_relations, plan.data.path, prepared.catalogs.oids)
-            _log_in(plan)
-        result = _result(plan, process, port, prepared, database, _facts(plan, prepared, unlogged.result()))
-        _write(plan, "server.json", json.dumps(result, indent=1))
-        return result
+        _write(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
+        _write(plan.request.client(SERVICE_FILE), _service(plan, port, database))
+        _log_in(plan, port, database)
+        return _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
     except BaseException:
-        stop_server(plan.data.path, plan.request.socket_directory, keep_password=session is not None)
-        for directory in made:
-            with suppress(OSError):  # a directory with the log in it stays: the log says what happened
-                os.rmdir(directory)
+        stop_server(session)
         raise
 
 
-def clients_probe(plan: Plan) -> dict[str, Any]:
-    """What asks the server for its clients, for the session's record: argv, env and user of a command.
+def clients_probe(plan: Plan, port: int) -> dict[str, Any]:
+    """What asks the server for its clients, for the session's record: argv, env and the sandbox of a command.
 
     It prints JSON: clients, active_clients, queries (null where they are not counted) and traces, which differ after
     what clients do. It asks in template1, whose own transactions do not count.
     """
     counts = plan.data.major >= COUNTS_BY_ITSELF or plan.request.network == "host"
     query = CLIENTS.format(COUNTED if counts else "null")
-    service = f"service={SERVICE} dbname={PROBED}"
     return {
-        "argv": [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, service],
-        "env": {
-            "PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"),
-            "PGCONNECT_TIMEOUT": "3",
-            **PSQL_ENVIRONMENT,
-            **_environment(plan),
-        },
-        "user": plan.account.pw_name,
+        "argv": _psql(plan, port, PROBED, query),
+        "env": PSQL_ENVIRONMENT,
+        "sandbox": _client_room(plan, port).as_dict(),
     }
 
 
-def recorded_result(running: Running) -> dict[str, Any] | None:
-    """What start_server returned for this server, or None when its start was cut off before."""
-    content = read_regular_file(os.path.join(running.socket_directory, "server.json"))
-    try:
-        result: dict[str, Any] = json.loads(content or b"{}")
-    except ValueError:
-        return None
-    return result if result.get("pid") == running.process.pid else None
+def running_server(session: Session) -> Process | None:
+    """The session's server, as its record claims it, or None where that does not run."""
+    claimed = next((claim["process"] for claim in session.record["claims"] if claim["name"] == CLAIM), None)
+    process = Process.from_dict(claimed) if claimed else None
+    return process if process is not None and process.alive() else None
 
 
-def stop_server(data_directory: str, socket_directory: str | None, *, keep_password: bool = False) -> bool:
-    """Stop the server of data_directory and remove what its start wrote. Returns whether there was anything to do.
-
-    keep_password leaves the session role's password for the next start.
+def stop_server(session: Session) -> bool:
+    """Stop the session's server and remove what its start wrote. Returns whether there was anything to do.
 
     Raises PostgresError when the server does not end.
     """
-    running = find_running(data_directory)
-    if running is not None and not _end(running.process):
+    process = running_server(session)
+    if process is not None and not _end(process):
         raise PostgresError(
-            f"The server on {data_directory}, process {running.process.pid}, did not end: the kernel holds it, "
-            "probably because the file system below does not answer. Stop it again when that has been mended."
+            f"The server of session {session.id}, process {process.pid}, did not end: the kernel holds it, probably "
+            "because the file system below does not answer. Stop it again when that has been mended."
         )
-    # After SIGKILL the server's lock files are left, its pid among them.
-    left = [os.path.join(data_directory, "postmaster.pid")] if running else []
-    directory = socket_directory or (running.socket_directory if running else None)
-    if directory is not None:
-        left += [os.path.join(directory, name) for name in FILES if not (keep_password and name == PASSFILE)]
-        left += [os.path.join(directory, name) for name in _names(directory) if name.startswith(".s.PGSQL.")]
+    remove_tree(session.path("run"))
+    client = session.path("client")
+    left = [os.path.join(session.path("config"), name) for name in CONFIGURATION]
+    left += [os.path.join(client, name) for name in os.listdir(client)]
     removed = [path for path in left if _unlink(path)]
-    return running is not None or bool(removed)
+    return process is not None or bool(removed)
 
 
 def _end(process: Process) -> bool:
-    """Stop process and remove what it would leave if it had to be killed; whether it ended."""
+    """Stop process and whatever it has started, and remove what they would leave; whether all ended."""
     shared_memory = shared_memory_of(process.pid)
-    ended = stop(process, STOP_SIGNALS)
+    family = descendants(process)
+    ended = stop(process, STOP_SIGNALS) and not stop_all(family, STOP_SIGNALS[-1:])
     if ended:
         release(shared_memory)
     return ended
 
 
-def find_running(data_directory: str) -> Running | None:
-    """The server that runs on data_directory, or None.
-
-    An archived postmaster.pid names a process of another machine or time. So it counts only when that process has
-    this data directory on its command line and belongs to the directory's owner.
-    """
-    content = read_regular_file(os.path.join(data_directory, "postmaster.pid"))
-    lines = (content or b"").decode("utf-8", "surrogateescape").splitlines()
-    try:
-        pid = abs(int(lines[0]))  # negative: the single-user run of a start
-        port = int(lines[3]) if len(lines) > 3 else 0
-    except (IndexError, ValueError):
-        return None
-    process = identify(pid)
-    if process is None or not _serves(pid, os.path.realpath(data_directory)) or not process.alive():
-        return None
-    return Running(
-        process=process,
-        port=port,
-        socket_directory=lines[4].strip() if len(lines) > 4 else "",
-        status=lines[7].strip() if len(lines) > 7 else "starting",
-    )
-
-
-def _serves(pid: int, data_directory: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = [os.fsdecode(word) for word in file.read().split(b"\0")]
-        owner = os.stat(f"/proc/{pid}").st_uid
-        return words[words.index("-D") + 1] == data_directory and owner == os.stat(data_directory).st_uid
-    except (OSError, IndexError, ValueError):
-        return False
-
-
-def _kept_password(plan: Plan) -> str | None:
-    """The password that an earlier start in the same session gave the session's role."""
-    if plan.request.session_directory is None:
-        return None
-    content = read_regular_file(os.path.join(plan.request.socket_directory, PASSFILE)) or b""
-    found = PASSWORD.search(content.decode("ascii", "replace"))
-    return found.group(1) if found else None
-
-
-def _make_directories(plan: Plan) -> list[str]:
-    """Make the directories that are missing; which ones."""
-    made = []
-    request, account = plan.request, plan.account
-    for directory in (request.socket_directory, request.log_directory):
-        if not os.path.isdir(directory):
-            os.makedirs(directory, mode=0o700)
-            made.append(directory)
-    if request.socket_directory in made and account.pw_uid != os.geteuid():
-        os.chown(request.socket_directory, account.pw_uid, account.pw_gid)
-    return made
-
-
 def _configure(plan: Plan, port: int) -> list[str]:
     """Write the session's configuration; the command line that uses it and nothing else."""
-    directory = plan.request.socket_directory
-    _write(plan, "postgresql.conf", render_configuration(plan.sections))
-    _write(plan, "pg_hba.conf", HBA)
-    _write(plan, "pg_ident.conf", "")
-    session = os.path.basename(plan.request.session_directory or "")
-    quoted = directory.replace('"', '""')
+    request = plan.request
+    files = {"postgresql.conf": render_configuration(plan.sections), "pg_hba.conf": HBA, "pg_ident.conf": ""}
+    for name, text in files.items():
+        _write(request.config(name), text, reader=plan.account.gid)
+    quoted = request.socket_directory.replace('"', '""')
     settings = {
-        "config_file": os.path.join(directory, "postgresql.conf"),
-        "hba_file": os.path.join(directory, "pg_hba.conf"),
-        "ident_file": os.path.join(directory, "pg_ident.conf"),
+        "config_file": request.config("postgresql.conf"),
+        "hba_file": request.config("pg_hba.conf"),
+        "ident_file": request.config("pg_ident.conf"),
         "port": str(port),
         "unix_socket_directories": f'"{quoted}"',  # a list: without quotes a comma would part it
-        "cluster_name": f"{SERVICE} {session}".strip()[:63],
+        "cluster_name": f"{SERVICE} {os.path.basename(request.directory)}".strip()[:63],
         **plan.guards,
     }
     return [plan.binaries.program("postgres"), "-D", plan.data.path, *_options(settings)]
 
 
-def _write(plan: Plan, name: str, text: str, *, directory: str | None = None) -> None:
-    """A file in the socket directory, for the server's user alone. That user may have planted links there."""
-    path = os.path.join(directory or plan.request.socket_directory, name)
-    temporary = f"{path}.new"
-    _unlink(temporary)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _write(path: str, text: str, *, reader: int | None = None) -> None:
+    """Make a file anew in a directory of ours, for us alone, or also for a group."""
+    _unlink(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        if plan.account.pw_uid != os.geteuid():
-            os.fchown(descriptor, plan.account.pw_uid, plan.account.pw_gid)
+        if reader is not None and reader != os.getegid():
+            os.fchown(descriptor, -1, reader)
+            os.fchmod(descriptor, 0o640)
         file.write(text)
-    os.rename(temporary, path)
-
-
-def _environment(plan: Plan) -> dict[str, str]:
-    directory = plan.request.session_directory
-    return {} if directory is None else {MARKER: directory}
 
 
 @dataclass(frozen=True)
@@ -339,37 +241,34 @@ class _Prepared:
     silenced: list[dict[str, str]]
 
 
-def _prepare(
-    plan: Plan, argv: list[str], password: str, session: Session | None, deadline: float, confined: dict[str, Any]
-) -> _Prepared:
+def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadline: float) -> _Prepared:
     """Recover the cluster and change its catalogs, before anybody can connect."""
-    if session is not None:
-        session.claim(name="server", kind="process", signals=PREPARE_SIGNALS)
+    session.claim(name=CLAIM, kind="process", signals=PREPARE_SIGNALS)
     recovery, start = plan.recovery, plan.clone.backup.start
     # Recovery removes this WAL, and unless it is archive recovery does not tell.
     commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
-    server = WalServer(recovery.archive if recovery else None, plan.request.socket_directory, plan.account)
+    server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
     settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    left_out = {} if plan.recovered else plan.clone.left_out
+    if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
+        settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
     with ExitStack() as serving:
+        pipes: tuple[str, ...] = ()
         if recovery is not None:
             serving.enter_context(server)
             settings.update(recovery.settings(server.command))
-            _write(plan, "recovery.signal", "", directory=plan.data.path)
-        left_out = {} if plan.recovered else plan.clone.left_out
-        if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
-            settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
+            pipes = server.pipes
+            _signal_recovery(plan)
         try:
             catalogs = prepare(
                 [*argv, *_options(settings)],
-                user=plan.account.pw_name,
+                room=plan.sandbox.for_tool(readable=plan.sandbox.readable, writable=[*plan.sandbox.writable, *pipes]),
                 log=plan.request.log,
-                env=_environment(plan),
                 timeout=deadline - time.monotonic(),
                 major=plan.data.major,
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
                 read_only=plan.request.read_only,
-                confined=confined,
-                started=lambda pid: _claimed(session, pid),
+                claim=lambda process: session.amend_claim(CLAIM, process=process),
                 explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
             )
         finally:
@@ -378,20 +277,35 @@ def _prepare(
                 raise server.problem
     if left_out:
         check_invalid_pages(catalogs.log, left_out)
-        empty_left_out(plan.clone, plan.account)
+        _empty(plan, left_out)
     return _Prepared(
-        catalogs, _reached(plan, catalogs, commit), [silenced(record) for record in server.records.values()]
+        catalogs,
+        _reached(plan, session, catalogs, commit),
+        [silenced(record) for record in server.records.values()],
     )
 
 
-def _claimed(session: Session | None, pid: int) -> None:
-    process = identify(pid)
-    if session is not None and process is not None:
-        session.amend_claim("server", process=process)
+def _signal_recovery(plan: Plan) -> None:
+    """Ask for archive recovery. Nothing of the archive has run yet, and no link is on the way (read_data_directory)."""
+    path = os.path.join(plan.data.path, "recovery.signal")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb"):
+        if plan.account.uid != os.geteuid():
+            os.fchown(descriptor, plan.account.uid, plan.account.gid)
 
 
-def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
-    """The point that the copy shows, kept beside its data for later starts. Raises PostgresError where it is wrong."""
+def _empty(plan: Plan, left_out: Mapping[str, str]) -> None:
+    """Remove what recovery has put into tablespaces that are left out: parts of tables, which would pass for all.
+
+    It is done by a program in the server's place, since the server's program may have put links there.
+    """
+    room = plan.sandbox.for_tool(writable=plan.sandbox.writable)
+    argv = ["/usr/bin/find", *left_out.values(), "-mindepth", "1", "-delete"]
+    room.run(argv, timeout=plan.request.timeout)
+
+
+def _reached(plan: Plan, session: Session, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
+    """The point that the copy shows, recorded for later starts. Raises PostgresError where it is wrong."""
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
     reached = recovered_to(catalogs.reached, catalogs.log)
@@ -399,8 +313,8 @@ def _reached(plan: Plan, catalogs: Catalogs, commit: float | None) -> dict[str, 
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
     problem = check_outcome(plan.recovery, catalogs.log)
-    kept = {"copy": plan.request.copy, "target": None if target is None else str(target), "recovered_to": reached}
-    _write(plan, RECOVERED, json.dumps({**kept, "problem": problem}), directory=plan.data.path)
+    known = {"target": None if target is None else str(target), "recovered_to": reached, "problem": problem}
+    session.update(recovered=known)
     if problem is not None:
         raise PostgresError(problem, log_tail=log_tail(plan.request.log))
     return reached
@@ -410,127 +324,144 @@ def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def _start(plan: Plan, argv: list[str], session: Session | None, deadline: float, confined: dict[str, Any]) -> Process:
+def _start(plan: Plan, argv: list[str], port: int, session: Session, deadline: float) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
     log = plan.request.log
     begin = os.path.getsize(log)
-    if session is not None:
-        session.claim(name="server", kind="process", signals=STOP_SIGNALS)
-    with _watch(plan.data.path) as changes:
-        process = spawn(argv, log=log, env=_environment(plan), user=plan.account.pw_name, **confined)
-        is_ready = False
-        try:
-            if session is not None:
-                session.amend_claim("server", process=process)
-            is_ready = _wait_until_ready(plan.data.path, process, changes, deadline)
-            if session is not None and is_ready:
-                session.amend_claim("server", shared_memory=shared_memory_of(process.pid))
-            is_late = process.alive()
-        finally:
-            if not is_ready:
-                _end(process)
-    if is_ready:
-        return process
+    session.claim(name=CLAIM, kind="process", signals=STOP_SIGNALS)
+    plan.serving(port).start(argv, log=log, env={}, claim=lambda process: session.amend_claim(CLAIM, process=process))
+    process = running_server(session)
+    is_ready = False
+    try:
+        is_ready = process is not None and _wait_until_ready(plan, port, process, deadline)
+        if process is not None and is_ready:
+            session.amend_claim(CLAIM, shared_memory=shared_memory_of(process.pid))
+            return process
+        is_late = process is not None and process.alive()
+    finally:
+        if process is not None and not is_ready:
+            _end(process)
     said = log_tail(log, begin=begin)
     late = f"was not ready within {plan.request.timeout:g} s: give it more time (timeout)."
     problem = late if is_late else f"did not start: {reason(said)}"
     raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said)
 
 
-def _wait_until_ready(data_directory: str, process: Process, changes: int | None, deadline: float) -> bool:
-    """Whether process became ready before the deadline; otherwise it has ended or takes too long."""
-    while process.alive():
-        running = find_running(data_directory)
-        if running is not None and running.process == process and running.ready:
+def _wait_until_ready(plan: Plan, port: int, process: Process, deadline: float) -> bool:
+    """Whether process accepts connections before the deadline; otherwise it has ended or takes too long."""
+    while process.alive() and time.monotonic() < deadline:
+        if _publish_socket(plan, port) and _accepts(plan.request.client(_socket_name(port))):
             return True
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        _await(process, changes, left)
+        wait_for_any_end([process], timeout=LOOKS)
     return False
 
 
-def _await(process: Process, changes: int | None, seconds: float) -> None:
-    """Return when process has ended or something has changed, at the latest after so many seconds."""
-    pidfd = open_pidfd(process)
-    watched = [descriptor for descriptor in (pidfd, changes) if descriptor is not None]
-    try:
-        waiter = select.poll()
-        for descriptor in watched:
-            waiter.register(descriptor, select.POLLIN)
-        # Where the kernel cannot tell both, look again soon.
-        waiter.poll(1000 * (seconds if len(watched) == 2 else min(seconds, 0.02)))
-        if changes is not None:
-            with suppress(BlockingIOError):
-                os.read(changes, 65536)
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
+def _socket_name(port: int) -> str:
+    return f".s.PGSQL.{port}"
 
 
-@contextmanager
-def _watch(directory: str) -> Iterator[int | None]:
-    """A descriptor that becomes readable when a file in directory is written (inotify); None where there is none left.
+def _publish_socket(plan: Plan, port: int) -> bool:
+    """Have the server's socket in the directory for clients as well, by a name that the server cannot put another to.
 
-    It tells of postmaster.pid, in which a server writes its state whichever way it was built.
+    In its own directory a link could lead whoever connects to production's socket.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
-    if descriptor < 0:
-        yield None
-        return
+    published = plan.request.client(_socket_name(port))
+    _unlink(published)  # of a moment ago, if the server has not answered through it
     try:
-        written = 0x2 | 0x8 | 0x80 | 0x100  # IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_TO, IN_CREATE
-        watch = libc.inotify_add_watch(descriptor, os.fsencode(directory), written)
-        yield descriptor if watch >= 0 else None
+        made = os.open(
+            os.path.join(plan.request.socket_directory, _socket_name(port)), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+    except OSError:
+        return False
+    try:
+        state = os.fstat(made)
+        if not stat.S_ISSOCK(state.st_mode) or state.st_uid != plan.account.uid:
+            return False
+        # With a descriptor for directories, Python calls linkat(2), which takes what /proc/self/fd stands for.
+        os.link(f"/proc/self/fd/{made}", published, src_dir_fd=made, follow_symlinks=True)
     finally:
-        os.close(descriptor)
+        os.close(made)
+    return True
+
+
+def _accepts(path: str) -> bool:
+    """Whether a server accepts connections at a socket, as the first byte of its answer tells (libpq's PQping)."""
+    body = struct.pack("!I", PROTOCOL) + f"user\0{SESSION_ROLE}\0database\0{PROBED}\0\0".encode()
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        client.connect(path)
+        client.sendall(struct.pack("!I", len(body) + 4) + body)
+        answer = client.recv(1024)
+        # Any other refusal is the login's to explain.
+        return answer.startswith(b"R") or (answer.startswith(b"E") and STARTING_UP not in answer)
+    return False
 
 
 def _service(plan: Plan, port: int, database: str) -> str:
     entries = {
-        "host": ADDRESS,
+        # Through the socket: whoever takes the port when the server has died must not be told the password.
+        "host": plan.request.client(),
         "port": str(port),
         "user": SESSION_ROLE,
-        "dbname": database,
-        "passfile": os.path.join(plan.request.socket_directory, PASSFILE),
-        # The server has neither, and the environment of a client may insist on them.
+        # A name out of the archive could hold further lines.
+        "dbname": database if database.isprintable() and database == database.strip() else PROBED,
+        # The server has none of these, and the environment of a client may insist on them.
+        "hostaddr": "",
+        "passfile": plan.request.client(PASSFILE),
         "sslmode": "disable",
         "gssencmode": "disable",
+        "target_session_attrs": "any",
     }
     return f"[{SERVICE}]\n" + "".join(f"{name}={value}\n" for name, value in entries.items())
 
 
-def _log_in(plan: Plan) -> None:
+def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
+    """A command line on which nothing is left to service files, environments or defaults."""
+    parts = {
+        "host": plan.request.client(),
+        "port": str(port),
+        "user": SESSION_ROLE,
+        "dbname": database,
+        "sslmode": "disable",
+        "gssencmode": "disable",
+    }
+    quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in parts.items()}
+    target = " ".join(f"{name}='{value}'" for name, value in quoted.items())
+    return [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, target]
+
+
+def _client_room(plan: Plan, port: int) -> Sandbox:
+    """Where our own programs talk to the server: it may answer with anything."""
+    programs = plan.binaries.trees()
+    return plan.sandbox.for_tool(readable=programs, writable=[plan.request.client(_socket_name(port))], network="unix")
+
+
+def _log_in(plan: Plan, port: int, database: str) -> None:
     """Log in once as a user of the session would. Raises PostgresError when that fails."""
-    service_file = os.path.join(plan.request.socket_directory, "pg_service.conf")
-    argv = [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", "select 1", f"service={SERVICE}"]
-    environment = {"PGSERVICEFILE": service_file, **PSQL_ENVIRONMENT, **_environment(plan)}
     try:
-        run(argv, timeout=30, env=environment, user=plan.account.pw_name)
+        _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=30, env=PSQL_ENVIRONMENT)
     except CommandError as error:
         message = f"The server is ready, but the session's role cannot log in: {error.stderr.strip() or error}"
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
 
 
-def _facts(plan: Plan, prepared: _Prepared, unlogged: dict[str, int]) -> Facts:
+def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:
     """What can be said about the data; the databases are asked unless that is not wanted."""
     databases, control = prepared.catalogs.databases, plan.data.control
-    environment = {"PGSERVICEFILE": os.path.join(plan.request.socket_directory, "pg_service.conf"), **PSQL_ENVIRONMENT}
     found = Found(not_looked_into=list(databases))
     if plan.request.examine:
-        found = look_into(
-            databases,
-            psql=plan.binaries.program("psql"),
-            bindir=plan.binaries.bindir,
-            env={**environment, **_environment(plan)},
-            user=plan.account.pw_name,
-        )
+        room = _client_room(plan, port)
+
+        def ask(database: str, query: str, timeout: float) -> bytes:
+            argv = _psql(plan, port, database, query)
+            return room.run(argv, timeout=timeout, env=PSQL_ENVIRONMENT, limit=MOST_SAID).stdout
+
+        found = look_into(databases, ask=ask, bindir=plan.binaries.bindir)
     return Facts(
         checksums=control.data_checksum_version != 0,
         last_commit=prepared.recovered_to["time"],
         prepared_transactions=prepared.catalogs.prepared,
-        unlogged_relations=unlogged,
+        unlogged_relations=prepared.catalogs.unlogged,
         found=found,
         collations=prepared.catalogs.collations,
         was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
@@ -542,12 +473,11 @@ def _result(
 ) -> dict[str, Any]:
     catalogs = prepared.catalogs
     warnings = [*plan.warnings, *catalogs.warnings, *facts.warnings()]
-    directory = plan.request.socket_directory
-    passfile = os.path.join(directory, PASSFILE)
+    passfile = plan.request.client(PASSFILE)
     return {
         "version": plan.binaries.version,
         "port": port,
-        "socket_directory": directory,
+        "socket_directory": plan.request.client(),
         "pid": process.pid,
         "user": SESSION_ROLE,
         "superuser": catalogs.superuser,
@@ -555,7 +485,7 @@ def _result(
         "connection_string": (
             f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='')}?passfile={quote(passfile)}"
         ),
-        "service_file": os.path.join(directory, "pg_service.conf"),
+        "service_file": plan.request.client(SERVICE_FILE),
         "log": plan.request.log,
         "bindir": plan.binaries.bindir,
         "read_only": plan.request.read_only,
@@ -568,13 +498,6 @@ def _result(
         "session": None,
         **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
 
 
 def _unlink(path: str) -> bool:

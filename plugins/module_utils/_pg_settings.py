@@ -159,7 +159,7 @@ RESERVED = {
     **dict.fromkeys(("include", "include_dir", "include_if_exists"), "a session's configuration is one file"),
     "external_pid_file": "a session has none",
     "port": "use the option port",
-    "unix_socket_directories": "use the option socket_directory",
+    "unix_socket_directories": "a session has a directory of its own for it",
     "default_transaction_read_only": "use the option read_only",
     "cluster_name": "it marks the session's processes in ps",
 }

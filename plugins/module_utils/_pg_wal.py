@@ -19,11 +19,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed
+
+    # Runs pg_waldump with these arguments, and lets it read this directory; how it ended is for the caller to judge.
+    WalDump = Callable[[str, Sequence[str]], Completed]
 
 __all__ = [
     "Patch",
@@ -117,19 +121,19 @@ def wal_segments(directory: str) -> list[str]:
         return []
 
 
-def tablespace_records(directory: str, start: Start, *, waldump: str | None, timeout: float) -> list[TablespaceRecord]:
+def tablespace_records(directory: str, start: Start, *, waldump: WalDump | None) -> list[TablespaceRecord]:
     """Every CREATE TABLESPACE in directory that recovery from start can come to.
 
-    waldump is the path of pg_waldump, which says within a fraction of a second (400 MB: 0.2 s) that there is none, the
-    usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s).
+    waldump runs pg_waldump on a directory, which says within a fraction of a second (400 MB: 0.2 s) that there is none,
+    the usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s).
     """
     size = start.segment_size
     names = [name for name in wal_segments(directory) if segment_number(name, size) >= start.position // size]
     # It looks at one timeline, up to the first gap, where recovery may go on with WAL from elsewhere.
     if waldump is not None and names == _following(start, len(names)):
-        argv = [waldump, "--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
+        arguments = ["--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
         with _read_ahead([os.path.join(directory, name) for name in names]):
-            done = run([*argv, "--rmgr", "Tablespace"], timeout=timeout, check=False)
+            done = waldump(directory, [*arguments, "--rmgr", "Tablespace"])
         # It goes on until there is no more valid record, as recovery does, and calls this an error.
         if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
             return []

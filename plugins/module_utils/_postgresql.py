@@ -8,25 +8,30 @@ directory to production), `_pg_settings` (the configuration a clone runs with), 
 
 from __future__ import annotations
 
+import errno
 import locale
 import os
-import pwd
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import PgControl, parse_pg_control
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import open_inside
+
+if TYPE_CHECKING:
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
 
 __all__ = [
     "OLDEST_MAJOR",
     "DataDirectory",
     "PostgresError",
+    "check_account",
     "has_locale",
     "quote_literal",
     "quote_setting",
     "read_data_directory",
     "read_regular_file",
-    "server_account",
 ]
 
 OLDEST_MAJOR = 12  # before, how to recover stood in a file of its own, and pg_control had other layouts
@@ -52,7 +57,7 @@ class DataDirectory:
 def read_data_directory(path: str) -> DataDirectory:
     """Look at a data directory. Raises PostgresError for anything else."""
     try:
-        state = os.stat(path)
+        state = os.lstat(path)
     except OSError as error:
         raise PostgresError(f"data_directory {path} cannot be read: {error.strerror}.") from error
     if not stat.S_ISDIR(state.st_mode):
@@ -86,36 +91,30 @@ def read_data_directory(path: str) -> DataDirectory:
 
 
 def read_regular_file(path: str) -> bytes | None:
-    """The start (1 MiB) of a file, or None when there is no such file or it is a link, which might lead anywhere."""
+    """The start (1 MiB) of a file; None when there is none, or a link is on the way, which might lead anywhere."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        descriptor = open_inside(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        if os.path.islink(path):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise PostgresError(f"{path} cannot be read: {error.strerror}.") from error
     with open(descriptor, "rb") as file:
         return file.read(SMALL_FILE) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
-def server_account(data: DataDirectory, user: str | None) -> pwd.struct_passwd:
-    """The account a server of this data directory runs as: user, or the directory's owner. Raises PostgresError."""
-    account = _account(data, user)
-    if account.pw_uid == 0:
+def check_account(data: DataDirectory, account: Account) -> None:
+    """Raise PostgresError where a server of this data directory cannot run as account."""
+    if account.uid == 0:
         raise PostgresError(
-            f"PostgreSQL refuses to run as root, and data_directory {data.path} belongs to root: "
-            "present it as owned by another user (owner of overlay_mount), for instance postgres."
+            "PostgreSQL refuses to run as root: name another user for the server (server_user), or none."
         )
-    if os.geteuid() not in (0, account.pw_uid):
-        me = pwd.getpwuid(os.geteuid()).pw_name
-        raise PostgresError(f"The server must run as {account.pw_name}, and {me} cannot become that user: use become.")
-    if account.pw_uid != data.uid:
+    if os.geteuid() not in (0, account.uid):
+        raise PostgresError(f"The server must run as {account.name}, which only root can arrange: use become.")
+    if account.uid != data.uid:
         raise PostgresError(
             f"data_directory {data.path} belongs to user id {data.uid}, and PostgreSQL runs only as the owner: "
-            f"present it as owned by {account.pw_name} (owner of overlay_mount), or leave user out."
+            f"present it as owned by {account.name} (owner of overlay_mount)."
         )
-    return account
 
 
 def has_locale(name: str) -> bool:
@@ -152,17 +151,4 @@ def _major(path: str, content: bytes) -> int:
         )
     raise PostgresError(
         f"data_directory {path}: PG_VERSION holds {text[:40]!r} instead of a version. Use another archive."
-    )
-
-
-def _account(data: DataDirectory, user: str | None) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwuid(data.uid) if user is None else pwd.getpwnam(user)
-    except KeyError:
-        pass
-    if user is not None:
-        raise PostgresError(f"There is no user {user} on this host: name one that exists.")
-    raise PostgresError(
-        f"data_directory {data.path} belongs to user id {data.uid}, which does not exist on this host: "
-        "present it as owned by a user that does (owner of overlay_mount)."
     )

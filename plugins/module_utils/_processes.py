@@ -37,6 +37,7 @@ __all__ = [
     "identify",
     "marked",
     "marks_below",
+    "open_log",
     "open_pidfd",
     "secret_pipe",
     "spawn",
@@ -100,18 +101,17 @@ def controller() -> Process | None:
 
 
 def marked(session_directory: str) -> list[Process]:
-    """The processes of a session, other than this one and those it was started by.
+    """Our own programs at work for a session, other than this one and those it was started by.
 
-    Recognised by the mark in the environment or, because PostgreSQL's children write their title over theirs, by a
-    standard error that goes to one of the session's logs. Those of other users are seen by root alone.
+    They bear the session's mark in their environment, and run as the user who looks: Borg, the layer, the keeper. What
+    runs in a sandbox is recorded before it runs, so it need not be looked for.
     """
     mark = os.fsencode(f"{MARKER}={session_directory}")
-    logs = os.path.join(session_directory, "log", "")
     parents = _parents()
     found = []
     for pid in sorted(set(parents).difference(_ancestry(os.getpid(), parents))):
         process = identify(pid)
-        if process and (_has_mark(pid, mark) or _logs_below(pid, logs)) and process.alive():
+        if process and _is_own(pid) and _has_mark(pid, mark) and process.alive():
             found.append(process)
     return found
 
@@ -120,7 +120,7 @@ def marks_below(root: str) -> set[str]:
     """The session directories directly below root that processes bear the mark of."""
     found = set()
     prefix = os.fsencode(f"{MARKER}={os.path.join(root, '')}")
-    for pid in _parents():
+    for pid in filter(_is_own, _parents()):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
             for entry in environ.read().split(b"\0"):
                 if entry.startswith(prefix) and b"/" not in entry[len(prefix) :]:
@@ -156,16 +156,16 @@ def spawn(
     cwd: str = "/",
     pass_fds: Sequence[int] = (),
     umask: int = 0o077,
-    **confined: Any,
+    **options: Any,
 ) -> Process:
     """Start a daemon: a session of its own, standard input from /dev/null, output appended to log (made 0600).
 
     env is added to environment(), as in _command.run; a daemon of a session carries MARKER in it. pass_fds stay open
-    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. confined:
-    see Confinement.arguments. Raises CommandError when argv cannot be run.
+    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. options are
+    further ones of subprocess.Popen. Raises CommandError when argv cannot be run.
     """
     _spawned[:] = [child for child in _spawned if child.poll() is None]
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    output = open_log(log)
     try:
         child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
             list(argv),
@@ -178,7 +178,7 @@ def spawn(
             umask=umask,
             start_new_session=True,
             **identity(user),
-            **confined,
+            **options,
         )
     except OSError as error:
         code = 127 if isinstance(error, FileNotFoundError) else 126
@@ -189,6 +189,11 @@ def spawn(
     # Until it is waited for it keeps its entry in /proc, even when it has already failed.
     status = _status(child.pid)
     return Process(child.pid, status.start_time if status else 0, _boot_id())
+
+
+def open_log(path: str) -> int:
+    """A descriptor that appends to a log, which is made where it is missing."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def stop(process: Process, signals: Sequence[tuple[str, float]]) -> bool:
@@ -328,9 +333,9 @@ def _has_mark(pid: int, mark: bytes) -> bool:
         return False
 
 
-def _logs_below(pid: int, logs: str) -> bool:
+def _is_own(pid: int) -> bool:
     try:
-        return os.readlink(f"/proc/{pid}/fd/2").startswith(logs)
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
     except OSError:
         return False
 

@@ -156,7 +156,7 @@ def _restrain(limits: Mapping[str, Any], process: Process, *, is_server: bool) -
 def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: bool) -> None:
     # Nice and I/O priority are each thread's own; those that are started later take over their parent's.
     threads = sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)
-    owner = pwd.getpwuid(os.stat(f"/proc/{process.pid}").st_uid).pw_name
+    owner = _owner(process)
     nice = nice_of(limits["cpu_weight"], is_root=os.geteuid() == 0)
     if nice > 0:  # whoever started it may have a lower priority still, which only root could raise
         nice = max(nice, os.getpriority(os.PRIO_PROCESS, process.pid))
@@ -169,6 +169,15 @@ def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: boo
         _run("ionice", "--class", "2", "--classdata", str(level), "--pid", *threads, user=owner)
     if is_server and limits["memory_max"]:
         _run("prlimit", "--pid", str(process.pid), f"--data={limits['memory_max']}", user=owner)
+
+
+def _owner(process: Process) -> str:
+    """The name of the user who runs a process; the number of one whom the host does not know."""
+    uid = os.stat(f"/proc/{process.pid}").st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _run(program: str, *arguments: str, user: str | None = None) -> None:

@@ -22,10 +22,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, identity, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import give_back, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ __all__ = [
     "SessionError",
     "SessionGoneError",
     "claiming",
+    "claiming_if_given",
     "default_root",
     "duration_in_words",
     "parse_duration",
@@ -60,6 +62,9 @@ LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size"
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,
+    "server_user": None,
+    "server": None,
+    "recovered": None,
     "starter": None,
     "options": {},
     "probe": None,
@@ -67,9 +72,11 @@ PRIVATE: dict[str, Any] = {
     "requested_by": None,
     "python": None,
 }
-DIRECTORIES = ("archive", "upper", "merged", "run", "log")
+# Two sides. `merged` and `run`, where its socket is made, are the server's: nothing that decides anything is read from
+# there. `config` is what it is told, `client` is for those who speak to it, and both are written by us alone.
+DIRECTORIES = ("archive", "upper", "merged", "run", "log", "config", "client")
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
-FOR_THE_SERVER = ("merged", "run")  # where the server's user, not root, has to be at home
+FOR_THE_SERVER = ("merged", "run")
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
 BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
@@ -117,14 +124,21 @@ def default_root() -> str:
 
 
 @contextmanager
-def claiming(session_directory: str | None, *, timeout: float = 30) -> Iterator[Session | None]:
-    """The session of a module's option session_directory, locked; None where the module stands alone.
-
-    Where the keeper has cut the module's work off, its reason is the error.
-    """
+def claiming_if_given(session_directory: str | None, *, timeout: float = 30) -> Iterator[Session | None]:
+    """As claiming; None where the module stands alone."""
     if session_directory is None:
         yield None
         return
+    with claiming(session_directory, timeout=timeout) as session:
+        yield session
+
+
+@contextmanager
+def claiming(session_directory: str, *, timeout: float = 30) -> Iterator[Session]:
+    """The session of a module's option session_directory, locked.
+
+    Where the keeper has cut the module's work off, its reason is the error.
+    """
     with _opened(session_directory).locked(timeout=timeout) as session:
         session.refusal()  # of somebody else's work
         try:
@@ -166,12 +180,14 @@ class Session:
         root: str,
         *,
         session_id: str | None = None,
-        user: str,
+        user: str | None,
         fields: Mapping[str, Any] | None = None,
         max_sessions: int = 0,
         who: Mapping[str, str | None] | None = None,
     ) -> Session:
         """Make a session whose server will run as user, with fields in its record; status C(starting).
+
+        Without a user it runs as whoever this is, and for root as a user of the session's own.
 
         It appears under its name with its record in it, or not at all. Raises SessionError where the root or the name
         cannot be used, the name is taken, or the root holds max_sessions (0: any number) already.
@@ -382,7 +398,7 @@ class Session:
                 starter=_starter(),
                 began=time.time(),
                 timings=kept,
-                **dict.fromkeys(("started_at", "pid", "error_message")),
+                **dict.fromkeys(("started_at", "pid", "error_message", "server", "recovered")),
             )
 
     def extend(self, *, ttl: float | None = None, idle_timeout: float | None = None) -> None:
@@ -428,6 +444,7 @@ class Session:
             os.rename(aside, self.directory)
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self.directory)
         _discard(aside)
+        _give_back(self.record["server_user"], self.directory)
         _prune(os.path.join(root, ENDED))
         return final
 
@@ -492,7 +509,7 @@ def _new_identifier() -> str:
 
 def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     layout = {
-        "socket_directory": os.path.join(directory, "run"),
+        "socket_directory": os.path.join(directory, "client"),
         "borg_mount_point": os.path.join(directory, "archive"),
         "overlay_upper_dir": os.path.join(directory, "upper"),
         "overlay_merged_dir": os.path.join(directory, "merged"),
@@ -544,11 +561,11 @@ def _make_root(root: str) -> None:
                 _discard(os.path.join(root, name))
 
 
-def _check_length(run_directory: str) -> None:
-    length = len(os.fsencode(run_directory)) + SOCKET_NAME_ROOM
+def _check_length(directory: str) -> None:
+    length = len(os.fsencode(directory)) + SOCKET_NAME_ROOM
     if length > 107:
         raise SessionError(
-            f"The session root is too deep: the path of a server's socket below {run_directory} would have about "
+            f"The session root is too deep: the path of a server's socket below {directory} would have about "
             f"{length} characters, and the system allows 107; choose a shorter session_root."
         )
 
@@ -562,11 +579,11 @@ def _check_number(root: str, max_sessions: int) -> None:
         )
 
 
-def _make_named(root: str, session_id: str | None, user: str, fields: Mapping[str, Any]) -> str:
+def _make_named(root: str, session_id: str | None, user: str | None, fields: Mapping[str, Any]) -> str:
     """Make a session's directory under the name asked for, or a new one; its path."""
     for _attempt in range(20):  # a generated name may have been taken within the same second
         directory = os.path.join(root, _checked(session_id) if session_id else _new_identifier())
-        _check_length(os.path.join(directory, "run"))
+        _check_length(os.path.join(directory, "client"))
         try:
             _make(directory, user, fields)
             return directory
@@ -576,15 +593,18 @@ def _make_named(root: str, session_id: str | None, user: str, fields: Mapping[st
     raise SessionError(f"There is already a session {session_id or directory}: choose another id, or stop it.")
 
 
-def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
+def _make(directory: str, user: str | None, fields: Mapping[str, Any]) -> None:
     """Make a session's directory aside and give it its name. Raises FileExistsError where that is taken."""
     root, name = os.path.split(directory)
     unfinished = _unfinished(root)
+    server_user = user or _own_user(directory)
+    is_made = False
     try:
-        _populate(unfinished, user, _new_record(directory, user, fields))
+        _populate(unfinished, server_user, _new_record(directory, server_user, fields))
         if os.path.lexists(directory):
             raise FileExistsError(errno.EEXIST, "taken", directory)
         os.rename(unfinished, directory)
+        is_made = True
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise FileExistsError(errno.EEXIST, "taken", directory) from error
@@ -592,8 +612,20 @@ def _make(directory: str, user: str, fields: Mapping[str, Any]) -> None:
             f"The directory of session {name} cannot be made in {root}: {error.strerror}. Choose another session_root."
         ) from error
     finally:
+        if not is_made:
+            _give_back(server_user, directory)
         with suppress(FileNotFoundError):
             _discard(unfinished)
+
+
+def _own_user(directory: str) -> str:
+    """Who runs the server of the session in directory, unless somebody is named: us, or for root nobody else's user."""
+    return str(take(directory)) if os.geteuid() == 0 else _user_name(os.geteuid())
+
+
+def _give_back(user: str | None, directory: str) -> None:
+    if os.geteuid() == 0 and user is not None and user.isdigit():
+        give_back(int(user), directory)
 
 
 def _unfinished(root: str) -> str:
@@ -612,23 +644,20 @@ def _discard(directory: str) -> None:
 
 
 def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
-    """Make the session's directory with all that belongs into it, and see that user can enter where it has to."""
-    owner = identity(user)
+    """Make the session's directory with all that belongs into it.
+
+    Nobody else enters it: what the server is to see of it is put into the server's own root directory.
+    """
+    owner = account(user)
     os.mkdir(directory, 0o700)
     for name in DIRECTORIES:
         os.mkdir(os.path.join(directory, name), 0o700)
-    if owner:  # we are root and the server is somebody else, who may pass through here but owns no more than it needs
-        os.chown(directory, 0, owner["group"])
-        os.chmod(directory, 0o710)
+    if owner.uid != os.geteuid():
         for name in FOR_THE_SERVER:
-            os.chown(os.path.join(directory, name), owner["user"], owner["group"])
-        run_directory = os.path.join(directory, "run")
-        if run(["test", "-x", run_directory], timeout=10, check=False, user=user).returncode != 0:
-            root = os.path.dirname(directory)
-            raise SessionError(
-                f"The user {user}, as whom the server will run, cannot enter {root}: choose a session_root whose "
-                f"parent directories it can pass (namei -l {root} shows them)."
-            )
+            os.chown(os.path.join(directory, name), owner.uid, owner.gid, follow_symlinks=False)
+        config = os.path.join(directory, "config")  # which the server reads, and cannot write
+        os.chown(config, -1, owner.gid, follow_symlinks=False)
+        os.chmod(config, 0o750)
     os.close(os.open(os.path.join(directory, LOCK), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     _write(os.path.join(directory, RECORD), record)
 

@@ -168,7 +168,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming_if_given
 
 
 def main() -> None:
@@ -201,7 +201,7 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     if check_mode:
         missing = request.missing()
     else:
-        with claiming(options["session_directory"]) as session:
+        with claiming_if_given(options["session_directory"]) as session:
             missing = request.mount(session)
             if session is not None:
                 _record(session, request, missing, time.monotonic() - begun)
@@ -228,7 +228,7 @@ def _unmount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     if check_mode:
         before = mounted_archives(mountpoint)
     else:
-        with claiming(options["session_directory"]) as session:
+        with claiming_if_given(options["session_directory"]) as session:
             before = unmount_archives(mountpoint, session)
     return _result(mountpoint, before=sorted(before), after=[], pids=[])
 

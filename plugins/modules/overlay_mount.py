@@ -162,7 +162,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     choose_driver,
     parse_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming_if_given
 
 
 def main() -> None:
@@ -200,7 +200,7 @@ def _mount(module: AnsibleModule) -> dict[str, Any]:
     if not before and module.check_mode:
         overlay.check()
     elif not before:
-        with claiming(module.params["session_directory"]) as session:
+        with claiming_if_given(module.params["session_directory"]) as session:
             process = overlay.mount(session)
             pid = process.pid if process is not None else None
             if session is not None:
@@ -227,7 +227,7 @@ def _unmount(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         before = mount_at(mountpoint) is not None
     else:
-        with claiming(module.params["session_directory"]) as session:
+        with claiming_if_given(module.params["session_directory"]) as session:
             before = remove_overlay(mountpoint, session)
     return _result(mountpoint, before=before, after=False, upper=module.params["upper"])
 

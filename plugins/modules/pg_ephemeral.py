@@ -11,34 +11,37 @@ short_description: Run a throw-away PostgreSQL server on a copied data directory
 version_added: 1.0.0
 author: phpBorg contributors (@phpborg)
 description:
-  - Cuts a copied data directory loose from the production server it was copied from, recovers it, and starts a server
-    on it that only this host can reach. RV(neutralised) says what was done for that, and why.
-  - The copy is written to. Give it a copy-on-write layer, such as M(phpborg.instant_recovery.overlay_mount) makes.
+  - Cuts a session's copy of a data directory loose from the production server it was copied from, recovers it, and
+    starts a server on it that only this host can reach. RV(neutralised) says what was done for that, and why.
+  - The copy, C(merged) in O(session_directory), is written to. It is a copy-on-write layer, such as
+    M(phpborg.instant_recovery.overlay_mount) makes.
   - The archived configuration is never loaded. The server runs with a configuration that this module writes into
-    O(socket_directory), and with settings on its command line that nothing can override.
+    C(config) in O(session_directory), and with settings on its command line that nothing can override.
   - Nothing is opened before all symbolic links of the data directory have been looked at. Those of tablespaces and of
-    C(pg_wal) are re-pointed to their copies in O(tree); one that leads out of it otherwise is an error.
+    C(pg_wal) are re-pointed to their copies; one that leads out of the copy otherwise is an error.
+  - All programs that work on the copy or talk to its server are locked up in a root directory of their own, as a user
+    of the session's own where root starts it, without a way to other files, processes or networks.
   - Recovery, and changes to the catalogs, happen before the server listens. The role C(instant_recovery), a superuser
     with a password made up for this start, is what clients log in as; no role of the archive is changed.
-  - The server listens on 127.0.0.1, where only that role gets in, and on a socket that only the server's own user (and
+  - The server listens on 127.0.0.1, where only that role gets in, and on a socket that only the session's owner (and
     root) can reach and that asks for no password.
 options:
+  session_directory:
+    description:
+      - Directory of the session that the server belongs to. What happens is recorded there before it is done.
+    type: path
+    required: true
   data_directory:
     description:
-      - The data directory. It holds C(PG_VERSION), C(base) and C(global).
-      - Required unless O(state=restarted).
-    type: path
-  tree:
-    description:
-      - Root of the copied tree that O(data_directory) is in. No link may lead out of it.
-      - The default is C(merged) in O(session_directory), else O(data_directory) itself.
+      - The data directory, in C(merged) of O(session_directory). It holds C(PG_VERSION), C(base) and C(global).
+      - Required for O(state=started).
     type: path
   relocated:
     description:
-      - Where in O(tree) the directories are that links lead to, as far as this is known, as a dictionary of link
-        targets and paths below O(tree). M(phpborg.instant_recovery.borg_archive_info) tells them as C(tablespaces)
+      - Where in the copy the directories are that links lead to, as far as this is known, as a dictionary of link
+        targets and paths below C(merged). M(phpborg.instant_recovery.borg_archive_info) tells them as C(tablespaces)
         and C(wal_directory).
-      - Others are looked for at their path below O(tree), and below every directory on the way to O(data_directory).
+      - Others are looked for at their path below C(merged), and below every directory on the way to O(data_directory).
     type: dict
     default: {}
   port:
@@ -46,17 +49,6 @@ options:
       - Port on 127.0.0.1.
       - The default is the first from 15432 on that is free and that no other session has.
     type: int
-  socket_directory:
-    description:
-      - Directory of the Unix socket, and of the files that belong to the server, for its user alone (mode 0700). It is
-        made when it is missing.
-      - The default is C(run) in O(session_directory). Required otherwise, for O(state=started).
-    type: path
-  log_directory:
-    description:
-      - Directory of the log, C(postgresql.log).
-      - The default is C(log) in O(session_directory), else O(socket_directory).
-    type: path
   wal_source:
     description:
       - Directory of archived WAL, for recovery to go beyond what the copy has in C(pg_wal). It is only read, by whoever
@@ -74,25 +66,15 @@ options:
     description: Seconds that recovery and start may take together.
     type: int
     default: 600
-  user:
-    description:
-      - User who runs the server. It must own O(data_directory), as PostgreSQL demands; it cannot be root.
-      - The default is the owner.
-    type: str
   state:
     description:
       - V(started) leaves a server alone that runs already.
-      - V(stopped) stops it, with force if it must, and removes the files that belonged to it. In a session the password
-        stays for the next start.
-      - V(restarted) stops it and starts it as the session's server was started before, on its port and with its
+      - V(stopped) stops it, with force if it must, and removes the files that belonged to it.
+      - V(restarted) stops it and starts it as the session's server was started before, on its port and with a new
         password. Only O(session_directory) counts then.
     type: str
     choices: [started, stopped, restarted]
     default: started
-  session_directory:
-    description:
-      - Directory of a session to record the server in, so that it ends with it.
-    type: path
 extends_documentation_fragment:
   - phpborg.instant_recovery.attributes
   - phpborg.instant_recovery.postgresql
@@ -114,11 +96,10 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Start a server on a copy
+- name: Start a server on a session's copy
   phpborg.instant_recovery.pg_ephemeral:
-    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
-    tree: /srv/copy/merged
-    socket_directory: /srv/copy/run
+    session_directory: "{{ begun.session_directory }}"
+    data_directory: "{{ begun.directories.merged }}/var/lib/postgresql/15/main"
   register: server
 
 - name: Ask it something
@@ -130,23 +111,20 @@ EXAMPLES = r"""
 
 - name: Stop it
   phpborg.instant_recovery.pg_ephemeral:
-    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
-    socket_directory: /srv/copy/run
+    session_directory: "{{ begun.session_directory }}"
     state: stopped
 
 - name: Start a server that shows the data as it was before a mistake
   phpborg.instant_recovery.pg_ephemeral:
-    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
-    tree: /srv/copy/merged
-    socket_directory: /srv/copy/run
+    session_directory: "{{ begun.session_directory }}"
+    data_directory: "{{ begun.directories.merged }}/var/lib/postgresql/15/main"
     wal_source: /srv/wal_archive
     recovery_target_time: "2026-11-22T14:05:00+01"
 
 - name: Show what a start would change, without changing it
   phpborg.instant_recovery.pg_ephemeral:
-    data_directory: /srv/copy/merged/var/lib/postgresql/15/main
-    tree: /srv/copy/merged
-    socket_directory: /srv/copy/run
+    session_directory: "{{ begun.session_directory }}"
+    data_directory: "{{ begun.directories.merged }}/var/lib/postgresql/15/main"
     read_only: true
     settings:
       work_mem: 256MB
@@ -169,7 +147,7 @@ socket_directory:
   description: The directory of its socket.
   type: str
   returned: success
-  sample: /var/lib/instant_recovery/20261122-130501-9c1e/run
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/client
 pid:
   description: Its process. Null with O(state=stopped) and in check mode.
   type: int
@@ -197,7 +175,7 @@ connection_string:
     - Null with O(state=stopped) and in check mode.
   type: str
   returned: success
-  sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/run/pgpass
+  sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass
 service_file:
   description:
     - Connection service file, in which the server is the service C(instant_recovery). With its path in
@@ -205,7 +183,7 @@ service_file:
     - Null with O(state=stopped) and in check mode.
   type: str
   returned: success
-  sample: /var/lib/instant_recovery/20261122-130501-9c1e/run/pg_service.conf
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/client/pg_service.conf
 log:
   description: Its log. Null with O(state=stopped).
   type: str
@@ -391,6 +369,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
@@ -399,12 +378,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan 
     make_plan,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import read_recovered
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
-    Running,
     clients_probe,
-    find_running,
-    recorded_result,
+    running_server,
     start_server,
     stop_server,
 )
@@ -412,7 +388,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
-    read_data_directory,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     Session,
@@ -440,26 +415,17 @@ def main() -> None:
     """Wire the arguments to starting or stopping."""
     module = AnsibleModule(
         argument_spec={
+            "session_directory": {"type": "path", "required": True},
             "data_directory": {"type": "path"},
-            "tree": {"type": "path"},
             "relocated": {"type": "dict", "default": {}},
             "port": {"type": "int"},
-            "socket_directory": {"type": "path"},
-            "log_directory": {"type": "path"},
             **ARGUMENTS,
             "wal_source": {"type": "path"},
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 600},
-            "user": {"type": "str"},
             "state": {"type": "str", "choices": list(ACTIONS), "default": "started"},
-            "session_directory": {"type": "path"},
         },
-        required_if=[
-            ("state", "started", ["data_directory"]),
-            ("state", "started", ["session_directory", "socket_directory"], True),
-            ("state", "stopped", ["data_directory"]),
-            ("state", "restarted", ["session_directory"]),
-        ],
+        required_if=[("state", "started", ["data_directory"])],
         supports_check_mode=True,
     )
     action = ACTIONS[module.params["state"]]
@@ -468,91 +434,78 @@ def main() -> None:
 
 def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     begun = time.monotonic()
-    request = _request(options)
     if check_mode:
-        running = find_running(request.data_directory)
-        return _unchanged(request, running) or _predicted(request)
+        session = Session.open(options["session_directory"])
+        request = _request(options, session)
+        return _unchanged(request, session) or _predicted(request)
     with claiming(options["session_directory"]) as session:
-        running = find_running(request.data_directory)
-        unchanged = _unchanged(request, running)
+        request = _request(options, session)
+        unchanged = _unchanged(request, session)
         if unchanged is not None:
-            return {**unchanged, "session": public(session.record) if session is not None else None}
-        if running is not None:  # an earlier start was cut off
-            stop_server(request.data_directory, request.socket_directory, keep_password=True)
-        if session is not None and request.port is None:  # it had one before
+            return {**unchanged, "session": public(session.record)}
+        stop_server(session)  # what an earlier start that was cut off has left
+        if request.port is None:  # it had one before
             request = dataclasses.replace(request, port=session.record["port"])
         plan = make_plan(request)
         result = start_server(plan, session=session, avoid=_ports_of_others(session))
-        if session is not None:
-            session.remember("pg_ephemeral", options)
-            session.timing("pg_ephemeral", time.monotonic() - begun)
-            recorded = {key: result[key] for key in RECORDED}
-            session.activate(engine_version=result["version"], probe=clients_probe(plan), **recorded)
-            result["session"] = public(session.record)
-    return {**result, "changed": True, "diff": _difference(plan, result)}
+        session.remember("pg_ephemeral", options)
+        session.timing("pg_ephemeral", time.monotonic() - begun)
+        recorded = {key: result[key] for key in RECORDED}
+        probe = clients_probe(plan, result["port"])
+        session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
+        shown = {**result, "session": public(session.record)}
+    return {**shown, "changed": True, "diff": _difference(plan, result)}
 
 
 def _restart(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     """Stop it if it runs, and start it as it was started before."""
-    remembered = Session.open(options["session_directory"]).remembered("pg_ephemeral")
-    again = {**options, **remembered}
+    session = Session.open(options["session_directory"])
+    again = {**options, **session.remembered("pg_ephemeral")}
     if check_mode:
-        return {**_predicted(_request(again)), "changed": True}
+        return {**_predicted(_request(again, session)), "changed": True}
     _stop(again, check_mode=False)
     return _start(again, check_mode=False)
 
 
 def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
-    data_directory = os.path.realpath(options["data_directory"])
-    socket_directory = _in_session(options, "socket_directory", "run")
-    running = find_running(data_directory)
+    session = Session.open(options["session_directory"])
+    is_running = running_server(session) is not None
     if check_mode:
-        changed = running is not None
+        changed = is_running
     else:
         with claiming(options["session_directory"]) as session:
-            changed = stop_server(data_directory, socket_directory, keep_password=session is not None)
-            if session is not None:
-                session.release_claim("server")
-                session.update(pid=None)
-    before = "stopped" if running is None else "started"
-    difference = {"before": {"state": before}, "after": {"state": "stopped"}}
-    return {**NOTHING, "changed": changed, "socket_directory": socket_directory, "diff": difference}
+            changed = stop_server(session)
+            session.release_claim("server")
+            session.update(pid=None, server=None)
+    difference = {"before": {"state": "started" if is_running else "stopped"}, "after": {"state": "stopped"}}
+    shown = {**NOTHING, "socket_directory": session.path("client")}
+    return {**shown, "changed": changed, "diff": difference}
 
 
-def _request(options: dict[str, Any]) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "user", "relocated", "examine")
+def _request(options: dict[str, Any], session: Session) -> Request:
+    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "relocated", "examine")
     wal_source = options["wal_source"]
-    data_directory = os.path.realpath(options["data_directory"])
-    socket_directory = str(_in_session(options, "socket_directory", "run"))
     return Request(
-        data_directory=data_directory,
-        tree=_in_session(options, "tree", "merged") or data_directory,
-        socket_directory=socket_directory,
-        log_directory=_in_session(options, "log_directory", "log") or socket_directory,
+        directory=session.directory,
+        data_directory=os.path.abspath(options["data_directory"]),
+        account=account(session.record["server_user"]),
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
-        **{name: options[name] for name in (*names, "session_directory", "missing_tablespaces")},
+        recovered=session.record["recovered"],
+        **{name: options[name] for name in (*names, "missing_tablespaces", "accept_unconfined")},
     )
 
 
-def _in_session(options: dict[str, Any], option: str, name: str) -> str | None:
-    """The option, or its default in the session's directory, if there is a session."""
-    given, session = options[option], options["session_directory"]
-    if given is None and session is not None:
-        given = os.path.join(session, name)
-    return None if given is None else os.path.abspath(given)
-
-
-def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | None:
+def _unchanged(request: Request, session: Session) -> dict[str, Any] | None:
     """The result where the server runs already; None where it has to be started, or started anew."""
-    result = recorded_result(running) if running is not None and running.ready else None
+    result = session.record["server"] if running_server(session) is not None else None
     if result is None:
         return None
-    own = check_settings(request.settings, read_data_directory(request.data_directory).major)
+    own = check_settings(request.settings, int(str(result["version"]).partition(".")[0]))
     wanted = {**own, **{name: getattr(request, name) for name in COMPARED}, "port": request.port or result["port"]}
     is_now = {**result["settings"], **{name: result[name] for name in (*COMPARED, "port")}}
     different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
-    recovered = read_recovered(request.data_directory)
+    recovered = request.recovered
     if request.target is not None and recovered is not None and recovered["target"] != str(request.target):
         different.append(f"its data recovered to {recovered['target'] or 'the end of the WAL'}")
     if different:
@@ -565,7 +518,7 @@ def _unchanged(request: Request, running: Running | None) -> dict[str, Any] | No
 
 def _predicted(request: Request) -> dict[str, Any]:
     """The result in check mode, where the data directory may not be mounted yet."""
-    known = {"port": request.port, "socket_directory": request.socket_directory, "read_only": request.read_only}
+    known = {"port": request.port, "socket_directory": request.client(), "read_only": request.read_only}
     known["network"] = request.network
     result: dict[str, Any] = {**NOTHING, **known, "user": SESSION_ROLE, "log": request.log, "changed": True}
     if not os.path.lexists(request.data_directory):
@@ -591,10 +544,8 @@ def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
     return {"before": {"state": "stopped"}, "after": after}
 
 
-def _ports_of_others(session: Session | None) -> frozenset[int]:
+def _ports_of_others(session: Session) -> frozenset[int]:
     """Ports in the records of other sessions: one whose server is down just now may need its port again."""
-    if session is None:
-        return frozenset()
     others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
     return frozenset(other.record["port"] for other in others if other.record["port"] is not None)
 

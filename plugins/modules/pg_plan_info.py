@@ -151,6 +151,7 @@ elapsed:
 """
 
 import os
+import pwd
 import tempfile
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -169,6 +170,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
     ArchiveMount,
     unmount_archives,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
@@ -177,6 +179,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan 
     make_plan,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
+
+NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
 
 
 def main() -> None:
@@ -207,16 +211,14 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         undo.callback(_remove_directory, top)
         tree = _mounted(options, options["archive"], options["paths"], os.path.join(top, "merged"), undo)
         request = Request(
-            data_directory=os.path.join(tree, plain_path(options["data_directory"])),
-            tree=tree,
-            socket_directory=os.path.join(top, "run"),
-            log_directory=os.path.join(top, "log"),
+            directory=top,
+            data_directory=os.path.normpath(os.path.join(tree, plain_path(options["data_directory"]))),
+            account=account(options["user"] or pwd.getpwuid(os.geteuid()).pw_name),
             target=target,
             wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
             timeout=options["timeout"],
             relocated=options["relocated"],
-            user=options["user"],
-            **{name: options[name] for name in ("bindir", "settings", "read_only", "network", "missing_tablespaces")},
+            **{name: options[name] for name in NAMES},
         )
         try:
             told: dict[str, Any] = _named(_told(make_plan(request)), top)

@@ -55,15 +55,9 @@ options:
   server_user:
     description:
       - User who will run the database server, for O(state=present). Only root can name another than itself.
-      - The default is the user whom the module runs as, and for root the first of O(server_user_choices).
+      - The default is the user whom the module runs as, and for root a user id of the session's own, which nothing
+        else on the host has. With the driver V(overlayfs) it is C(nobody).
     type: str
-  server_user_choices:
-    description:
-      - Users of whom the first that this host has is to run the server, if the module runs as root. Root itself is
-        passed over. Where the host has none of them, it is the last one, and an error.
-    type: list
-    elements: str
-    default: []
   host:
     description: Name of this host for the record, as the inventory has it.
     type: str
@@ -306,6 +300,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine as look_at
@@ -342,6 +337,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     public,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import drop_changes, tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import RANGE, processes_of
 
 FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
 KEPT = ("metrics_textfile", "requested_by")  # in the record, without being looked at
@@ -356,7 +352,6 @@ def main() -> None:
             "driver": {"type": "str", "choices": list(DRIVERS), "default": "auto"},
             "minimum_free": {"type": "str", "default": "1G"},
             "server_user": {"type": "str"},
-            "server_user_choices": {"type": "list", "elements": "str", "default": []},
             "host": {"type": "str"},
             "deployment_location": {"type": "str", "choices": ["local", "remote"]},
             "engine": {"type": "str"},
@@ -404,8 +399,10 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
             pass  # it is free
     report = _ready_host(root, params)
     fields["python"] = report.python
-    user = params["server_user"] or _server_user(params["server_user_choices"])
+    user = params["server_user"] or _server_user(report.driver)
+    warnings = [*report.warnings, *_warnings_of_user(user)]
     if check_mode:
+        user = user or str(RANGE.start if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
         planned = {**fields, "id": session_id, "status": "starting"}
         made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     else:
@@ -418,12 +415,12 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
             who=requester(params["requested_by"]),
         )
         made = _result(session.directory, {}, public(session.record))
-    warnings = {"warnings": list(report.warnings)} if report.warnings else {}  # Ansible shows them
+        user = session.record["server_user"]
     sessions = len(Session.all(root)) + check_mode
     cpus = max(1, len(os.sched_getaffinity(0)) // max(1, sessions))
     return {
         **made,
-        **warnings,
+        **({"warnings": warnings} if warnings else {}),  # Ansible shows them
         "driver": report.driver,
         "python": report.python,
         "server_user": user,
@@ -473,13 +470,23 @@ def _ready_host(root: str, params: dict[str, Any]) -> Report:
     return report
 
 
-def _server_user(choices: list[str]) -> str:
-    """Who runs the server: whoever we are, unless root, who leaves it to the first of choices that exists."""
-    me = pwd.getpwuid(os.geteuid()).pw_name
-    if os.geteuid() != 0:
-        return me
-    accounts = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 0}
-    return next((name for name in choices if name in accounts), (me, *choices)[-1])
+def _server_user(driver: str | None) -> str | None:
+    """Who runs the server where nobody is named; None: whoever Session.create chooses.
+
+    overlayfs shows files as Borg does, which can only show them as somebody's whom the host knows. Nobody is no user of
+    production's.
+    """
+    return "nobody" if driver == "overlayfs" and os.geteuid() == 0 else None
+
+
+def _warnings_of_user(user: str | None) -> list[str]:
+    """That a user who was named for the server has other things at work on this host."""
+    if user in (None, "nobody") or os.geteuid() != 0 or not processes_of(account(user).uid):
+        return []
+    return [
+        f"The server will run as {user}, who has processes on this host: they are kept from each other by namespaces "
+        "and Landlock alone. Without server_user it runs as a user that nobody else has."
+    ]
 
 
 def _absent(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:

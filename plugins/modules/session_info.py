@@ -250,11 +250,11 @@ sessions:
         time: "2026-11-22T02:00:04.000000"
       driver: block
       port: 15432
-      socket_directory: /var/lib/instant_recovery/20261122-130501-9c1e/run
+      socket_directory: /var/lib/instant_recovery/20261122-130501-9c1e/client
       user: instant_recovery
       connection_string: >-
-        postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/run/pgpass
-      service_file: /var/lib/instant_recovery/20261122-130501-9c1e/run/pg_service.conf
+        postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass
+      service_file: /var/lib/instant_recovery/20261122-130501-9c1e/client/pg_service.conf
       pid: 4711
       borg_mount_point: /var/lib/instant_recovery/20261122-130501-9c1e/archive
       overlay_upper_dir: /var/lib/instant_recovery/20261122-130501-9c1e/upper

@@ -7,11 +7,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -109,21 +108,18 @@ def playbooks(place: Path, sample: Sample) -> Iterator[Playbooks]:
 
 
 @pytest.fixture
-def copy_of(place: Path) -> Iterator[Callable[[Cluster], Copy]]:
-    """Makes copies as an archive's tree shows them; the server of each is stopped at the end, with nothing left."""
+def copy_of(place: Path) -> Iterator[Callable[..., Copy]]:
+    """Makes copies as an archive's tree shows them; the session of each is ended, with nothing left."""
     made: list[Copy] = []
 
-    def make(cluster: Cluster) -> Copy:
-        tree = place / f"tree{len(made)}"
-        copy = Copy(tree, tree / str(cluster.data).lstrip("/"), place / f"run{len(made)}")
-        copy.data.parent.mkdir(parents=True)
-        subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
-        made.append(copy)
-        return copy
+    def make(cluster: Cluster, **options: Any) -> Copy:
+        made.append(Copy.of(cluster, place / "sessions", **options))
+        return made[-1]
 
     yield make
     for copy in made:
-        copy.stop()
+        if copy.directory.exists():
+            assert copy.end() == []
         assert processes_below(copy.tree) == []
 
 

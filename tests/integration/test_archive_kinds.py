@@ -51,7 +51,7 @@ def tables(copy: Copy) -> Fingerprint:
 
 
 def test_a_low_level_backup_shows_the_moment_of_its_end(
-    production: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+    production: Cluster, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     backup = place / "backup"
     more = 'update "Order Lines" set price = price + 1 where id % 3 = 0; update notes set body = body || id;'
@@ -89,7 +89,7 @@ def test_a_low_level_backup_shows_the_moment_of_its_end(
 
 @pytest.mark.parametrize(("mode", "state"), [("fast", "shut down in recovery"), ("immediate", "in archive recovery")])
 def test_a_standbys_data_directory_shows_what_it_had_replayed(
-    mode: str, state: str, production: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+    mode: str, state: str, production: Cluster, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     standby = Cluster(directory=place / "standby")
     standby.run.mkdir(parents=True)

@@ -59,7 +59,7 @@ def said_by(copy: Copy, program: str) -> str:
 
 
 @needs_landlock
-def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(production)
     result = copy.start()
     assert "files outside of the session closed to the server (Landlock)" in [
@@ -79,7 +79,7 @@ def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Calla
 
 
 @needs_landlock
-def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(production)
     copy.start()
     path = copy.sql("select pg_relation_filepath('t')")
@@ -92,7 +92,7 @@ def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: C
 
 
 @needs_landlock
-def test_shared_memory_of_production_cannot_be_opened(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_shared_memory_of_production_cannot_be_opened(production: Cluster, copy_of: Callable[..., Copy]) -> None:
     pid = int((production.data / "postmaster.pid").read_text().split()[0])
     segments = set(re.findall(r"/dev/shm/PostgreSQL\.\d+", Path(f"/proc/{pid}/maps").read_text()))
     assert segments, "production has none"
@@ -106,7 +106,7 @@ def test_shared_memory_of_production_cannot_be_opened(production: Cluster, copy_
 
 
 @pytest.mark.skipif(_confinement.landlock_version() < 6, reason="the kernel's Landlock lets signals through")
-def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(production)
     copy.start()
     pid = int((production.data / "postmaster.pid").read_text().split()[0])
@@ -116,7 +116,7 @@ def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Ca
 
 @pytest.mark.parametrize("network", ["none", "host"])
 def test_processes_of_production_keep_limits_and_priorities(
-    network: str, production: Cluster, copy_of: Callable[[Cluster], Copy]
+    network: str, production: Cluster, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(production)
     copy.start(network=network)
@@ -144,9 +144,7 @@ def test_processes_of_production_keep_limits_and_priorities(
 
 
 @pytest.mark.parametrize("network", ["none", "host"])
-def test_modes_and_times_of_production_stay(
-    network: str, production: Cluster, copy_of: Callable[[Cluster], Copy]
-) -> None:
+def test_modes_and_times_of_production_stay(network: str, production: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(production)
     copy.start(network=network)
     directory, file = production.directory, production.data / "PG_VERSION"
@@ -161,7 +159,7 @@ def test_modes_and_times_of_production_stay(
     assert socket_file.stat().st_mode & 0o077 == 0
 
 
-def test_nobody_is_called(production: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_nobody_is_called(production: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(production)
     copy.start()
     copy.sql("create extension dblink")

@@ -49,7 +49,7 @@ def incomplete(shared_place: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def test_by_default_nothing_is_started(incomplete: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_by_default_nothing_is_started(incomplete: Cluster, copy_of: Callable[..., Copy]) -> None:
     said = copy_of(incomplete).start()["msg"]
     assert re.search(r"tablespace \d+ is a link to \S+/space, and the archive has no such directory", said)
     assert "missing_tablespaces=leave_out" in said
@@ -58,7 +58,7 @@ def test_by_default_nothing_is_started(incomplete: Cluster, copy_of: Callable[[C
 # In archive recovery, which a target makes of it, the server ends when it misses pages.
 @pytest.mark.parametrize("target", [{}, {"recovery_target_timeline": "latest"}], ids=["crash", "archive"])
 def test_what_is_left_out_is_an_error_and_never_a_part(
-    target: dict[str, str], incomplete: Cluster, copy_of: Callable[[Cluster], Copy]
+    target: dict[str, str], incomplete: Cluster, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(incomplete)
     result = copy.start(missing_tablespaces="leave_out", **target)
@@ -86,7 +86,7 @@ def test_what_is_left_out_is_an_error_and_never_a_part(
 
 
 def test_a_start_that_is_cut_off_shows_no_part_either(
-    incomplete: Cluster, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+    incomplete: Cluster, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After recovery, and before what it wrote into the tablespace is removed."""
 
@@ -106,7 +106,7 @@ def test_a_start_that_is_cut_off_shows_no_part_either(
 
 
 def test_pages_that_are_missing_elsewhere_are_no_less_an_error(
-    incomplete: Cluster, copy_of: Callable[[Cluster], Copy]
+    incomplete: Cluster, copy_of: Callable[..., Copy]
 ) -> None:
     """Leaving a tablespace out makes the server go on after missing pages; the others are still found."""
     incomplete.start()

@@ -21,17 +21,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import shared_memory_of
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
-from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
 
 from tests.support.cluster import DATABASE, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked
 from tests.support.host import processes_below
-from tests.support.modules import call
 from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
@@ -98,8 +96,23 @@ def psql(result: dict[str, Any], statement: str, **environment: str) -> subproce
     )
 
 
+def through_tcp(result: dict[str, Any], statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """By the URL, in which only the file with the password is named; with PGUSER as somebody else."""
+    url = result["connection_string"]
+    if environment:
+        url = url.replace("instant_recovery@", "").partition("?")[0]
+    return subprocess.run(
+        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, url],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
 def test_a_crashed_copy_is_recovered_and_can_be_queried_and_written(
-    crashed: Cluster, copy_of: Callable[[Cluster], Copy]
+    crashed: Cluster, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(crashed)
     result = copy.start()
@@ -115,13 +128,13 @@ def test_a_crashed_copy_is_recovered_and_can_be_queried_and_written(
     assert "redo done" in copy.log()
 
 
-def test_check_start_again_stop_again(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_check_start_again_stop_again(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     before = digest(copy.tree)
     predicted = copy.start(check=True)
     assert predicted["changed"]
     assert digest(copy.tree) == before
-    assert not copy.run.exists()
+    assert copy.left() == []
 
     started = copy.start()
     assert started["changed"]
@@ -129,7 +142,7 @@ def test_check_start_again_stop_again(closed: Cluster, copy_of: Callable[[Cluste
     assert set(whats(predicted)) <= set(whats(started))
     for again in (copy.start(), copy.start(check=True), copy.start(port=started["port"])):
         assert not again["changed"]
-        calls = dict.fromkeys(("changed", "diff", "elapsed", "invocation"))
+        calls = dict.fromkeys(("changed", "diff", "elapsed", "invocation", "session"))
         assert {**again, **calls} == {**started, **calls}
 
     assert copy.stop(check=True)["changed"]
@@ -137,10 +150,10 @@ def test_check_start_again_stop_again(closed: Cluster, copy_of: Callable[[Cluste
     for again in (copy.stop(), copy.stop(check=True)):
         assert not again["changed"]
         assert again.keys() == started.keys()
-    assert sorted(path.name for path in copy.run.iterdir()) == ["postgresql.log"]
+    assert copy.left() == []
 
 
-def test_a_running_server_is_not_started_otherwise(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_running_server_is_not_started_otherwise(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     copy.start(settings={"work_mem": "8MB"})
     for options, said in (
@@ -155,23 +168,20 @@ def test_a_running_server_is_not_started_otherwise(closed: Cluster, copy_of: Cal
     assert not copy.start(settings={"work_mem": "8MB"})["changed"]
 
 
-def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     result = copy.start()
     copy.sql("create role visitor login password 'known'")
     assert psql(result, "select 1").stdout == "1\n"
-    for refused in ({"PGUSER": "visitor", "PGPASSWORD": "known"}, {"PGPASSWORD": "wrong"}):
-        service = Path(result["service_file"]).read_text().replace("user=instant_recovery\n", "")
-        if "PGUSER" in refused:
-            other = copy.run / "other.conf"
-            other.write_text(service)
-            answer = psql({**result, "service_file": str(other)}, "select 1", **refused)
-        else:
-            answer = psql(result, "select 1", **refused)
-        assert answer.returncode != 0
-    for name in ("pgpass", "pg_service.conf", "postgresql.conf", "pg_hba.conf", "server.json"):
-        assert (copy.run / name).stat().st_mode & 0o777 == 0o600, name
-    password = (copy.run / "pgpass").read_text().strip().rpartition(":")[2]
+    assert through_tcp(result, "select current_user").stdout == "instant_recovery\n"
+    for refused in ({"PGUSER": "visitor", "PGPASSWORD": "known"}, {"PGUSER": "instant_recovery", "PGPASSWORD": "no"}):
+        assert through_tcp(result, "select 1", **refused).returncode != 0
+    for path in (copy.client / "pgpass", copy.client / "pg_service.conf"):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    for name in ("postgresql.conf", "pg_hba.conf"):
+        state = (copy.directory / "config" / name).stat()
+        assert (state.st_uid, state.st_mode & 0o137) == (os.geteuid(), 0), name
+    password = (copy.client / "pgpass").read_text().strip().rpartition(":")[2]
     assert password not in json.dumps(result)
     assert password not in copy.log()
     listening = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True, check=False).stdout
@@ -181,7 +191,7 @@ def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Cal
 
 
 def test_read_only_holds_against_settings_of_roles_and_databases(
-    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+    production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     source = production()
     source.sql(
@@ -204,7 +214,7 @@ def test_read_only_holds_against_settings_of_roles_and_databases(
 
 
 def test_nothing_of_the_archived_configuration_is_used(
-    place: Path, production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+    place: Path, production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     evidence = place / "evidence"
     evidence.mkdir()
@@ -266,7 +276,7 @@ def dangerous_settings(evidence: Path) -> dict[str, str]:
     }
 
 
-def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[..., Copy]) -> None:
     outside = place / "fast disk"
     wal = place / "wal"
     outside.mkdir()
@@ -282,8 +292,7 @@ def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Calla
         before = {path: digest(path) for path in (outside, wal)}
         copy = copy_of(source)
         for path in (outside, wal):
-            there = copy.tree / str(path).lstrip("/")
-            subprocess.run(["cp", "-a", str(path), str(there)], check=True)
+            copy.add(path)
         result = copy.start()
         assert "failed" not in result, result
         assert f"pg_wal re-pointed to {copy.tree}{wal}" in whats(result)
@@ -297,7 +306,7 @@ def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Calla
 
 
 def test_links_out_of_the_copy_are_refused_before_anything_is_opened(
-    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(closed)
     live = place / "live"
@@ -318,14 +327,14 @@ def test_links_out_of_the_copy_are_refused_before_anything_is_opened(
     assert digest(copy.tree) == before
 
 
-def test_what_makes_a_standby_of_it_is_removed(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_what_makes_a_standby_of_it_is_removed(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     for name in ("standby.signal", "recovery.signal", "recovery.conf", "postmaster.pid"):
         copy.path(name).write_text(f"{os.getpid()}\n" if name == "postmaster.pid" else "")
-        shutil.chown(copy.path(name), OWNER)
     slot = copy.path("pg_replslot/for_standby")
     slot.mkdir()
     (slot / "state").write_bytes(b"anything")
+    copy.own()
     copy.data.chmod(0o755)
     result = copy.start()
     assert "failed" not in result, result
@@ -338,7 +347,7 @@ def test_what_makes_a_standby_of_it_is_removed(closed: Cluster, copy_of: Callabl
     os.kill(os.getpid(), 0)
 
 
-def test_a_subscription_is_cut_off(production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_subscription_is_cut_off(production: Callable[..., Cluster], copy_of: Callable[..., Copy]) -> None:
     publisher = production(wal_level="logical")
     publisher.sql("create table u (id int); create publication p for all tables", database="postgres")
     subscriber = production()
@@ -366,7 +375,7 @@ def test_a_subscription_is_cut_off(production: Callable[..., Cluster], copy_of: 
 
 
 def test_a_superuser_who_may_not_log_in_and_no_database_postgres(
-    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+    production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     name = "Ünsere \"DBA\" \\ 'x'"
     source = production()
@@ -392,7 +401,7 @@ def test_a_superuser_who_may_not_log_in_and_no_database_postgres(
 
 
 def test_bad_input_is_one_clear_sentence_and_leaves_nothing(
-    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(closed)
     with socket.socket() as taken:
@@ -400,32 +409,30 @@ def test_bad_input_is_one_clear_sentence_and_leaves_nothing(
         taken.listen()
         port = taken.getsockname()[1]
         for options, said in (
-            ({"data_directory": str(place / "no")}, "cannot be read: No such file"),
-            ({"data_directory": str(place)}, "is not a PostgreSQL data directory"),
+            ({"data_directory": str(copy.tree / "no")}, "cannot be read: No such file"),
+            ({"data_directory": str(place)}, f"is not a directory of the copy in {copy.tree}"),
+            ({"data_directory": f"{copy.tree}/../run"}, "is not a directory of the copy"),
+            ({"data_directory": str(copy.tree)}, "is not a PostgreSQL data directory"),
             ({"port": port}, f"port {port} is taken on 127.0.0.1"),
             ({"port": 80}, "port 80 is out of range"),
             ({"port": 70000}, "port 70000 is out of range"),
             ({"bindir": "/usr/bin"}, "bindir /usr/bin"),
-            ({"user": "nobody-here"}, "There is no user nobody-here"),
             ({"settings": {"archive_mode": "on"}}, "archive_mode cannot be set"),
             ({"settings": {"Data_Directory": "/"}}, "Data_Directory cannot be set"),
             ({"settings": {"work_mem; drop": 1}}, "is not the name of a setting"),
             ({"settings": {"no_such_setting": 1}}, 'unrecognized configuration parameter "no_such_setting"'),
             ({"settings": {"work_mem": "much"}}, "invalid value for parameter"),
-            ({"socket_directory": str(place / ("x" * 100))}, "is too long"),
-            ({"socket_directory": "/tmp"}, "must belong to"),
         ):
-            where = {"data_directory": str(copy.data), "socket_directory": str(copy.run)}
-            result = call(pg_ephemeral.main, tree=str(copy.tree), **{**where, **options})
+            result = copy.start(**options)
             assert result["failed"], options
             assert said in result["msg"], options
             assert processes_below(place) == []
-            assert not [path for path in copy.run.glob("*") if path.name != "postgresql.log"]
+            assert copy.left() == []
 
 
 @pytest.mark.parametrize(("version", "said"), [("13", "postgresql-13"), ("9.6", "sessions can be started from 12")])
 def test_a_version_that_is_not_here(
-    version: str, said: str, closed: Cluster, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+    version: str, said: str, closed: Cluster, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pg_control of another version is made by no means here, so its catalog version is taken as unknown."""
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_control
@@ -438,7 +445,7 @@ def test_a_version_that_is_not_here(
     assert said in result["msg"]
 
 
-def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     segments = [path for path in copy.path("pg_wal").iterdir() if len(path.name) == 24]
     for segment in segments:
@@ -454,7 +461,7 @@ def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Call
 
 
 def test_a_backup_with_a_label_is_recovered_from_it(
-    place: Path, production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+    place: Path, production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     outside = place / "space"
     outside.mkdir()
@@ -476,6 +483,7 @@ def test_a_backup_with_a_label_is_recovered_from_it(
     copy = copy_of(Cluster(directory=source.directory, data=backup))
     there = copy.tree / str(outside).lstrip("/")
     subprocess.run(["cp", "-a", str(mapped), str(there)], check=True)
+    copy.own()
     before = digest(outside)
     result = copy.start()
     assert "failed" not in result, result
@@ -488,7 +496,7 @@ def test_a_backup_with_a_label_is_recovered_from_it(
 
 
 def test_prepared_transactions_and_lost_empty_directories(
-    production: Callable[..., Cluster], copy_of: Callable[[Cluster], Copy]
+    production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     source = production(max_prepared_transactions="7")
     source.sql("create table u (id int)", database="postgres")
@@ -504,7 +512,7 @@ def test_prepared_transactions_and_lost_empty_directories(
 
 
 def test_starts_at_the_same_time_come_to_different_ports(
-    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     copies = [copy_of(closed) for _number in range(3)]
     with ThreadPoolExecutor() as pool:
@@ -513,99 +521,105 @@ def test_starts_at_the_same_time_come_to_different_ports(
     assert len({result["port"] for result in results}) == 3
 
 
-@needs_root
-def test_a_session_records_the_server_and_ends_it(
-    closed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
-) -> None:
-    root = place / "sessions"
-    session = Session.create(str(root), user=OWNER, fields={})
-    other = Session.create(str(root), user=OWNER, fields={})
-    other.update(port=15432)
+def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
-    data = Path(session.path("merged"), "data")
-    shutil.copytree(copy.data, data, symlinks=True)
-    subprocess.run(["chown", "-R", f"{OWNER}:", str(data)], check=True)
-    result = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
+    other = Session.create(str(place / "sessions"), user=None, fields={})
+    other.update(port=15432)
+    result = copy.start()
     assert "failed" not in result, result
-    record = Session.open(session.directory).record
+    record = copy.record
     assert record["port"] == result["port"] != 15432
     assert record["pid"] == result["pid"]
-    assert record["service_file"] == session.path("run/pg_service.conf")
+    assert record["service_file"] == f"{copy.directory}/client/pg_service.conf"
     assert record["timings"]["pg_ephemeral"] > 0
     assert [claim["name"] for claim in record["claims"]] == ["server"]
     assert record["claims"][0]["process"]["pid"] == result["pid"]
-    environment = Path(f"/proc/{result['pid']}/environ").read_bytes().split(b"\0")
-    assert f"{MARKER}={session.directory}".encode() in environment
-    assert Path(f"/proc/{result['pid']}").stat().st_uid == pwd.getpwnam(OWNER).pw_uid
+    assert Path(f"/proc/{result['pid']}").stat().st_uid == copy.uid
     title = Path(f"/proc/{result['pid']}/cmdline").read_bytes().decode()
-    assert f"cluster_name=instant_recovery {session.id}" in title
+    assert f"cluster_name=instant_recovery {copy.directory.name}" in title
 
-    stopped = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory, state="stopped")
-    assert stopped["changed"]
-    assert Session.open(session.directory).record["claims"] == []
-    again = call(pg_ephemeral.main, data_directory=str(data), session_directory=session.directory)
+    assert copy.stop()["changed"]
+    assert copy.record["claims"] == []
+    again = copy.start()
     assert again["changed"]
-    segments = shared_memory_of(again["pid"])
-    assert segments
     os.kill(again["pid"], signal.SIGKILL)
     wait_for(lambda: identify(again["pid"]) is None)
-    assert tear_down(Session.open(session.directory)) == []
-    assert not set(segments) & set(segments_of_the_host())
+    assert copy.end() == []
     assert tear_down(other) == []
-    assert not Path(session.directory).exists()
-    assert identify(again["pid"]) is None
+    assert not copy.directory.exists()
+    assert processes_below(copy.directory) == []
 
 
 @needs_root
-def test_what_a_session_was_recovered_to_outlives_a_stop(
-    crashed: Cluster, place: Path, copy_of: Callable[[Cluster], Copy]
-) -> None:
+def test_each_session_has_a_user_that_nothing_else_has(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
+    one, two = copy_of(closed), copy_of(closed)
+    for copy in (one, two):
+        assert "failed" not in copy.start()
+        with pytest.raises(KeyError):
+            pwd.getpwuid(copy.uid)
+    assert one.uid != two.uid
+    seen = "create table seen (line text); copy seen from program $$id -un; id -G; ls /proc | grep -c ^[0-9]$$"
+    one.sql(seen)
+    name, groups, processes = one.sql("select string_agg(line, ',') from seen").split(",")
+    assert name == f"instant-recovery-{one.uid}"
+    assert groups == str(one.uid)
+    assert int(processes) < 20
+    uid = one.uid
+    assert one.end() == []
+    assert [pid for pid in processes_of(uid) if identify(pid)] == []
+    assert not Path(f"/run/instant_recovery/uids/{uid}").exists()
+
+
+@needs_root
+def test_a_user_can_be_named_and_nobody_is_root(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
+    copy = copy_of(closed, user=OWNER)
+    result = copy.start()
+    assert Path(f"/proc/{result['pid']}").stat().st_uid == pwd.getpwnam(OWNER).pw_uid
+    assert "PostgreSQL refuses to run as root" in copy_of(closed, user="root").start()["msg"]
+    strange = copy_of(closed)
+    os.chown(strange.data, 54321, 54321)
+    assert "belongs to user id 54321, and PostgreSQL runs only as the owner" in strange.start()["msg"]
+
+
+def test_what_a_session_was_recovered_to_outlives_a_stop(crashed: Cluster, copy_of: Callable[..., Copy]) -> None:
     """Stopped and started within the session: the record, the module's result and the data stay at the same point."""
-    session = Session.create(str(place / "sessions"), user=OWNER, fields={})
-    data = Path(session.path("merged"), "data")
-    shutil.move(copy_of(crashed).data, data)
-    where = {"data_directory": str(data), "session_directory": session.directory}
-    first = call(pg_ephemeral.main, **where)
+    copy = copy_of(crashed)
+    first = copy.start()
     assert first["recovered_to"]["reason"] == "end of the WAL", first
     reached = first["recovered_to"]
+    password = (copy.client / "pgpass").read_text()
     for _again in range(2):
-        assert call(pg_ephemeral.main, state="stopped", **where)["changed"]
-        assert Session.open(session.directory).record["recovered_to"] == reached
-        again = call(pg_ephemeral.main, **where)
+        assert copy.stop()["changed"]
+        assert copy.record["recovered_to"] == reached
+        again = copy.start()
         assert again["changed"]
         assert again["recovered_to"] == again["session"]["recovered_to"] == reached
-        assert Session.open(session.directory).record["recovered_to"] == reached
-    assert tear_down(Session.open(session.directory)) == []
+        assert copy.record["recovered_to"] == reached
+        assert (copy.client / "pgpass").read_text() != password
 
 
 @needs_root
-def test_an_ordinary_user_needs_nothing_of_root(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
-    copy = copy_of(closed)
+def test_an_ordinary_user_needs_nothing_of_root(closed: Cluster, place: Path) -> None:
     with ordinary_user("ir-pg-test") as user:
-        subprocess.run(["chown", "-R", f"{user.pw_name}:", str(copy.tree)], check=True)
-        copy.run.mkdir(mode=0o700)
-        shutil.chown(copy.run, user.pw_name)
+        home = place / "home"
+        home.mkdir(mode=0o700)
+        shutil.chown(home, user.pw_name)
+        given = place / "given"
+        subprocess.run(["cp", "-a", str(closed.data), str(given)], check=True)
+        subprocess.run(["chown", "-R", f"{user.pw_name}:", str(given)], check=True)
+        source = Cluster(directory=closed.directory, data=given)
+        copy = forked(lambda: Copy.of(source, home / "sessions"), user=user)
         result = forked(copy.start, user=user)
         assert "failed" not in result, result
         assert Path(f"/proc/{result['pid']}").stat().st_uid == user.pw_uid
         assert psql(result, "select count(*) from t").stdout == "2\n"
         assert not forked(copy.start, user=user)["changed"]
         assert forked(copy.stop, user=user)["changed"]
-        refused = forked(lambda: copy.start(user="postgres"), user=user)
-        assert "cannot become that user" in refused["msg"]
+        assert forked(copy.end, user=user) == []
+        assert not copy.directory.exists()
 
 
-@needs_root
-def test_the_owner_must_be_a_user_other_than_root(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
-    copy = copy_of(closed)
-    subprocess.run(["chown", "-R", "root:", str(copy.tree)], check=True)
-    assert "PostgreSQL refuses to run as root" in copy.start()["msg"]
-    assert "runs only as the owner" in copy.start(user=OWNER)["msg"]
-    os.chown(copy.data, 54321, 54321)
-    assert "user id 54321, which does not exist" in copy.start()["msg"]
-
-
-def test_a_killed_server_is_cleaned_up_and_started_again(closed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_killed_server_is_cleaned_up_and_started_again(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     first = copy.start()
     os.kill(first["pid"], signal.SIGKILL)
@@ -620,7 +634,7 @@ def test_a_killed_server_is_cleaned_up_and_started_again(closed: Cluster, copy_o
     assert stopper.result(timeout=60)["changed"]
 
 
-def test_a_start_that_takes_too_long_is_ended(crashed: Cluster, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_start_that_takes_too_long_is_ended(crashed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(crashed)
     result = copy.start(timeout=0)
     assert result["failed"]
@@ -689,13 +703,6 @@ print(total.hexdigest())
     return subprocess.run(
         [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, check=True
     ).stdout
-
-
-def segments_of_the_host() -> list[str]:
-    """Every segment of shared memory there is, named as shared_memory_of does."""
-    rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
-    system_v = [f"sysv:{row[1]}:{int(row[0]) & 0xFFFFFFFF:08x}" for row in rows]
-    return [*system_v, *(f"posix:{path.name}" for path in Path("/dev/shm").iterdir())]
 
 
 def as_owner(*argv: str) -> None:

@@ -46,7 +46,7 @@ def told(shared_place: Path) -> Iterator[tuple[Cluster, str]]:
         yield cluster, after
 
 
-def test_everything_worth_a_word_is_said(told: tuple[Cluster, str], copy_of: Callable[[Cluster], Copy]) -> None:
+def test_everything_worth_a_word_is_said(told: tuple[Cluster, str], copy_of: Callable[..., Copy]) -> None:
     cluster, after = told
     copy = copy_of(cluster)
     result = copy.start()
@@ -66,7 +66,7 @@ def test_everything_worth_a_word_is_said(told: tuple[Cluster, str], copy_of: Cal
         assert said in warnings
 
 
-def test_a_start_need_not_look(told: tuple[Cluster, str], copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_start_need_not_look(told: tuple[Cluster, str], copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(told[0])
     data = copy.start(examine=False)["data"]
     assert data["not_looked_into"] == ["it's a \\ shop", "postgres"]

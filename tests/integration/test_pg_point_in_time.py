@@ -166,7 +166,7 @@ def test_a_base_backup_is_recovered_to_each_kind_of_target(
     steps: list[int],
     reason: str,
     story: Story,
-    copy_of: Callable[[Cluster], Copy],
+    copy_of: Callable[..., Copy],
 ) -> None:
     copy = copy_of(story.copy("none"))
     before = [state_of(directory) for directory in (story.wal, story.space)]
@@ -186,7 +186,7 @@ def test_a_base_backup_is_recovered_to_each_kind_of_target(
     assert not [path.name for path in copy.run.iterdir() if path.name.startswith("wal.")]
 
 
-def test_a_tablespace_made_after_the_backup_stays_in_the_copy(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_tablespace_made_after_the_backup_stays_in_the_copy(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     before = state_of(story.space)
     result = copy.start(wal_source=str(story.wal))
@@ -200,7 +200,7 @@ def test_a_tablespace_made_after_the_backup_stays_in_the_copy(story: Story, copy
     assert state_of(story.space) == before
 
 
-def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("stream"))
     options = {"wal_source": str(story.wal), "recovery_target_time": story.times[4]}
     first = copy.start(**options)
@@ -217,9 +217,7 @@ def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[[C
     assert "was recovered already" in copy.start(**options, recovery_target_inclusive=False)["msg"]
 
 
-def test_what_an_archived_copy_was_recovered_to_does_not_count(
-    story: Story, copy_of: Callable[[Cluster], Copy]
-) -> None:
+def test_what_an_archived_copy_was_recovered_to_does_not_count(story: Story, copy_of: Callable[..., Copy]) -> None:
     first = copy_of(story.copy("stream"))
     options = {"wal_source": str(story.wal), "recovery_target_time": story.times[4]}
     assert "failed" not in first.start(**options)
@@ -241,9 +239,7 @@ def test_what_an_archived_copy_was_recovered_to_does_not_count(
     second.stop()
 
 
-def test_a_copy_that_went_past_its_target_is_not_started_again(
-    story: Story, copy_of: Callable[[Cluster], Copy]
-) -> None:
+def test_a_copy_that_went_past_its_target_is_not_started_again(story: Story, copy_of: Callable[..., Copy]) -> None:
     """Only PostgreSQL 12 and 13 leave such a note: here one is made of another."""
     copy = copy_of(story.copy("stream"))
     assert "failed" not in copy.start()
@@ -255,7 +251,7 @@ def test_a_copy_that_went_past_its_target_is_not_started_again(
     assert copy.start(recovery_target="immediate")["msg"] == said
 
 
-def test_an_incremental_backup_is_refused(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_an_incremental_backup_is_refused(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("stream"))
     with copy.path("backup_label").open("a") as file:
         file.write("INCREMENTAL FROM LSN: 0/2000028\n")  # as 17 writes it
@@ -264,7 +260,7 @@ def test_an_incremental_backup_is_refused(story: Story, copy_of: Callable[[Clust
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100000, '{"target": 1, "recovered_to": 7}'])
 def test_a_damaged_note_of_an_earlier_recovery_is_none(
-    content: str, story: Story, copy_of: Callable[[Cluster], Copy]
+    content: str, story: Story, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(story.copy("stream"))
     copy.path("instant_recovery.json").write_text(content)
@@ -273,7 +269,7 @@ def test_a_damaged_note_of_an_earlier_recovery_is_none(
 
 
 def test_a_link_planted_in_the_place_of_a_pipe_is_not_followed(
-    story: Story, place: Path, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+    story: Story, place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = place / "precious"
     target.write_text("keep")
@@ -294,7 +290,7 @@ def test_a_link_planted_in_the_place_of_a_pipe_is_not_followed(
 
 
 def test_a_damaged_segment_behind_the_last_that_is_needed_does_not_matter(
-    story: Story, place: Path, copy_of: Callable[[Cluster], Copy]
+    story: Story, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     wal = place / "damaged"
     shutil.copytree(story.wal, wal)
@@ -309,7 +305,7 @@ def test_a_damaged_segment_behind_the_last_that_is_needed_does_not_matter(
     assert "has 6000 bytes instead of" in other["msg"]
 
 
-def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Callable[..., Copy]) -> None:
     for zone in ("Middle/Earth", "America"):
         copy = copy_of(story.copy("none"))
         with copy.path("postgresql.auto.conf").open("a") as file:
@@ -321,14 +317,14 @@ def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Calla
         )
 
 
-def test_wal_source_in_the_archive_is_never_the_hosts(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_wal_source_in_the_archive_is_never_the_hosts(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     (copy.tree / "wal").symlink_to(story.wal)
     said = copy.start(check=True, wal_source=str(copy.tree / "wal"))["msg"]
     assert said == f"wal_source {copy.tree}/wal is not in the archive: name a directory that it has."
 
 
-def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy_of: Callable[..., Copy]) -> None:
     """Where wal_source lacks the history file, and the copy has no manifest."""
     copy = copy_of(story.copy("none"))
     copy.path("backup_manifest").unlink()
@@ -345,7 +341,7 @@ def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy
 
 
 def test_the_last_commit_of_a_clean_copy_is_found_by_reading_little(
-    story: Story, copy_of: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+    story: Story, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = copy_of(story.copy("stream"))
     assert "failed" not in copy.start()
@@ -364,7 +360,7 @@ def test_the_last_commit_of_a_clean_copy_is_found_by_reading_little(
     assert sum(asked) < 2**20 + 2**16
 
 
-def test_a_snapshot_goes_on_with_archived_wal(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_snapshot_goes_on_with_archived_wal(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("snapshot"))
     result = copy.start(wal_source=str(story.wal), recovery_target_time=story.times[3])
     assert "failed" not in result, result
@@ -374,7 +370,7 @@ def test_a_snapshot_goes_on_with_archived_wal(story: Story, copy_of: Callable[[C
     assert ledger(without) == [1, 2]
 
 
-def test_a_time_without_an_offset_is_the_archives(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_a_time_without_an_offset_is_the_archives(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     local = story.cluster.connection.sql(
         f"select to_char('{story.times[2]}'::timestamptz at time zone 'America/New_York', 'YYYY-MM-DD HH24:MI:SS.US')"
@@ -414,7 +410,7 @@ def fork(story: Story, place: Path, wal: Path) -> None:
 
 
 def test_the_newest_timeline_is_followed_unless_another_is_named(
-    story: Story, place: Path, copy_of: Callable[[Cluster], Copy]
+    story: Story, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     wal = place / "forked wal"
     shutil.copytree(story.wal, wal)
@@ -453,7 +449,7 @@ def packed(story: Story, place: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["barman", "pgbackrest", "receiving"])
-def test_wal_as_other_tools_keep_it(kind: str, story: Story, place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_wal_as_other_tools_keep_it(kind: str, story: Story, place: Path, copy_of: Callable[..., Copy]) -> None:
     if kind == "pgbackrest" and shutil.which("lz4") is None:
         pytest.skip("needs lz4")
     copy = copy_of(story.copy("none"))
@@ -502,7 +498,7 @@ REFUSALS: list[tuple[str, dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("kind", "options", "said"), REFUSALS, ids=[f"{kind} {opts}" for kind, opts, _s in REFUSALS])
 def test_what_cannot_be_reached_is_said_in_one_sentence(
-    kind: str, options: dict[str, str], said: str, story: Story, copy_of: Callable[[Cluster], Copy]
+    kind: str, options: dict[str, str], said: str, story: Story, copy_of: Callable[..., Copy]
 ) -> None:
     copy = copy_of(story.copy(kind))
     options = {name: value.replace("{before}", story.xids[2]) for name, value in options.items()}
@@ -515,7 +511,7 @@ def test_what_cannot_be_reached_is_said_in_one_sentence(
     assert not [path for path in copy.run.glob("*") if path.name != "postgresql.log"]
 
 
-def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     first = sorted(path.name for path in story.wal.iterdir() if path.suffix == ".backup")[-1].split(".")[0]
     for check in (True, False):
@@ -543,7 +539,7 @@ def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: 
 
 
 def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
-    story: Story, place: Path, copy_of: Callable[[Cluster], Copy]
+    story: Story, place: Path, copy_of: Callable[..., Copy]
 ) -> None:
     segments = sorted(path.name for path in story.wal.iterdir() if len(path.name) == 24)
     for number, (change, said) in enumerate(
@@ -564,7 +560,7 @@ def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
         assert segments[-2] in result["msg"]
 
 
-def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[..., Copy]) -> None:
     """Production was restarted with more of everything, and pg_control of the backup does not know."""
     wal = place / "wal"
     wal.mkdir()
@@ -588,7 +584,7 @@ def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[[Clust
     assert any("max_connections=100" in entry["what"] for entry in result["neutralised"])
 
 
-def test_check_mode_says_to_which_point(story: Story, copy_of: Callable[[Cluster], Copy]) -> None:
+def test_check_mode_says_to_which_point(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     before = state_of(copy.tree)
     result = copy.start(check=True, wal_source=str(story.wal), recovery_target_time=story.times[3])

@@ -1,51 +1,117 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A copy of a cluster in a plain directory that plays the merged tree, and calls of pg_ephemeral on it."""
+"""A session whose merged directory is a plain one with a copy of a cluster, and calls of pg_ephemeral on it."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import Connection
 from tests.support.modules import call
+
+if TYPE_CHECKING:
+    from tests.support.cluster import Cluster
 
 __all__ = ["Copy"]
 
 
 @dataclass
 class Copy:
-    """A copy of a cluster in a tree, and calls of the module on it."""
+    """A session in `directory`, whose copy of a cluster is in `data`, and calls of the module on it."""
 
-    tree: Path
+    directory: Path
     data: Path
-    run: Path
     options: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, cluster: Cluster, root: Path, *, user: str | None = None) -> Copy:
+        """A copy of a cluster's files in a new session, below merged where the cluster has it below the root."""
+        session = Session.create(str(root), user=user, fields={"engine": "postgresql"})
+        merged = Path(session.path("merged"))
+        copy = cls(Path(session.directory), merged / str(cluster.data).lstrip("/"))
+        copy.data.parent.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
+        copy.own()
+        return copy
+
+    @property
+    def tree(self) -> Path:
+        return self.directory / "merged"
+
+    @property
+    def run(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def client(self) -> Path:
+        return self.directory / "client"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return Session.open(str(self.directory)).record
+
+    @property
+    def user(self) -> str:
+        """Whom the server runs as: a name, or the number of a user of the session's own."""
+        return str(self.record["server_user"])
+
+    @property
+    def uid(self) -> int:
+        return account(self.user).uid
+
+    def own(self, *paths: Path) -> None:
+        """Give everything in the copy, or these paths, to the server's user, as the layer would present it."""
+        if os.geteuid() == 0:
+            owner = f"{account(self.user).uid}:{account(self.user).gid}"
+            subprocess.run(["chown", "-hR", owner, *(map(str, paths) if paths else [str(self.tree)])], check=True)
+
+    def add(self, path: Path) -> Path:
+        """Copy what is at path on the host to where the copy has it; that place."""
+        there = self.tree / str(path).lstrip("/")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", str(path), str(there)], check=True)
+        self.own()
+        return there
+
     def start(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
-        return self._call("started", check=check, tree=str(self.tree), **{**self.options, **options})
+        data = {"data_directory": str(self.data)}
+        return self._call("started", check=check, **{**data, **self.options, **options})
 
     def stop(self, *, check: bool = False) -> dict[str, Any]:
         return self._call("stopped", check=check)
+
+    def end(self) -> list[str]:
+        """End the session; what is left of it."""
+        return tear_down(Session.open(str(self.directory)))
 
     def sql(self, statement: str, *, database: str = "postgres", user: str = "instant_recovery", port: int = 0) -> str:
         return self.connection(user=user, port=port).sql(statement, database=database)
 
     def connection(self, *, user: str = "instant_recovery", port: int = 0) -> Connection:
-        listening = port or int((self.data / "postmaster.pid").read_text().splitlines()[3])
         bindir = str(Path(shutil.which("postgres") or "").resolve().parent)
-        return Connection(socket_directory=str(self.run), port=listening, user=user, bindir=bindir)
+        listening = port or self.record["port"]
+        return Connection(socket_directory=str(self.client), port=listening, user=user, bindir=bindir)
 
     def path(self, name: str) -> Path:
         return self.data / name
 
     def log(self) -> str:
-        return (self.run / "postgresql.log").read_text()
+        return (self.directory / "log" / "postgresql.log").read_text()
+
+    def left(self) -> list[str]:
+        """Files that a server's start makes and its end should have removed."""
+        return [str(path) for name in ("run", "client", "config") for path in (self.directory / name).iterdir()]
 
     def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
-        where = {"data_directory": str(self.data), "socket_directory": str(self.run), "state": state}
+        where = {"session_directory": str(self.directory), "state": state}
         return call(pg_ephemeral.main, check=check, **where, **options)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import encodings.ascii  # read by Python when it is first used, which a user who cannot enter its directory could not
 import os
 import pickle
 import sys

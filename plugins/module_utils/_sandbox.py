@@ -1,0 +1,398 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running what the archive can tell what to do: in a room of its own, decided by the kernel and not by the program.
+
+Cutting a copy loose from production is a list of known ties. This holds for the unknown ones: whatever link, setting,
+function or library asks for it, nothing outside of the session can be opened, called, signalled or slowed down, and all
+processes end together. Three walls stand behind one another, and each one alone keeps files closed:
+
+- a user of the session's own, where root starts it (`_uids`);
+- namespaces: a root directory that holds only programs and the session's own directories, no other processes, no
+  System V objects of others, and no network where none is needed. For an ordinary user through a user namespace;
+- Landlock (Linux 5.13), and seccomp for what neither of them governs.
+
+`_sandbox_program` does the work, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox_program
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    Account,
+    Completed,
+    CompletedBytes,
+    Inner,
+    run_bytes,
+    search_path,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    MARKER,
+    Process,
+    identify,
+    open_log,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import (
+    SIGNALS_SINCE,
+    can_filter_calls,
+    landlock_version,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import IO
+
+__all__ = ["Sandbox", "SandboxError", "missing_walls"]
+
+PROGRAM = inspect.getsource(_sandbox_program).encode()
+PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
+MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
+TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
+TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
+LAST_WORDS = 64 << 10  # bytes of what it complains of
+
+
+class SandboxError(RecoveryError):
+    """A program cannot be locked up, or not as it has to be."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a program may reach.
+
+    account: whom it runs as. readable, writable: paths of trees, files or sockets; programs and libraries can be read
+    always, and paths that do not exist are passed over. network: `none`; `unix`, for clients of a socket that is among
+    the paths; `serve`, to listen on port and call nobody; `host`, to listen on port and call anybody.
+    session_directory: whose mark its processes bear until they execute the program.
+    """
+
+    account: Account
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    network: str = "none"
+    port: int = 0
+    session_directory: str | None = None
+    accept_unconfined: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the session's record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Sandbox:
+        """From the session's record. Raises TypeError or KeyError for something else."""
+        trees = {name: tuple(fields[name]) for name in ("readable", "writable")}
+        return cls(**{**fields, **trees, "account": Account(**fields["account"])})
+
+    def for_tool(self, *, readable: Sequence[str] = (), writable: Sequence[str] = (), network: str = "none") -> Sandbox:
+        """The same user's room for a program that only looks at these paths."""
+        return replace(self, readable=tuple(readable), writable=tuple(writable), network=network, port=0)
+
+    def start(self, argv: Sequence[str], *, log: str, env: Mapping[str, str], claim: Callable[[Process], None]) -> None:
+        """Run argv as a daemon whose output goes to log.
+
+        claim is called with its process before the program is executed; when that does not return, it never is. The
+        process is the program itself where it has a namespace of processes, which ends with it. Elsewhere it is a
+        supervisor, which hands signals on, ends everything that the program leaves behind, and ends with it. Raises
+        SandboxError.
+        """
+        with self._launch(argv, env, daemon=True) as launch:
+            output = open_log(log)
+            try:
+                child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
+                    launch.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=launch.environment,
+                    cwd="/",
+                    pass_fds=launch.descriptors,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(output)
+            launch.begin(claim)
+            launch.await_execution()
+            if launch.namespaces:
+                child.wait(PATIENCE)  # it has left its child alone
+            else:
+                _supervisors.append(child)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        stdin: bytes = b"",
+        limit: int = TOOL_OUTPUT,
+        log: str | None = None,
+        memory: int = TOOL_MEMORY,
+        claim: Callable[[Process], None] | None = None,
+    ) -> CompletedBytes:
+        """Run argv to its end; as `_command.run_bytes`, with at most limit bytes of output.
+
+        What it leaves behind is ended with it. log is a file that its standard error is appended to. claim is as in
+        start(). Raises CommandError, and SandboxError where the program cannot be locked up.
+        """
+        with self._launch(argv, env or {}, daemon=False, memory=memory) as launch, ExitStack() as opened:
+            # Files and not pipes: what is read of them is bounded, however much is printed.
+            output, errors = (opened.enter_context(opening) for opening in (_file(None), _file(log)))
+            inner = Inner(argv, output.fileno(), errors.fileno(), launch.descriptors, lambda: launch.begin(claim))
+            done = run_bytes(
+                launch.command, timeout=timeout, env=launch.environment, check=False, stdin=stdin, inner=inner
+            )
+            launch.await_execution()
+            said = b"" if log else _content(errors, LAST_WORDS)
+            printed = _content(output, limit + 1)
+        if len(printed) > limit:
+            raise SandboxError(f"{os.path.basename(argv[0])} printed more than {limit >> 10} KiB, which cannot be right.")
+        done = replace(done, stdout=printed, stderr=_text(said))
+        return done.checked() if check else done
+
+    def text(self, argv: Sequence[str], **options: Any) -> Completed:
+        """As run, with the output as text."""
+        return self.run(argv, **options).text()
+
+    @contextmanager
+    def _launch(
+        self, argv: Sequence[str], env: Mapping[str, str], *, daemon: bool, memory: int = 0
+    ) -> Iterator[_Launch]:
+        namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
+        specification = {
+            "argv": list(argv),
+            "env": {**_environment(self.account), **env},
+            "uid": self.account.uid,
+            "gid": self.account.gid,
+            "account": self.account.name if self.account.is_own else None,
+            "readable": list(self.readable),
+            "writable": list(self.writable),
+            "network": self.network,
+            "port": self.port,
+            "namespaces": namespaces,
+            "landlock": landlock,
+            "seccomp": can_filter_calls(),
+            "daemon": daemon,
+            "processes": MOST_PROCESSES,
+            "memory": memory,
+        }
+        launch = _Launch(specification, self.session_directory)
+        try:
+            yield launch
+        finally:
+            launch.close()
+
+    def report(self) -> tuple[list[dict[str, str]], list[str]]:
+        """What holds on this host, as {what, why}, and warnings about what does not. Raises SandboxError as start."""
+        namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
+        by = ", ".join([*(["a root directory of its own"] if namespaces else []), *(["Landlock"] if landlock else [])])
+        done = []
+        if by:
+            why = "whatever link, function or library asks for it, no file of production can be opened"
+            done.append({"what": f"files outside of the session closed to the server ({by})", "why": why})
+        if namespaces:
+            why = "a function of the copy could have signalled production's processes, removed its shared memory, or "
+            why += "left something running after the session's end"
+            done.append({"what": "processes and System V objects of the host out of the server's sight", "why": why})
+        if self.account.is_own:
+            why = "production's user may do everything with production's files and processes"
+            done.append(
+                {"what": f"the server runs as a user that owns nothing else (id {self.account.uid})", "why": why}
+            )
+        if can_filter_calls():
+            done += self._report_calls()
+        missing = missing_walls(self.account)
+        return done, [f"The session is not confined as it should be, which was accepted: {missing}."] if missing else []
+
+    def _report_calls(self) -> list[dict[str, str]]:
+        why = "a function of the copy could have locked production out of its own files"
+        done = [{"what": "changes of modes, owners and times of files refused to the server (seccomp)", "why": why}]
+        why = "a function of the copy could have had production's processes slowed down, or ended by their limits"
+        done.append({"what": "limits and priorities of other processes refused to the server (seccomp)", "why": why})
+        if self.network != "host":
+            why = "a trigger, a foreign table or a library of the copy could have reached production"
+            done.append({"what": "connections from the server to anywhere refused (seccomp)", "why": why})
+        return done
+
+
+def missing_walls(account: Account) -> str | None:
+    """What this host lacks to lock up a server of account, and the cure; None where it can be done."""
+    if not can_filter_calls():
+        return "calls of the kernel cannot be filtered here (seccomp, on x86_64 and aarch64)"
+    if _has_namespaces() or landlock_version() >= SIGNALS_SINCE:
+        return None
+    found = f"is of version {landlock_version()}" if landlock_version() else "is missing"
+    return (
+        f"the kernel's Landlock {found} (version {SIGNALS_SINCE} is needed, Linux 6.12), and this user may not make "
+        "namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns): allow one of them, or start the session as root"
+    )
+
+
+def _walls(account: Account, *, accept_unconfined: bool) -> tuple[bool, bool]:
+    """Whether namespaces and Landlock are to be used. Raises SandboxError where that is not enough."""
+    missing = missing_walls(account)
+    if missing and not accept_unconfined:
+        raise SandboxError(
+            f"The server cannot be kept away from this host's other files and processes: {missing}. "
+            "accept_unconfined=true starts it all the same."
+        )
+    return _has_namespaces(), landlock_version() > 0
+
+
+def _has_namespaces() -> bool:
+    """Whether namespaces can be made. Root always can where it can mount, and is told by the attempt if not."""
+    return os.geteuid() == 0 or _user_namespaces_work(os.geteuid())
+
+
+@lru_cache(maxsize=1)
+def _user_namespaces_work(uid: int) -> bool:
+    """Whether this user can have a namespace of users and mount in it: distributions forbid one or the other."""
+    account = Account(name="", uid=uid, gid=os.getegid())
+    specification = {
+        "argv": ["/bin/true"],
+        "env": {},
+        "uid": uid,
+        "gid": account.gid,
+        "account": None,
+        "readable": [],
+        "writable": [],
+        "network": "none",
+        "port": 0,
+        "namespaces": True,
+        "landlock": False,
+        "seccomp": False,
+        "daemon": False,
+        "processes": 0,
+        "memory": 0,
+    }
+    launch = _Launch(specification, None)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            output = nothing.fileno()
+            inner = Inner(["true"], output, output, launch.descriptors, lambda: launch.begin(None))
+            done = run_bytes(launch.command, timeout=PATIENCE, env=launch.environment, check=False, inner=inner)
+    except RecoveryError:
+        return False
+    finally:
+        launch.close()
+    return done.returncode == 0
+
+
+_supervisors: list[subprocess.Popen[bytes]] = []  # kept, so that Python does not complain of children that live on
+
+
+class _Launch:
+    """One run of the program: its command line, and both ends of the pipes to it."""
+
+    def __init__(self, specification: Mapping[str, Any], session_directory: str | None) -> None:
+        self.namespaces = bool(specification["namespaces"])
+        self.environment = {"PATH": search_path(), "LC_ALL": "C.UTF-8"}
+        if session_directory is not None:
+            self.environment[MARKER] = session_directory
+        program = _memory_file("sandbox", PROGRAM)
+        given = _memory_file("specification", json.dumps(specification).encode())
+        self._status, status = os.pipe()
+        go, self._go = os.pipe()
+        self.descriptors = [program, given, status, go]
+        self._open = {*self.descriptors, self._status, self._go}
+        self._said = b""
+        numbers = map(str, (given, status, go))
+        self.command = [sys.executable, "-I", "-S", f"/proc/self/fd/{program}", *numbers]
+
+    def close(self) -> None:
+        """Close what is open still. A program that was not begun ends by that."""
+        self._close(*self._open)
+
+    def _close(self, *descriptors: int) -> None:
+        for descriptor in descriptors:
+            self._open.discard(descriptor)  # its number may be another thread's in a moment
+            os.close(descriptor)
+
+    def begin(self, claim: Callable[[Process], None] | None) -> None:
+        """Learn which process it is, have it claimed, and let it execute the program."""
+        self._close(*self.descriptors)  # the other ends
+        answer = json.loads(self._line() or b"{}")
+        process = identify(answer["pid"]) if "pid" in answer else None
+        if process is None:
+            raise SandboxError(f"The server cannot be confined to its session: {answer.get('error', 'it ended')}.")
+        if claim is not None:
+            claim(process)
+        with suppress(BrokenPipeError):  # it has failed, which it tells
+            os.write(self._go, b"!")
+
+    def await_execution(self) -> None:
+        """Wait until the program is executed. Raises SandboxError where that has failed."""
+        rest = self._line()
+        if rest:
+            raise SandboxError(f"The server cannot be confined to its session: {json.loads(rest)['error']}.")
+
+    def _line(self) -> bytes:
+        """The next line of its status, or nothing when that was closed."""
+        deadline = time.monotonic() + PATIENCE
+        while b"\n" not in self._said:
+            ready, _writable, _failed = select.select([self._status], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise SandboxError(f"The server was not confined to its session within {PATIENCE:g} s.")
+            more = os.read(self._status, 4096)
+            if not more:
+                break
+            self._said += more
+        line, _newline, self._said = self._said.partition(b"\n")
+        return line
+
+
+def _memory_file(name: str, content: bytes) -> int:
+    """A file that is only in memory, to be read from its beginning by whoever inherits it."""
+    descriptor = os.memfd_create(name)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+@contextmanager
+def _file(log: str | None) -> Iterator[IO[bytes]]:
+    """A log to append to, or a file that is gone when the block ends."""
+    if log is not None:
+        with open(open_log(log), "ab") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as temporary:
+        yield temporary
+
+
+def _content(file: IO[bytes], size: int) -> bytes:
+    """The first bytes of a file that somebody else has written through this descriptor."""
+    file.seek(0)
+    return file.read(size)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _environment(account: Account) -> dict[str, str]:
+    """What every program gets: nothing of what the one who starts has set for other servers."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C",
+        "HOME": "/",
+        "USER": account.name,
+        "LOGNAME": account.name,
+    }
