@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Sandbox", "SandboxError", "missing_walls"]
 
 PROGRAM = inspect.getsource(_sandbox_program).encode()
+ANYWHERE = "/tmp"  # a directory that every host has
 PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
 MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
@@ -151,7 +152,7 @@ class Sandbox:
         """
         with self._launch(argv, env or {}, daemon=False, memory=memory) as launch, ExitStack() as opened:
             # Files and not pipes: what is read of them is bounded, however much is printed.
-            output, errors = (opened.enter_context(opening) for opening in (_file(None), _file(log)))
+            output, errors = (opened.enter_context(self._file(path)) for path in (None, log))
             inner = Inner(argv, output.fileno(), errors.fileno(), launch.descriptors, lambda: launch.begin(claim))
             done = run_bytes(
                 launch.command, timeout=timeout, env=launch.environment, check=False, stdin=stdin, inner=inner
@@ -160,9 +161,20 @@ class Sandbox:
             said = b"" if log else _content(errors, LAST_WORDS)
             printed = _content(output, limit + 1)
         if len(printed) > limit:
-            raise SandboxError(f"{os.path.basename(argv[0])} printed more than {limit >> 10} KiB, which cannot be right.")
+            name = os.path.basename(argv[0])
+            raise SandboxError(f"{name} printed more than {limit >> 10} KiB, which cannot be right.")
         done = replace(done, stdout=printed, stderr=_text(said))
         return done.checked() if check else done
+
+    @contextmanager
+    def _file(self, log: str | None) -> Iterator[IO[bytes]]:
+        """A log to append to, or a file without a name, on the session's disk if there is one."""
+        if log is not None:
+            with open(open_log(log), "ab") as file:
+                yield file
+            return
+        with tempfile.TemporaryFile(dir=self.session_directory) as temporary:
+            yield temporary
 
     def text(self, argv: Sequence[str], **options: Any) -> Completed:
         """As run, with the output as text."""
@@ -179,6 +191,7 @@ class Sandbox:
             "uid": self.account.uid,
             "gid": self.account.gid,
             "account": self.account.name if self.account.is_own else None,
+            "staging": self.session_directory or ANYWHERE,
             "readable": list(self.readable),
             "writable": list(self.writable),
             "network": self.network,
@@ -269,6 +282,7 @@ def _user_namespaces_work(uid: int) -> bool:
         "uid": uid,
         "gid": account.gid,
         "account": None,
+        "staging": ANYWHERE,
         "readable": [],
         "writable": [],
         "network": "none",
@@ -364,17 +378,6 @@ def _memory_file(name: str, content: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-@contextmanager
-def _file(log: str | None) -> Iterator[IO[bytes]]:
-    """A log to append to, or a file that is gone when the block ends."""
-    if log is not None:
-        with open(open_log(log), "ab") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as temporary:
-        yield temporary
 
 
 def _content(file: IO[bytes], size: int) -> bytes:

@@ -54,7 +54,6 @@ RESOLVER = ("/etc/resolv.conf",)  # for a server that may call others
 # Not /dev/shm, where production's shared memory is.
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/random", "/dev/urandom")
 
-_STAGING = "/tmp"  # hidden by the new root, in this process's own namespace of mounts; it exists everywhere
 _SMALL = "size=4m,mode=0755"  # the new root holds mount points and two small files
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
@@ -91,7 +90,8 @@ def can_filter_calls() -> bool:
 class Specification:
     """What is to be run and what it may reach, as the fields of the JSON object.
 
-    argv, env. uid, gid: whom it runs as. account: name of an entry to be added to /etc/passwd, or null. readable,
+    argv, env. uid, gid: whom it runs as. account: name of an entry to be added to /etc/passwd, or null. staging: a
+    directory where the new root is made, which hides it in this process's own namespace of mounts alone. readable,
     writable: absolute paths of trees, files or sockets. network: none, unix (sockets of this host only), serve (port
     alone, no connections to anybody) or host (port, and connections). port: TCP port that may be listened on.
     namespaces, landlock, seccomp: whether they are to be used. daemon: whether the program outlives this one.
@@ -106,6 +106,7 @@ class Specification:
     uid: int
     gid: int
     account: str | None
+    staging: str
     readable: list[str]
     writable: list[str]
     network: str
@@ -254,22 +255,23 @@ def _make_root(spec: Specification) -> None:
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     links, sources = _collect(spec)
     entries = _account_files(spec)
-    _mount("tmpfs", _STAGING, "tmpfs", _MS_NOSUID | _MS_NODEV, _SMALL)
+    top = spec.staging
+    _mount("tmpfs", top, "tmpfs", _MS_NOSUID | _MS_NODEV, _SMALL)
     for source in sources:
-        _bind(source)
+        _bind(top, source)
     for path, target in {**links, **{f"/dev/{name}": f"/proc/self/fd{at}" for name, at in _STANDARD.items()}}.items():
-        place = _STAGING + path
+        place = top + path
         if not os.path.lexists(place):
             os.makedirs(os.path.dirname(place), exist_ok=True)
             os.symlink(target, place)
     for path, text in entries.items():
-        with open(_STAGING + path, "wb") as file:
+        with open(top + path, "wb") as file:
             file.write(text)
-    _harden(sources)
-    os.makedirs(f"{_STAGING}/proc", exist_ok=True)
+    _harden(top, sources)
+    os.makedirs(f"{top}/proc", exist_ok=True)
     with suppress(OSError):  # a container's /proc may be covered in part: then there is none, which servers can do with
-        _mount("proc", f"{_STAGING}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    os.chdir(_STAGING)
+        _mount("proc", f"{top}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    os.chdir(top)
     _checked(_libc.pivot_root(b".", b"."), "pivot_root")
     _checked(_libc.umount2(b".", _MNT_DETACH), "umount")
     os.chdir("/")
@@ -321,8 +323,8 @@ def _account_files(spec: Specification) -> dict[str, bytes]:
     return files
 
 
-def _bind(source: _Source) -> None:
-    place = _STAGING + source.path
+def _bind(top: str, source: _Source) -> None:
+    place = top + source.path
     if source.is_directory:
         os.makedirs(place, exist_ok=True)
     elif not os.path.lexists(place):
@@ -331,14 +333,14 @@ def _bind(source: _Source) -> None:
     _mount(f"/proc/self/fd/{source.descriptor}", place, None, _MS_BIND | _MS_REC)
 
 
-def _harden(sources: list[_Source]) -> None:
+def _harden(top: str, sources: list[_Source]) -> None:
     """Make every mount below the new root nosuid, nodev but for devices, and read-only unless it is to be written.
 
     Mount by mount: the kernel has a call that does it for a whole tree since 5.12 only.
     """
-    devices = {_STAGING + source.path for source in sources if source.is_device}
-    writable = [_STAGING + source.path for source in sources if source.is_writable]
-    for place, options in _mounts_of_root():
+    devices = {top + source.path for source in sources if source.is_device}
+    writable = [top + source.path for source in sources if source.is_writable]
+    for place, options in _mounts_of_root(top):
         flags = _MS_BIND | _MS_REMOUNT | _MS_NOSUID
         for option in options.split(","):
             flags |= _OPTIONS.get(option, 0)
@@ -347,11 +349,11 @@ def _harden(sources: list[_Source]) -> None:
         _mount(None, place, None, flags)
 
 
-def _mounts_of_root() -> list[tuple[str, str]]:
+def _mounts_of_root(top: str) -> list[tuple[str, str]]:
     """Mount points below the new root and their options. The host's own mounts may hide behind it (proc(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = [line.split(" ") for line in file]
-    inside = {[fields[0] for fields in mounts if fields[4] == _STAGING][-1]}
+    inside = {[fields[0] for fields in mounts if _unescaped(fields[4]) == top][-1]}
     found = []
     for fields in mounts:  # parents come first
         if fields[1] in inside:

@@ -1,38 +1,109 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A server of a session beside a live production of the same user: what it cannot reach, whoever asks for it."""
+"""A server of a session beside a live production: what it cannot reach, whoever asks for it.
+
+Each test is run behind each of the walls by itself: with namespaces and a user of its own, as root has them; with
+namespaces alone, as an ordinary user has them; and with Landlock alone, as production's own user.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _confinement
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox, SandboxError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import landlock_version
 
+from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster
+from tests.support.copies import Copy
+from tests.support.forked import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.copies import Copy
+pytestmark = needs_root
 
-needs_landlock = pytest.mark.skipif(_confinement.landlock_version() == 0, reason="the kernel has no Landlock")
+WALLS = ("all", "root's namespaces", "a user's namespaces", "Landlock")
+UNREACHABLE = re.compile("ermission denied|not permitted|No such (?:file|process)|does not exist|Read-only file system")
 
 
-@pytest.fixture
-def production(place: Path) -> Iterator[Cluster]:
+@dataclass
+class Confined(Copy):
+    """A copy whose server stands behind one kind of walls."""
+
+    walls: str = "all"
+    network: str = "none"
+
+    def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
+        return self.as_its_owner(lambda: super(Confined, self)._call(state, check=check, **options))
+
+    def end(self) -> list[str]:
+        return self.as_its_owner(lambda: super(Confined, self).end())
+
+    def as_its_owner(self, function: Callable[[], Any]) -> Any:
+        """What function returns with a kernel that has only these walls, called by whoever the session belongs to."""
+
+        def behind() -> Any:
+            if self.walls in ("root's namespaces", "a user's namespaces"):
+                _sandbox.landlock_version = lambda: 0
+            if self.walls == "Landlock":
+                _sandbox._has_namespaces = lambda: False
+            return function()
+
+        return forked(behind, user=None if self.walls in WALLS[:2] else pwd.getpwnam("postgres"))
+
+
+@pytest.fixture(scope="module")
+def live(shared_place: Path) -> Iterator[Cluster]:
     """A live server with a table, and its files at rest."""
     # With a higher wal_level it notes in the WAL now and then which transactions run.
     quiet = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "wal_level": "minimal", "max_wal_senders": "0"}
-    with Cluster(directory=place / "production", settings=quiet) as cluster:
-        cluster.sql("create table t as select generate_series(1, 1000) id; checkpoint", database="postgres")
+    with Cluster(directory=shared_place / "confined-production", settings=quiet) as cluster:
+        for table in ("t", "none", "host"):
+            cluster.sql(f'create table "{table}" as select generate_series(1, 1000) id', database="postgres")
+        cluster.sql("checkpoint", database="postgres")
         yield cluster
+
+
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in WALLS])
+def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) -> Iterator[Confined]:
+    """A copy behind one kind of walls, whose server calls nobody."""
+    walls: str = request.param
+    if walls == "Landlock" and landlock_version() < 6:
+        pytest.skip("the kernel's Landlock is not enough by itself")
+    home = Path(tempfile.mkdtemp(prefix="home-", dir=shared_place))
+    confined = Confined(home, home, walls=walls)
+    if walls not in WALLS[:2]:
+        shutil.chown(home, "postgres")
+    confined.__dict__.update(confined.as_its_owner(lambda: Copy.of(live, home / "s").__dict__))
+    result = confined.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    yield confined
+    assert confined.end() == []
+
+
+@pytest.fixture(params=["none", "host"])
+def copy(request: pytest.FixtureRequest, silent: Confined) -> Confined:
+    """The copy with and without leave to call others."""
+    if silent.network != request.param:
+        silent.stop()
+        silent.network = request.param
+    result = silent.start(network=silent.network)
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    return silent
 
 
 def state(directory: Path) -> dict[str, tuple[int, str]]:
@@ -42,10 +113,10 @@ def state(directory: Path) -> dict[str, tuple[int, str]]:
 
 
 def denied(copy: Copy, statement: str) -> bool:
-    """Whether the statement fails, and for want of permission."""
+    """Whether the statement fails, because what it asks for is closed or cannot even be seen."""
     with pytest.raises(RuntimeError) as error:
         copy.sql(statement)
-    return "ermission denied" in str(error.value) or "not permitted" in str(error.value)
+    return UNREACHABLE.search(str(error.value)) is not None
 
 
 def said_by(copy: Copy, program: str) -> str:
@@ -58,69 +129,55 @@ def said_by(copy: Copy, program: str) -> str:
     return copy.sql("select coalesce(string_agg(line, ' '), '') from said")
 
 
-@needs_landlock
-def test_no_file_of_production_can_be_opened(production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    copy = copy_of(production)
-    result = copy.start()
-    assert "files outside of the session closed to the server (Landlock)" in [
-        entry["what"] for entry in result["neutralised"]
-    ]
-    before = state(production.data)
-    copy.sql("create table mine (line text)")
-    version = production.data / "PG_VERSION"
-    assert denied(copy, f"copy t to '{production.data}/new'")
+def test_no_file_of_production_can_be_opened(live: Cluster, copy: Confined) -> None:
+    told = " ".join(entry["what"] for entry in copy.record["server"]["neutralised"])
+    assert "files outside of the session closed to the server" in told
+    before = state(live.data)
+    copy.sql("create table if not exists mine (line text)")
+    version = live.data / "PG_VERSION"
+    assert denied(copy, f"copy t to '{live.data}/new'")
     assert denied(copy, f"copy mine from '{version}'")
     assert denied(copy, f"select pg_read_file('{version}')")
-    assert "Permission denied" in said_by(copy, f"cat {version}")
-    (production.directory / "tablespace").mkdir()
-    os.chown(production.directory / "tablespace", production.data.stat().st_uid, -1)
-    assert denied(copy, f"create tablespace elsewhere location '{production.directory}/tablespace'")
-    assert state(production.data) == before
+    assert UNREACHABLE.search(said_by(copy, f"cat {version}"))
+    (live.directory / "tablespace").mkdir(exist_ok=True)
+    os.chown(live.directory / "tablespace", live.data.stat().st_uid, -1)
+    assert denied(copy, f"create tablespace elsewhere location '{live.directory}/tablespace'")
+    assert state(live.data) == before
 
 
-@needs_landlock
-def test_a_link_that_appears_later_leads_nowhere(production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    copy = copy_of(production)
-    copy.start()
-    path = copy.sql("select pg_relation_filepath('t')")
-    before = state(production.data)
-    copy.path(path).unlink()
-    copy.path(path).symlink_to(production.data / path)
-    assert denied(copy, "select count(*) from t")
-    assert denied(copy, "update t set id = 0")
-    assert state(production.data) == before
+def test_a_link_that_appears_later_leads_nowhere(live: Cluster, copy: Confined) -> None:
+    path = copy.sql(f"select pg_relation_filepath('{copy.network}')")
+    before = state(live.data)
+    aside = copy.path(path).with_suffix(".aside")
+    copy.path(path).rename(aside)
+    copy.path(path).symlink_to(live.data / path)
+    try:
+        assert denied(copy, f'select count(*) from "{copy.network}"')
+        assert denied(copy, f'update "{copy.network}" set id = 0')
+    finally:
+        aside.replace(copy.path(path))  # with the link another start would be refused
+    assert state(live.data) == before
 
 
-@needs_landlock
-def test_shared_memory_of_production_cannot_be_opened(production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    pid = int((production.data / "postmaster.pid").read_text().split()[0])
+def test_shared_memory_of_production_cannot_be_opened(live: Cluster, copy: Confined) -> None:
+    pid = int((live.data / "postmaster.pid").read_text().split()[0])
     segments = set(re.findall(r"/dev/shm/PostgreSQL\.\d+", Path(f"/proc/{pid}/maps").read_text()))
     assert segments, "production has none"
     before = {segment: os.stat(segment).st_size for segment in segments}
-    copy = copy_of(production)
-    copy.start()
     for segment in segments:
         assert denied(copy, f"copy (select 1) to '{segment}'")
         assert denied(copy, f"select pg_read_binary_file('{segment}')")
     assert {segment: os.stat(segment).st_size for segment in segments} == before
 
 
-@pytest.mark.skipif(_confinement.landlock_version() < 6, reason="the kernel's Landlock lets signals through")
-def test_processes_of_production_get_no_signals(production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    copy = copy_of(production)
-    copy.start()
-    pid = int((production.data / "postmaster.pid").read_text().split()[0])
-    assert "not permitted" in said_by(copy, f"kill -INT {pid}")
-    assert production.sql("select count(*) from t", database="postgres") == "1000"
+def test_processes_of_production_get_no_signals(live: Cluster, copy: Confined) -> None:
+    pid = int((live.data / "postmaster.pid").read_text().split()[0])
+    assert UNREACHABLE.search(said_by(copy, f"kill -INT {pid}"))
+    assert live.sql("select count(*) from t", database="postgres") == "1000"
 
 
-@pytest.mark.parametrize("network", ["none", "host"])
-def test_processes_of_production_keep_limits_and_priorities(
-    network: str, production: Cluster, copy_of: Callable[..., Copy]
-) -> None:
-    copy = copy_of(production)
-    copy.start(network=network)
-    pid = int((production.data / "postmaster.pid").read_text().split()[0])
+def test_processes_of_production_keep_limits_and_priorities(live: Cluster, copy: Confined) -> None:
+    pid = int((live.data / "postmaster.pid").read_text().split()[0])
 
     def treatment() -> list[object]:
         limits = Path(f"/proc/{pid}/limits").read_text()
@@ -137,54 +194,107 @@ def test_processes_of_production_keep_limits_and_priorities(
         f"chrt --idle -p 0 {pid}",
         f"taskset -p 1 {pid}",
     ):
-        assert "Permission denied" in said_by(copy, program), program
+        assert UNREACHABLE.search(said_by(copy, program)), program
     assert treatment() == before
     # Its own limits are its own affair: the shell's ulimit is prlimit64(), too.
     assert said_by(copy, "ulimit -n 64 && ulimit -n") == "64"
 
 
-@pytest.mark.parametrize("network", ["none", "host"])
-def test_modes_and_times_of_production_stay(network: str, production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    copy = copy_of(production)
-    copy.start(network=network)
-    directory, file = production.directory, production.data / "PG_VERSION"
+def test_modes_and_times_of_production_stay(live: Cluster, copy: Confined) -> None:
+    directory, file = live.directory, live.data / "PG_VERSION"
     before = [path.stat() for path in (directory, file)]
     for program in (f"chmod 0700 {directory}", f"touch {file}", f"chown postgres {file}", f"cp -p /etc/hosts {file}"):
         said_by(copy, program)
     changes = [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in before]
     now = [path.stat() for path in (directory, file)]
     assert [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in now] == changes
-    # The socket's mode is right without chmod(): see _confinement.
+    # The socket's mode is right without chmod(): see _sandbox_program.
     (socket_file,) = (path for path in copy.run.iterdir() if path.is_socket())
     assert socket_file.stat().st_mode & 0o077 == 0
 
 
-def test_nobody_is_called(production: Cluster, copy_of: Callable[..., Copy]) -> None:
-    copy = copy_of(production)
-    copy.start()
-    copy.sql("create extension dblink")
-    user = production.superuser.replace("'", "''")
-    through_socket = f"host={production.run} port=5432 dbname=postgres user=''{user}''"
+def test_nobody_is_called(live: Cluster, copy: Confined) -> None:
+    copy.sql("create extension if not exists dblink")
+    user = live.superuser.replace("'", "''")
+    through_socket = f"host={live.run} port=5432 dbname=postgres user=''{user}''"
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        through_tcp = f"host=127.0.0.1 port={listening.getsockname()[1]} dbname=x connect_timeout=5"
-        for conninfo in (through_socket, through_tcp):
-            assert denied(copy, f"select dblink_connect('{conninfo}')")
-        listening.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            listening.accept()
+        port = listening.getsockname()[1]
+        if copy.network == "host":
+            said_by(copy, f'bash -c "exec 3<>/dev/tcp/127.0.0.1/{port}"')
+            listening.settimeout(10)
+            listening.accept()[0].close()
+        else:
+            assert denied(copy, f"select dblink_connect('host=127.0.0.1 port={port} dbname=x connect_timeout=5')")
+            listening.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
+    # One that may call is told no way to production's socket, unless it is Landlock alone that keeps it from the rest.
+    if copy.network == "none" or copy.walls != "Landlock":
+        assert denied(copy, f"select dblink_connect('{through_socket}')")
+
+
+def test_secrets_in_etc_are_closed(live: Cluster, copy: Confined) -> None:
+    secret = Path(f"/etc/ir-secret-{os.getpid()}.conf")
+    secret.write_text("repo1-cipher-pass=SECRET\n")
+    secret.chmod(0o644)
+    try:
+        assert denied(copy, f"select pg_read_file('{secret}')")
+        assert "SECRET" not in said_by(copy, f"cat {secret}")
+        if copy.walls != "Landlock":
+            assert secret.name not in said_by(copy, "ls /etc")
+        assert said_by(copy, "getent hosts localhost | wc -l") == "1"
+    finally:
+        secret.unlink()
+
+
+def test_only_the_sessions_port_can_be_listened_on(live: Cluster, copy: Confined) -> None:
+    if landlock_version() < 4:
+        pytest.skip("the kernel's Landlock knows no ports")
+    listen = 'python3 -c "import socket; s = socket.socket(); s.bind((chr(48), {port})); s.listen(); print(chr(42))"'
+    if copy.walls in ("all", "Landlock"):
+        assert "Permission denied" in said_by(copy, listen.format(port=31337))
+
+
+def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
+    """Key rings, System V objects of others, namespaces, io_uring; also where the server may open connections."""
+    segment = subprocess.run(["ipcmk", "-M", "4096", "-p", "0666"], check=True, capture_output=True, text=True).stdout
+    number = segment.split()[-1]
+    try:
+        if copy.walls != "Landlock":
+            assert number not in said_by(copy, "ipcs -m").split()
+            said_by(copy, f"ipcrm -m {number}")
+            assert number in subprocess.run(["ipcs", "-m"], check=True, capture_output=True, text=True).stdout.split()
+        for program in ("unshare -Urn true", "unshare -m true"):
+            assert UNREACHABLE.search(said_by(copy, program)), program
+        for call in (250, 248, 425, 321, 298, 323, 272, 165) if os.uname().machine == "x86_64" else ():
+            imports, ask = "import ctypes as c; l = c.CDLL(None, use_errno=True)", f"l.syscall({call}, 0, 0, 0, 0, 0)"
+            assert said_by(copy, f'python3 -c "{imports}; print({ask}, c.get_errno())"') == "-1 13", call
+    finally:
+        subprocess.run(["ipcrm", "-m", number], check=True)
+
+
+def test_nothing_survives_a_stop(live: Cluster, copy: Confined) -> None:
+    """Neither a process that hides its descent nor one that was started before anybody could connect."""
+    mark = f"11{os.getpid()}"
+    said_by(copy, f"(exec env -i setsid sleep {mark} </dev/null >/dev/null 2>&1) & sleep 0.1")
+    alive = subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True, text=True).stdout
+    assert alive
     assert copy.stop()["changed"]
-    copy.start(network="host")
-    query = f"select id from dblink('{through_socket}', 'select max(id) from t') as found(id int)"
-    assert copy.sql(query) == "1000"
+    copy.network = "stopped"
+    assert subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True).stdout == b""
 
 
-def test_what_a_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_confinement, "landlock_version", lambda: 0)
-    monkeypatch.setattr(_confinement, "can_filter_calls", lambda: False)
-    done, warnings = _confinement.Confinement(connections=False).report()
-    assert done == []
-    assert ["no Landlock" in warnings[0], "call other servers" in warnings[1]] == [True, True]
-    monkeypatch.setattr(_confinement, "landlock_version", lambda: 2)
-    done, warnings = _confinement.Confinement().report()
-    assert ["Landlock" in entry["what"] for entry in done] == [True]
-    assert "could still truncate files and send signals to processes" in warnings[0]
+def test_a_host_without_walls_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Sandbox(Account("postgres", 101, 104), network="serve")
+    monkeypatch.setattr(_sandbox, "_has_namespaces", lambda: False)
+    for version in (0, 5):
+        monkeypatch.setattr(_sandbox, "landlock_version", lambda version=version: version)
+        with pytest.raises(SandboxError, match=r"Landlock .*user\.max_user_namespaces.*accept_unconfined=true"):
+            room.report()
+        _done, warnings = replace(room, accept_unconfined=True).report()
+        assert "is not confined as it should be, which was accepted" in warnings[0]
+    monkeypatch.setattr(_sandbox, "landlock_version", lambda: 6)
+    assert room.report()[1] == []
+    monkeypatch.setattr(_sandbox, "can_filter_calls", lambda: False)
+    with pytest.raises(SandboxError, match="seccomp"):
+        room.report()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -58,7 +59,9 @@ class Copy:
 
     @property
     def record(self) -> dict[str, Any]:
-        return Session.open(str(self.directory)).record
+        """The session's record, whoever it belongs to."""
+        found: dict[str, Any] = json.loads((self.directory / "session.json").read_text())
+        return found
 
     @property
     def user(self) -> str:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import encodings.ascii  # read by Python when it is first used, which a user who cannot enter its directory could not
+import codecs
 import os
 import pickle
 import sys
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["forked"]
+
+# Python reads a codec's file at its first use, and another user may not enter this Python's directory.
+codecs.lookup("ascii")
 
 T = TypeVar("T")
 
