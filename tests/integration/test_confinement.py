@@ -89,6 +89,8 @@ def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) ->
     if walls not in WALLS[:2]:
         shutil.chown(home, "postgres")
     confined.__dict__.update(confined.as_its_owner(lambda: Copy.of(live, home / "s").__dict__))
+    # A port that no other session takes while this one is started anew.
+    confined.options["port"] = 17432 + WALLS.index(walls)
     result = confined.start()
     assert "failed" not in result, (result["msg"], result.get("log_tail"))
     yield confined
