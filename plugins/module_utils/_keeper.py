@@ -340,8 +340,8 @@ def _packed() -> bytes:
 
 # Which these are is tested.
 NEEDED = (
-    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_processes", "_prometheus"),
-    *("_resources", "_revival", "_session", "_shared_memory", "_space", "_teardown"),
+    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_ownership", "_processes"),
+    *("_prometheus", "_resources", "_revival", "_session", "_shared_memory", "_space", "_teardown"),
 )
 
 

@@ -25,7 +25,7 @@ RECORD = {
     "engine": "postgresql",
     "archive": {"repository": "/srv/borg", "name": "db-2026-11-22", "id": "1a0f", "time": "2026-11-22T02:00:04"},
 }
-WHO = {"by": "alice@controller", "user": "dba", "from": "192.0.2.7"}
+WHO = {"claimed_by": "alice@controller", "user": "dba", "from": "192.0.2.7"}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
