@@ -62,13 +62,13 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types
     def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, Any]]:
         """One dictionary for each text."""
         self.set_options(var_options=variables, direct=kwargs)
-        read = READERS[self.get_option("option")]
-        return [_read(read, "" if term is None else str(term)) for term in terms]
+        return [read("" if term is None else str(term), self.get_option("option")) for term in terms]
 
 
-def _read(read: Any, text: str) -> dict[str, Any]:
+def read(text: str, option: str) -> dict[str, Any]:
+    """What the text says, being given for this option."""
     try:
-        return {**NOTHING, **(read(text) if text else {})}
+        return {**NOTHING, **(READERS[option](text) if text else {})}
     except LocationError as error:
         return {**NOTHING, "refusal": str(error)}
 

@@ -32,8 +32,9 @@ LONGEST = 1000  # characters of one text: what callers say is not to push older 
 def requester(named: str | None = None) -> dict[str, str | None]:
     """Who wants what is about to happen: C(claimed_by), C(user) of this host, and C(from) where.
 
-    claimed_by is what the caller says, who can say anything. The others are this host's own knowledge: user is the one
-    who logged in, also behind sudo, and from is the address of an SSH client, or C(local).
+    claimed_by is what the caller says, who can say anything. The others are what this host sees: user is the one who
+    logged in, also behind sudo; from is the address of an SSH client, or C(local), by the calling processes'
+    environment.
     """
     user = _login() or os.environ.get("SUDO_USER") or user_name(os.geteuid())
     return {"claimed_by": named, "user": user, "from": _origin()}

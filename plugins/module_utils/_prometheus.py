@@ -105,9 +105,8 @@ def _problem_of(name: str, directory: int) -> str | None:
     except OSError as error:
         return f"the file that is there cannot be read ({error.strerror})"
     try:
-        return (
-            None if os.read(file, len(OURS)) == OURS else f"the file that is there does not begin with {OURS.decode()}"
-        )
+        is_ours = os.read(file, len(OURS)) == OURS
+        return None if is_ours else f"the file that is there does not begin with {OURS.decode()}"
     finally:
         os.close(file)
 

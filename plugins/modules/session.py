@@ -150,8 +150,8 @@ options:
     description:
       - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. It is written anew
         about once a minute.
-      - The path is absolute and ends in C(.prom). What is there already must be such a file of sessions, and other users
-        must not be able to write to the directory.
+      - The path is absolute and ends in C(.prom). What is there already must be such a file of sessions, and other
+        users must not be able to write to the directory.
     type: path
   port:
     description:
