@@ -39,7 +39,8 @@ options:
     type: str
   session_root:
     description:
-      - Directory that holds the sessions.
+      - Directory that holds the sessions. It and every directory above it belong to root or to the user whom the module
+        runs as. Nobody else may write there, unless it is above and sticky, as C(/tmp) is.
       - The default is C(/var/lib/instant_recovery) for root and C(instant_recovery) in the user's state directory
         otherwise.
     type: path
