@@ -13,8 +13,9 @@ class ModuleDocFragment:
 options:
   repository:
     description:
-      - The Borg repository, a path or an C(ssh://) URL, as seen from the host where the module runs.
-      - May be left out when O(archive) is written as C(REPOSITORY::NAME), or when C(BORG_REPO) is set there.
+      - The Borg repository, a path, an C(ssh://) URL or C(user@host:path), as seen from the host where the module runs.
+      - May be left out when O(archive) is written as C(REPOSITORY::NAME). E(BORG_REPO) does not count.
+      - Of Borg's placeholders such as C({hostname}) none can be used.
     type: str
   passphrase:
     description:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pwd
 import stat
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import user_name
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import ancestors
 
 if TYPE_CHECKING:
@@ -26,19 +26,18 @@ LIMIT = 1 << 20  # bytes after which a new one is begun: some 2000 sessions
 KEPT = 5  # older ones
 PATIENCE = 5.0  # seconds
 NOBODY = 2**32 - 1  # in /proc/self/loginuid: nobody has logged in
+LONGEST = 1000  # characters of one text: what callers say is not to push older lines out of the log
 
 
 def requester(named: str | None = None) -> dict[str, str | None]:
-    """Who wants what is about to happen: C(by), as the caller is named, C(user) of this host, and C(from) where.
+    """Who wants what is about to happen: C(claimed_by), C(user) of this host, and C(from) where.
 
-    user is the one who logged in, also behind sudo; from is the address of an SSH client, or C(local).
+    claimed_by is what the caller says, who can say anything. The others are what this host sees: user is the one who
+    logged in, also behind sudo; from is the address of an SSH client, or C(local), by the calling processes'
+    environment.
     """
-    with suppress(OSError, ValueError, KeyError), open("/proc/self/loginuid", encoding="ascii") as login:
-        uid = int(login.read())
-        if uid != NOBODY:
-            return {"by": named, "user": pwd.getpwuid(uid).pw_name, "from": _origin()}
-    user = os.environ.get("SUDO_USER") or _name(os.geteuid())
-    return {"by": named, "user": user, "from": _origin()}
+    user = _login() or os.environ.get("SUDO_USER") or user_name(os.geteuid())
+    return {"claimed_by": named, "user": user, "from": _origin()}
 
 
 def audit(
@@ -54,18 +53,23 @@ def audit(
     Where it cannot be written the line is lost and not the session: no log is to keep a session from ending.
     """
     archive = record.get("archive") or {}
-    line = {
+    line: dict[str, Any] = {
         "time": datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="milliseconds"),
         "event": event,
         "session": record["id"],
         "host": record.get("host"),
         **who,
         "engine": record.get("engine"),
-        "archive": {key: archive.get(key) for key in ("repository", "name")},
+        "archive": {key: _short(archive.get(key)) for key in ("repository", "name")},
         "reason": reason,
     }
+    line = {key: _short(value) for key, value in line.items()}
     with suppress(OSError):
         _append(os.path.join(root, LOG), f"{json.dumps(line)}\n".encode())
+
+
+def _short(value: Any) -> Any:
+    return f"{value[:LONGEST]}…" if isinstance(value, str) and len(value) > LONGEST else value
 
 
 def _append(path: str, line: bytes) -> None:
@@ -125,8 +129,9 @@ def _origin() -> str:
     return "local"
 
 
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+def _login() -> str | None:
+    """The user who logged in, as the kernel keeps it through everything that follows; None where nobody did."""
+    with suppress(OSError, ValueError), open("/proc/self/loginuid", encoding="ascii") as login:
+        uid = int(login.read())
+        return None if uid == NOBODY else user_name(uid)
+    return None

@@ -31,6 +31,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
+    check_archive_name,
+    check_repository,
+    parse_archive,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import secret_pipe
 
 __all__ = [
@@ -44,7 +49,6 @@ __all__ = [
     "parse_log",
     "plain_path",
     "resolve_archive",
-    "split_location",
 ]
 
 # The options of doc_fragments/borg.py.
@@ -98,9 +102,9 @@ class Archive:
 class Repository:
     """A repository and how to open it. Secrets reach borg alone: through a pipe, never argv or anyone's environment.
 
-    `location` is what borg calls a repository: a path or an ssh URL. Without any secret, BORG_PASSPHRASE or
-    BORG_PASSCOMMAND of this process's environment is used. `timeout` (seconds) holds for each call of borg. Every
-    method that calls borg raises BorgError.
+    `location` is what borg calls a repository: a path or an ssh URL; one that cannot be meant is a LocationError.
+    Without any secret, BORG_PASSPHRASE or BORG_PASSCOMMAND of this process's environment is used. `timeout` (seconds)
+    holds for each call of borg. Every method that calls borg raises BorgError.
     """
 
     location: str
@@ -113,11 +117,14 @@ class Repository:
     accept_relocated: bool = False
     timeout: float = 300
 
+    def __post_init__(self) -> None:
+        check_repository(self.location)
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Repository:
         """From a module's parameters (ARGUMENTS, and `archive`, which may name the repository, too)."""
-        named = split_location(options.get("archive") or "")[0]
-        given = options["repository"] or named or os.environ.get("BORG_REPO")
+        named = parse_archive(options["archive"])[0] if options.get("archive") else None
+        given = options["repository"] or named
         if not given:
             raise BorgError("No repository was given. Set repository, or write archive as REPOSITORY::NAME.")
         if named and options["repository"] and posixpath.normpath(named) != posixpath.normpath(options["repository"]):
@@ -140,15 +147,19 @@ class Repository:
         return self.location.startswith(("/", "./", "../", "file://"))
 
     def archive_location(self, name: str) -> str:
-        """REPOSITORY::NAME for borg's command line, where braces would be taken for placeholders."""
+        """REPOSITORY::NAME for borg's command line, where braces would be taken for placeholders.
+
+        Raises LocationError for a name that borg would not take for one; a repository's server may tell any.
+        """
+        check_archive_name(name)
         return f"{self.location}::{name.replace('{', '{{').replace('}', '}}')}"
 
     def list_archives(self, *, details: bool = False) -> list[Archive]:
         """All complete archives, oldest first. Details make borg build its chunks cache first, if it has none."""
         if details:
-            argv = self.command("info", "--json", "--glob-archives", "*", self.location)
+            argv = self.command("info", "--json", "--glob-archives", "*", of=[self.location])
         else:
-            argv = self.command("list", "--json", self.location)
+            argv = self.command("list", "--json", of=[self.location])
         env, secret = self.environment()
         done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
         if done.returncode not in ACCEPTED:
@@ -157,7 +168,7 @@ class Repository:
 
     def list_items(self, archive: str) -> Iterator[Item]:
         """The archive's items in its order, one at a time."""
-        argv = self.command("list", "--json-lines", "--format", "{size}", self.archive_location(archive))
+        argv = self.command("list", "--json-lines", "--format", "{size}", of=[self.archive_location(archive)])
         with self._output(argv, archive=archive) as output:
             for line in output:
                 yield parse_item(line)
@@ -165,7 +176,7 @@ class Repository:
     def read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
         """Contents of `items`, which are in the archive's order, by path: one call of borg for all of them."""
         paths = dict.fromkeys(f"pf:{item.path}" for item in items)
-        argv = self.command("extract", "--stdout", self.archive_location(archive), *paths)
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *paths])
         env, secret = self.environment()
         done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
         if done.returncode not in ACCEPTED:
@@ -186,7 +197,7 @@ class Repository:
 
     def read_head(self, archive: str, item: Item, size: int) -> bytes:
         """The first `size` bytes of a file, without reading the rest."""
-        argv = self.command("extract", "--stdout", self.archive_location(archive), f"pf:{item.path}")
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), f"pf:{item.path}"])
         with self._output(argv, archive=archive) as output:
             return output.read(size)
 
@@ -209,17 +220,16 @@ class Repository:
             options += [f"uid={owner[0]}", f"gid={owner[1]}"]
         if allow_other:
             options.append("allow_other")
-        argv = self.command("mount", "--foreground", "-o", ",".join(options))
-        if strip_components:
-            argv += ["--strip-components", str(strip_components)]
-        return [*argv, self.archive_location(archive), mountpoint, *_patterns(paths)]
+        strip = ["--strip-components", str(strip_components)] if strip_components else []
+        what = [self.archive_location(archive), mountpoint, *_patterns(paths)]
+        return self.command("mount", "--foreground", "-o", ",".join(options), *strip, of=what)
 
-    def command(self, name: str, *arguments: str) -> list[str]:
-        """argv of one of borg's commands."""
+    def command(self, name: str, *options: str, of: Sequence[str]) -> list[str]:
+        """argv of one of borg's commands; none of what it is to be done `of` is taken for an option."""
         borg = find_program("borg")
         if borg is None:
             raise BorgError("borg is not installed on this host. Install the package borgbackup.")
-        return [borg, name, "--log-json", *(["--bypass-lock"] if self.bypass_lock else []), *arguments]
+        return [borg, name, "--log-json", *(["--bypass-lock"] if self.bypass_lock else []), *options, "--", *of]
 
     def environment(self) -> tuple[dict[str, str], bytes]:
         """What to add to borg's environment, and what to write to its standard input: the passphrase, or nothing."""
@@ -312,14 +322,6 @@ class Repository:
                 raise self.error(argv, returncode, log.read().decode("utf-8", "replace"), archive=archive)
 
 
-def split_location(text: str) -> tuple[str | None, str]:
-    """REPOSITORY::NAME into its parts; the repository is None in a mere NAME. A name has no slash, an IPv6 URL has."""
-    repository, separator, name = text.rpartition("::")
-    if not separator or "/" in name:
-        return None, text
-    return repository or None, name
-
-
 def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str) -> Archive:
     """The archive of that name; for `latest` the newest, for a glob the newest that matches. Raises BorgError.
 
@@ -392,6 +394,7 @@ ACCEPTED = (0, 1)
 # What borg calls the archive of a backup that is not finished.
 CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
+LONGEST_SECRET = 65536  # characters: it has to find room in a pipe
 LISTED = 10
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -523,10 +526,13 @@ def _patterns(paths: Sequence[str]) -> list[str]:
 def _read_secret(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read().rstrip("\n")
+            secret = file.read(LONGEST_SECRET + 1)
+            if len(secret) <= LONGEST_SECRET:
+                return secret.rstrip("\n")
+            reason = "it is longer than any passphrase"
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise BorgError(f"passphrase_file {path} cannot be read ({reason}). Name a file of this host.") from error
+        reason = str(error.strerror) if isinstance(error, OSError) else "it is not text"
+    raise BorgError(f"passphrase_file {path} cannot be read ({reason}). Name a file of this host.")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -124,7 +124,7 @@ class ArchiveMount:
     def remounts(self, session: Session) -> list[Remount]:
         """How to make again what mount() has made for the session, or found there."""
         env, passphrase = self.repository.environment_and_secret()
-        listing = self.repository.command("list", "--json", "--consider-checkpoints", self.repository.location)
+        listing = self.repository.command("list", "--json", "--consider-checkpoints", of=[self.repository.location])
         # Not where somebody counts on Borg's lock, and not where it may take somebody to open the repository: an agent
         # of ssh can go with whoever started the session, and a command for the passphrase can ask one.
         has_agent = not self.repository.is_local and "SSH_AUTH_SOCK" in os.environ

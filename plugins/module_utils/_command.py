@@ -36,8 +36,15 @@ __all__ = [
 
 # Ansible often connects with a PATH that lacks these, and mount, umount or losetup live there.
 SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-# Secrets are for borg alone: whoever runs borg passes them in env; every other program starts without them.
-SECRETS = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD", "BORG_NEW_PASSPHRASE", "BORG_OTHER_PASSPHRASE")
+# Of Borg's variables, those that say where it keeps what is its own, how it reaches a repository, and what it may open
+# without a question. Not secrets: those are for borg alone, and whoever runs it passes them in env. Not BORG_REPO and
+# the like either: what is opened, and what is done with it, is what we are asked for.
+FOR_BORG = (
+    *("BORG_BASE_DIR", "BORG_CACHE_DIR", "BORG_CONFIG_DIR", "BORG_SECURITY_DIR", "BORG_KEYS_DIR", "BORG_KEY_FILE"),
+    *("BORG_RSH", "BORG_REMOTE_PATH", "BORG_HOST_ID", "BORG_USE_CHUNKS_ARCHIVE", "BORG_WORKAROUNDS"),
+    *("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "BORG_RELOCATED_REPO_ACCESS_IS_OK"),
+    *("BORG_FUSE_IMPL", "BORG_MOUNT_DATA_CACHE_ENTRIES"),
+)
 DETAIL_CHARACTERS = 4000  # of a tool's stderr in a failed result: its last lines say why
 
 
@@ -177,8 +184,8 @@ def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:
 
 
 def environment(env: Mapping[str, str], *, user: str | None = None) -> dict[str, str]:
-    """The environment programs get: ours without Borg's secrets, a C locale, user's HOME and names, and then env."""
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    """The environment programs get: ours, of BORG_* only FOR_BORG, a C locale, user's HOME and names, and then env."""
+    inherited = {name: value for name, value in os.environ.items() if name in FOR_BORG or name[:5] != "BORG_"}
     inherited.update(PATH=search_path(), LC_ALL="C")
     if user is not None:
         name = account(user).name

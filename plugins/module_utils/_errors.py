@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ansible.module_utils.basic import AnsibleModule
 
@@ -43,6 +43,7 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
     begun = time.monotonic()
     try:
         try:
+            _refuse_nul(module.params)
             result = action()
         finally:
             for sentence in _warnings:
@@ -56,3 +57,21 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
     result.setdefault("elapsed", round(time.monotonic() - begun, 3))
     module.exit_json(**result)
     raise SystemExit  # exit_json has ended the module, but has no types to say so
+
+
+def _refuse_nul(options: dict[str, Any]) -> None:
+    """A NUL ends every path, name and argument of the system's, so what follows it would not count."""
+    for name, value in options.items():
+        if any("\0" in text for text in _texts(value)):
+            raise RecoveryError(f"{name} has a NUL character in it, which nothing can have: leave it out.")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in (*value, *value.values()):
+            yield from _texts(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)

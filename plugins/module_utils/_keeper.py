@@ -340,9 +340,9 @@ def _packed() -> bytes:
 
 # Which these are is tested.
 NEEDED = (
-    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_processes", "_prometheus"),
-    *("_resources", "_revival", "_sandbox", "_sandbox_program", "_session", "_shared_memory", "_space", "_teardown"),
-    "_uids",
+    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_ownership", "_processes"),
+    *("_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program", "_session", "_shared_memory", "_space"),
+    *("_teardown", "_uids"),
 )
 
 

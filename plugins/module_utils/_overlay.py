@@ -54,8 +54,8 @@ SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
 LARGEST_CACHE = 1 << 30  # bytes; the default, unless a tenth of the free space is less
 # KiB that the kernel reads ahead on the merged mount: with its own 128 a scan costs eight times as many requests.
 READ_AHEAD = 1024
-# What neither the kernel's nor FUSE's mount options can hold in a path.
-SEPARATORS = re.compile(r"[,:\\\n]")
+# What neither the kernel's nor FUSE's mount options, nor mount(8)'s own reading of them, can hold in a path.
+SEPARATORS = re.compile(r"[,:\\\"\x00-\x1f\x7f]")
 
 
 class OverlayError(RecoveryError):
@@ -103,8 +103,11 @@ class Overlay:
     def check(self) -> None:
         """Raise OverlayError for what cannot be mounted, before anything is done."""
         for path in (*self.lower, self.upper, self.mountpoint):
-            if SEPARATORS.search(path):
-                raise OverlayError(f"{path!r} cannot be mounted: choose a path without comma, colon or backslash.")
+            if SEPARATORS.search(path) or not os.path.isabs(path):
+                raise OverlayError(
+                    f"{path!r} cannot be mounted: choose an absolute path without comma, colon, quotation mark or "
+                    "backslash."
+                )
         for path in self.lower:
             if not os.path.isdir(path):
                 raise OverlayError(f"lower {path} is not a directory. Mount the archive there first.")

@@ -21,6 +21,7 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, find_program, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import exposure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import floor_of, free_space, in_words
 
 __all__ = [
@@ -235,6 +236,9 @@ def _place_problem(session_root: str, *, needed: tuple[int, str], is_root: bool,
     elsewhere = "choose another directory with session_root"
     if not place.is_dir():
         return Problem(f"session root {session_root}: {place} is not a directory", elsewhere)
+    exposed = exposure(os.path.realpath(session_root))
+    if exposed is not None:
+        return Problem(f"session root {session_root} cannot be used: {exposed}", f"close it, or {elsewhere}")
     if not os.access(place, os.W_OK | os.X_OK):
         reason = "its file system is read-only" if _is_read_only(place) else f"{place} is not writable for {user}"
         return Problem(f"session root {session_root} cannot be used: {reason}", elsewhere)

@@ -8,19 +8,24 @@ Source of the format: Prometheus's documentation, "Exposition formats", text-bas
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import stat
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import read_sample
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import open_directory
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import KEEPER, Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import KEEPER, Session, SessionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["render", "write_textfile"]
+__all__ = ["check_textfile", "render", "write_textfile"]
 
 PREFIX = "instant_recovery"
+SUFFIX = ".prom"  # the collector takes names that end so
+OURS = f"# HELP {PREFIX}_".encode()  # what each of our files begins with
 STATUSES = ("starting", "active", "stopping", "failed", "orphaned")
 # Key of the sample, name, type, and what it is. Base units and suffixes are those that Prometheus asks for.
 SERIES = (
@@ -39,23 +44,78 @@ SERIES = (
 )
 
 
-def write_textfile(path: str, root: str) -> None:
-    """Replace the file by what the sessions below root have last told of themselves. Raises OSError.
+def check_textfile(path: str) -> None:
+    """Raise SessionError where write_textfile() would."""
+    with _directory_of(path):
+        pass
 
-    Everybody may read it. It appears as a whole, whoever reads it when.
+
+def write_textfile(path: str, root: str) -> None:
+    """Replace the file by what the sessions below root have last told of themselves.
+
+    Everybody may read it. It appears as a whole, whoever reads it when. Raises OSError, and SessionError for a path
+    that is not meant for this: whoever names it may be somebody whom the host would not let write there.
     """
     sessions = [({**one.record, "status": _status(one)}, read_sample(one) or {}) for one in Session.all(root)]
-    # The collector takes names that end in .prom.
-    temporary = f"{path}.{os.urandom(4).hex()}"
+    name = os.path.basename(path)
+    temporary = f"{name}.{os.urandom(4).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _directory_of(path) as directory:
+        try:
+            with os.fdopen(os.open(temporary, flags, 0o644, dir_fd=directory), "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(render(sessions))
+            os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+
+
+@contextmanager
+def _directory_of(path: str) -> Iterator[int]:
+    """A descriptor of the directory in which path may be written. Raises SessionError."""
+    directory, name = os.path.split(path)
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(render(sessions))
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        if not os.path.isabs(path) or not name.endswith(SUFFIX) or name == SUFFIX or not path.isprintable():
+            raise RecoveryError(f"it is no absolute path of a file {SUFFIX}")
+        place = open_directory(directory)
+    except (OSError, RecoveryError) as error:
+        raise _refused(path, f"{directory}: {error.strerror}" if isinstance(error, OSError) else str(error)) from error
+    try:
+        if not os.access(f"/proc/self/fd/{place}", os.W_OK | os.X_OK):
+            raise _refused(path, f"{directory} cannot be written by this user")
+        problem = _problem_of(name, place)
+        if problem is not None:
+            raise _refused(path, problem)
+        yield place
+    finally:
+        os.close(place)
+
+
+def _problem_of(name: str, directory: int) -> str | None:
+    """Why what has this name now is not to be replaced; None where it is nothing, or ours."""
+    try:
+        if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            return "what is there is no file"
+        # Nonblocking: it may have become a pipe.
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"the file that is there cannot be read ({error.strerror})"
+    try:
+        is_ours = os.read(file, len(OURS)) == OURS
+        return None if is_ours else f"the file that is there does not begin with {OURS.decode()}"
+    finally:
+        os.close(file)
+
+
+def _refused(path: str, why: str) -> SessionError:
+    return SessionError(
+        f"metrics_textfile {path!r} cannot be used: {why}. Name a file that ends in {SUFFIX}, and is not there yet or "
+        "was made by sessions, in a directory that no other users can write to."
+    )
 
 
 def render(sessions: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:

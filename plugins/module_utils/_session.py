@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import pwd
 import re
 import stat
 import subprocess
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import exposure, user_name
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import give_back, take
@@ -541,24 +541,29 @@ def _blank(session_id: str, error_message: str | None) -> dict[str, Any]:
 
 
 def _make_root(root: str) -> None:
-    """Make the session root where it is missing; refuse one in which other users could plant sessions."""
+    """Make the session root where it is missing; refuse one in which others could plant or exchange sessions."""
     remedy = "choose another session_root"
+    _refuse_exposed(root)  # before anything is made on a way that somebody else can turn
     try:
         if not os.path.isdir(root):
             os.makedirs(root, mode=0o700, exist_ok=True)
             # Whoever a server runs as passes through, but cannot list; whatever the umask is.
             os.chmod(root, 0o711 if os.geteuid() == 0 else 0o700)
-        status = os.stat(root)
     except OSError as error:
         raise SessionError(f"The session root {root} cannot be made: {error.strerror}; {remedy}.") from error
-    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-        raise SessionError(f"The session root {root} can be written by other users: close it, or {remedy}.")
+    _refuse_exposed(root)
     if not os.access(root, os.W_OK | os.X_OK):
-        raise SessionError(f"The session root {root} cannot be written by {_user_name(os.geteuid())}: {remedy}.")
+        raise SessionError(f"The session root {root} cannot be written by {user_name(os.geteuid())}: {remedy}.")
     for name in filter(UNFINISHED.fullmatch, _listed(root)):
         with suppress(OSError):
             if time.time() - os.lstat(os.path.join(root, name)).st_mtime > UNFINISHED_AGE:
                 _discard(os.path.join(root, name))
+
+
+def _refuse_exposed(root: str) -> None:
+    problem = exposure(root)
+    if problem is not None:
+        raise SessionError(f"The session root {root} cannot be used: {problem}. Close it, or choose another one.")
 
 
 def _check_length(directory: str) -> None:
@@ -603,7 +608,8 @@ def _make(directory: str, user: str | None, fields: Mapping[str, Any]) -> None:
         _populate(unfinished, server_user, _new_record(directory, server_user, fields))
         if os.path.lexists(directory):
             raise FileExistsError(errno.EEXIST, "taken", directory)
-        os.rename(unfinished, directory)
+        with _held(root) as top:
+            os.rename(os.path.basename(unfinished), name, src_dir_fd=top, dst_dir_fd=top)
         is_made = True
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
@@ -620,7 +626,7 @@ def _make(directory: str, user: str | None, fields: Mapping[str, Any]) -> None:
 
 def _own_user(directory: str) -> str:
     """Who runs the server of the session in directory, unless somebody is named: us, or for root nobody else's user."""
-    return str(take(directory)) if os.geteuid() == 0 else _user_name(os.geteuid())
+    return str(take(directory)) if os.geteuid() == 0 else user_name(os.geteuid())
 
 
 def _give_back(user: str | None, directory: str) -> None:
@@ -634,13 +640,16 @@ def _unfinished(root: str) -> str:
 
 def _discard(directory: str) -> None:
     """Remove a session's directory in which nothing is left but what _populate made. Raises OSError otherwise."""
-    for name in (RECORD, f"{RECORD}.tmp", LOCK):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, name))
-    for name in DIRECTORIES:
-        with suppress(FileNotFoundError):
-            os.rmdir(os.path.join(directory, name))
-    os.rmdir(directory)
+    root, name = os.path.split(directory)
+    with _held(root) as top:
+        with _held(name, dir_fd=top) as place:
+            for file in (RECORD, f"{RECORD}.tmp", LOCK):
+                with suppress(FileNotFoundError):
+                    os.unlink(file, dir_fd=place)
+            for part in DIRECTORIES:
+                with suppress(FileNotFoundError):
+                    os.rmdir(part, dir_fd=place)
+        os.rmdir(name, dir_fd=top)
 
 
 def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
@@ -649,17 +658,30 @@ def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
     Nobody else enters it: what the server is to see of it is put into the server's own root directory.
     """
     owner = account(user)
-    os.mkdir(directory, 0o700)
-    for name in DIRECTORIES:
-        os.mkdir(os.path.join(directory, name), 0o700)
-    if owner.uid != os.geteuid():
-        for name in FOR_THE_SERVER:
-            os.chown(os.path.join(directory, name), owner.uid, owner.gid, follow_symlinks=False)
-        config = os.path.join(directory, "config")  # which the server reads, and cannot write
-        os.chown(config, -1, owner.gid, follow_symlinks=False)
-        os.chmod(config, 0o750)
-    os.close(os.open(os.path.join(directory, LOCK), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    _write(os.path.join(directory, RECORD), record)
+    root, name = os.path.split(directory)
+    with _held(root) as top:
+        os.mkdir(name, 0o700, dir_fd=top)
+        with _held(name, dir_fd=top) as place:
+            for part in DIRECTORIES:
+                os.mkdir(part, 0o700, dir_fd=place)
+            if owner.uid != os.geteuid():
+                for part in FOR_THE_SERVER:
+                    os.chown(part, owner.uid, owner.gid, dir_fd=place, follow_symlinks=False)
+                with _held("config", dir_fd=place) as config:  # which the server reads, and cannot write
+                    os.fchown(config, -1, owner.gid)
+                    os.fchmod(config, 0o750)
+            os.close(os.open(LOCK, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=place))
+            _write(RECORD, record, dir_fd=place)
+
+
+@contextmanager
+def _held(directory: str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """A descriptor of a directory, and of no link: what is done through it is done there, by whatever name it goes."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _load(directory: str) -> dict[str, Any]:
@@ -707,12 +729,12 @@ def _check_owner(path: str, is_kind: Callable[[int], bool]) -> None:
     try:
         status = os.lstat(path)
     except PermissionError as error:
-        raise SessionError(f"{path} is closed to {_user_name(os.geteuid())}: act as its owner (become).") from error
+        raise SessionError(f"{path} is closed to {user_name(os.geteuid())}: act as its owner (become).") from error
     if not is_kind(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, "something else is there", path)
     if status.st_uid != os.geteuid():
-        owner = _user_name(status.st_uid)
-        raise SessionError(f"{path} belongs to {owner}, not to {_user_name(os.geteuid())}: act as {owner} (become).")
+        owner = user_name(status.st_uid)
+        raise SessionError(f"{path} belongs to {owner}, not to {user_name(os.geteuid())}: act as {owner} (become).")
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -746,21 +768,21 @@ def _complete(record: dict[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def _write(path: str, record: Mapping[str, Any]) -> None:
+def _write(path: str, record: Mapping[str, Any], *, dir_fd: int | None = None) -> None:
     """Replace a record as a whole: whoever reads it, even after a power cut, sees the old one or the new one."""
-    temporary = f"{path}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if dir_fd is None:
+        with _held(os.path.dirname(path)) as directory:
+            _write(os.path.basename(path), record, dir_fd=directory)
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(f"{path}.tmp", flags, 0o600, dir_fd=dir_fd)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(record, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    os.rename(temporary, path)
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    os.rename(f"{path}.tmp", path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.fsync(dir_fd)
 
 
 def _acquire(directory: str, timeout: float) -> int:
@@ -826,7 +848,7 @@ def _listed(directory: str) -> list[str]:
         return []
     except PermissionError as error:
         raise SessionError(
-            f"{directory} cannot be listed by {_user_name(os.geteuid())}: act as the sessions' owner (become)."
+            f"{directory} cannot be listed by {user_name(os.geteuid())}: act as the sessions' owner (become)."
         ) from error
 
 
@@ -840,10 +862,3 @@ def _prune(directory: str) -> None:
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.as_dict() if isinstance(value, Process) else value for key, value in fields.items()}
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

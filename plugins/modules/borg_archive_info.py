@@ -351,7 +351,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     BorgError,
     Repository,
     resolve_archive,
-    split_location,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
     ENGINES,
@@ -360,6 +359,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._database
     find_databases,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
 
 
 def main() -> None:
@@ -386,7 +386,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
         return {**listed, "archive": None, "databases": [], "database": None, "paths": [], "wal_archives": []}
-    archive = resolve_archive(archives, split_location(options["archive"])[1], repository=repository.location)
+    archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
         read=lambda items: repository.read_files(archive.name, items),

@@ -158,7 +158,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     SECRETS,
     BorgError,
     Repository,
-    split_location,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
     ArchiveMount,
@@ -167,6 +166,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming_if_given
 
@@ -248,7 +248,7 @@ def _request(options: dict[str, Any]) -> ArchiveMount:
         raise BorgError(f"readers is {options['readers']}. At least one mount is needed.")
     return ArchiveMount(
         repository=Repository.from_options(options),
-        archive=split_location(options["archive"])[1],
+        archive=parse_archive(options["archive"])[1],
         mountpoint=_real(options["mountpoint"]),
         paths=tuple(options["paths"]),
         strip_components=options["strip_components"],

@@ -164,7 +164,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     SECRETS,
     Repository,
     plain_path,
-    split_location,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
     ArchiveMount,
@@ -172,6 +171,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
     Plan,
@@ -241,7 +241,7 @@ def _told(plan: Plan) -> dict[str, Any]:
 
 def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint: str, undo: ExitStack) -> str:
     """Mount these paths of an archive at mountpoint, until undo is done."""
-    repository, name = split_location(archive)
+    repository, name = parse_archive(archive)
     if repository is not None:
         options = {**options, "repository": repository}
     mount = ArchiveMount(

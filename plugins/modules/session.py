@@ -39,7 +39,8 @@ options:
     type: str
   session_root:
     description:
-      - Directory that holds the sessions.
+      - Directory that holds the sessions. It and every directory above it belong to root or to the user whom the module
+        runs as. Nobody else may write there, unless it is above and sticky, as C(/tmp) is.
       - The default is C(/var/lib/instant_recovery) for root and C(instant_recovery) in the user's state directory
         otherwise.
     type: path
@@ -142,8 +143,10 @@ options:
     default: 50
   metrics_textfile:
     description:
-      - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. That one takes
-        names that end in C(.prom). It is written anew about once a minute.
+      - File to tell the host's sessions in to Prometheus, for node_exporter's textfile collector. It is written anew
+        about once a minute.
+      - The path is absolute and ends in C(.prom). What is there already must be such a file of sessions, and other
+        users must not be able to write to the directory.
     type: path
   port:
     description:
@@ -164,7 +167,9 @@ options:
     type: str
     default: auto
   requested_by:
-    description: Who wants this, for the audit log.
+    description:
+      - Who wants this, for the audit log. It is the caller's word, and stands there as C(claimed_by), beside what the
+        host itself knows.
     type: str
   error_message:
     description: Why the start has failed, for O(state=absent). The session ends as C(failed) and not as C(stopped).
@@ -314,6 +319,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     parse_floor,
     parse_size,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import check_textfile
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import (
     dead_sessions,
     is_dead,
@@ -393,7 +399,8 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
-    _check_textfile(params["metrics_textfile"])
+    if params["metrics_textfile"]:
+        check_textfile(params["metrics_textfile"])
     if params["port"]:
         with reserve_port(params["port"]):
             pass  # it is free
@@ -426,14 +433,6 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         "server_user": user,
         "cpus": cpus,
     }
-
-
-def _check_textfile(path: str | None) -> None:
-    if path is None:
-        return
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory) or not os.access(directory, os.W_OK | os.X_OK):
-        raise SessionError(f"metrics_textfile {path}: {directory} is no directory that can be written; choose another.")
 
 
 def _limits(params: dict[str, Any]) -> dict[str, Any]:

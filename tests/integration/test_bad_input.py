@@ -122,6 +122,25 @@ def test_no_archive_named(playbooks: Playbooks) -> None:
     refuse(playbooks.start(), "archive is not given", "REPOSITORY::NAME")
 
 
+def test_a_location_that_is_a_command_or_an_option(playbooks: Playbooks, sample: Sample, place: Path) -> None:
+    """What a survey asks for ran a command as root, or had Borg write over a file, in check mode as well."""
+    made = place / "made"
+    slashless = str(made).replace("/", "\\57")
+    command = f"ssh://-oProxyCommand=id >$(printf '{slashless}');false/repo"
+    environment = {**playbooks.environment, "BORG_REPO": sample.repository.location}
+    open_to_it = dataclasses.replace(playbooks, environment=environment)
+    attempts: list[tuple[str, str, list[str]]] = [
+        ("archive", f"{command}::latest", []),
+        ("repository", f"--debug-profile={made}", ["--check"]),
+        ("wal_source", f"{command}::latest", []),
+    ]
+    for variable, value, options in attempts:
+        run = open_to_it.start(*options, **{"archive": sample.name, variable: value})
+        refuse(run, f"{variable}: ", "is no repository, because", "Write a path, ssh://user@host/path")
+        assert [task.action for task in run.tasks if task.action.startswith("phpborg")] == [], "no host was asked"
+    assert not made.exists()
+
+
 def test_two_repositories_named(playbooks: Playbooks, sample: Sample) -> None:
     run = playbooks.start(archive=sample.name, repository="/elsewhere")
     refuse(run, f"archive {sample.name} and repository /elsewhere name different repositories")

@@ -80,7 +80,7 @@ def test_ttl_ends_it_and_extending_gives_more_time(begin: Callable[..., Stack]) 
     last = await_end(stack, within=10)
     assert time.monotonic() - extended >= 19.9
     assert (last["status"], last["stop_reason"]) == ("stopped", "its time is over (ttl 20 s)")
-    told = [(line["event"], line["by"], line["reason"]) for line in audit_log(stack.root)]
+    told = [(line["event"], line["claimed_by"], line["reason"]) for line in audit_log(stack.root)]
     assert told == [
         ("start", "alice@controller", None),
         ("extend", None, "ttl 20 s"),
@@ -290,7 +290,7 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     playbooks.stop(session["id"])
     ended = playbooks.sessions(ended=True).stats["instant_recovery_sessions"]
     assert [(one["id"], one["status"], one["stop_reason"]) for one in ended] == [(session["id"], "stopped", None)]
-    told = [(line["event"], line["by"]) for line in audit_log(Path(str(playbooks.session_root)))]
+    told = [(line["event"], line["claimed_by"]) for line in audit_log(Path(str(playbooks.session_root)))]
     assert told == [(event, f"alice@{os.uname().nodename}") for event in ("start", "extend", "reset", "stop")]
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0

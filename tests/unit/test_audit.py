@@ -25,7 +25,7 @@ RECORD = {
     "engine": "postgresql",
     "archive": {"repository": "/srv/borg", "name": "db-2026-11-22", "id": "1a0f", "time": "2026-11-22T02:00:04"},
 }
-WHO = {"by": "alice@controller", "user": "dba", "from": "192.0.2.7"}
+WHO = {"claimed_by": "alice@controller", "user": "dba", "from": "192.0.2.7"}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -57,6 +57,17 @@ def test_a_full_log_makes_room_and_the_newest_are_kept(tmp_path: Path, monkeypat
     assert all(log.stat().st_size <= 1000 for log in logs)
     told = [int(line["reason"]) for log in reversed(logs) for line in lines(log)]
     assert told == list(range(told[0], 40))
+
+
+def test_what_a_caller_claims_does_not_push_the_others_out(tmp_path: Path) -> None:
+    audit(str(tmp_path), "start", RECORD, who=WHO)
+    claims = {**WHO, "claimed_by": "x" * (_audit.LIMIT + 1)}
+    archive = {"repository": "/" * _audit.LIMIT, "name": "\n" * _audit.LIMIT}
+    audit(str(tmp_path), "start", {**RECORD, "archive": archive}, who=claims, reason="y" * _audit.LIMIT)
+    first, second = lines(tmp_path / "audit.log")
+    assert first["claimed_by"] == WHO["claimed_by"]
+    assert second["claimed_by"].startswith("xxx")
+    assert len(json.dumps(second)) < 10_000
 
 
 def test_what_somebody_planted_is_not_written_to(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     parse_item,
     parse_log,
     resolve_archive,
-    split_location,
 )
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -31,26 +30,6 @@ NOTHING_GIVEN: dict[str, Any] = {name: spec.get("default") for name, spec in ARG
 
 def archive(name: str, day: int) -> Archive:
     return Archive(repository="/r", name=name, id=name, time=f"2026-11-{day:02}T00:00:00.000+00:00")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("/srv/repo::name", ("/srv/repo", "name")),
-        (
-            "ssh://borg@host:2222/./repo::db1-2026-11-22T01:00:00",
-            ("ssh://borg@host:2222/./repo", "db1-2026-11-22T01:00:00"),
-        ),
-        ("ssh://borg@[fd00::1]/repo", (None, "ssh://borg@[fd00::1]/repo")),
-        ("ssh://borg@[fd00::1]/repo::latest", ("ssh://borg@[fd00::1]/repo", "latest")),
-        ("user@host:repo::na me", ("user@host:repo", "na me")),
-        ("::name", (None, "name")),
-        ("db1-*", (None, "db1-*")),
-        ("", (None, "")),
-    ],
-)
-def test_split_location(text: str, expected: tuple[str | None, str]) -> None:
-    assert split_location(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,8 +150,8 @@ def test_a_borg_that_is_too_different_is_called_by_its_version(monkeypatch: pyte
     )
 
 
-def test_the_repository_may_be_named_in_three_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BORG_REPO", raising=False)
+def test_the_repository_is_named_in_one_of_two_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORG_REPO", "/from/environment")
 
     def location(**options: str) -> str:
         return Repository.from_options({**NOTHING_GIVEN, **options}).location
@@ -184,8 +163,6 @@ def test_the_repository_may_be_named_in_three_places(monkeypatch: pytest.MonkeyP
         location(repository="/other", archive="/r::a")
     with pytest.raises(BorgError, match="No repository was given"):
         location(archive="a")
-    monkeypatch.setenv("BORG_REPO", "/from/environment")
-    assert location(archive="a") == "/from/environment"
 
 
 def test_secrets_are_in_no_argument_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +209,10 @@ def test_mount_command() -> None:
     )
     assert argv[1:] == [
         *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,uid=101,gid=104,allow_other"],
-        *["--strip-components", "2", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
+        *["--strip-components", "2", "--", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
     ]
     argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
-    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro", "/r::a", "/m"]
+    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro", "--", "/r::a", "/m"]
 
 
 def test_the_documented_options_are_those_there_are() -> None:

@@ -91,6 +91,18 @@ def test_the_environment_has_no_secrets_and_finds_system_programs(monkeypatch: p
     assert environment({"BORG_PASSPHRASE": "given"})["BORG_PASSPHRASE"] == "given"
 
 
+def test_of_borgs_variables_only_those_that_are_meant_are_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others name another repository, run code (a configuration of logging does) or answer dangerous questions."""
+    for name in [name for name in os.environ if name.startswith("BORG_")]:
+        monkeypatch.delenv(name)
+    meant = ("BORG_BASE_DIR", "BORG_RSH", "BORG_KEY_FILE", "BORG_RELOCATED_REPO_ACCESS_IS_OK", "BORG_HOST_ID")
+    others = ("BORG_REPO", "BORG_LOGGING_CONF", "BORG_CHECK_I_KNOW_WHAT_I_AM_DOING", "BORG_PASSPHRASE_FD", "BORG_NEW")
+    for name in (*meant, *others):
+        monkeypatch.setenv(name, "x")
+    assert {name for name in environment({}) if name.startswith("BORG_")} == set(meant)
+    assert environment({"BORG_REPO": "given"})["BORG_REPO"] == "given"
+
+
 def test_finding_a_program_prefers_the_given_directories(tmp_path: Path) -> None:
     own = tmp_path / "ls"
     own.write_text("#!/bin/sh\n")

@@ -46,3 +46,10 @@ def test_an_error_of_the_system_names_the_path() -> None:
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         result_of(lambda: {"answer": 1 // 0})
+
+
+@pytest.mark.parametrize("value", ["a\0b", ["a", {"b": "\0"}], {"\0": 1}])
+def test_a_nul_is_refused_wherever_it_is(value: object) -> None:
+    module = {"argument_spec": {"given": {"type": "raw"}}}
+    result = call(lambda: run_module(AnsibleModule(**module), lambda: {"changed": True}), given=value)
+    assert result["msg"] == "given has a NUL character in it, which nothing can have: leave it out."

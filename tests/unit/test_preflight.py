@@ -125,6 +125,16 @@ def test_session_root_without_permission(root: str, tmp_path: Path, monkeypatch:
     assert f"{tmp_path} is not writable for alice" in only_problem(look(root))
 
 
+def test_session_root_that_others_could_exchange(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (problem,) = look(str(tmp_path / "open" / "sessions")).problems
+    assert problem.what == (
+        f"session root {tmp_path}/open/sessions cannot be used: {tmp_path}/open can be written by other users"
+    )
+    assert problem.remedy == "close it, or choose another directory with session_root"
+
+
 def test_session_root_nearly_full(root: str) -> None:
     said = only_problem(look(root, minimum_free=2**60))
     assert f"session root {root} has" in said

@@ -133,9 +133,42 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_root_that_others_can_write(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
-    os.chmod(tmp_path / "open", 0o777)
-    with pytest.raises(SessionError, match="can be written by other users"):
-        create(str(tmp_path / "open"))
+    for mode in (0o777, 0o1777):
+        os.chmod(tmp_path / "open", mode)
+        with pytest.raises(SessionError, match="open can be written by other users"):
+            create(str(tmp_path / "open"))
+        assert os.listdir(tmp_path / "open") == []
+
+
+@needs_root
+@pytest.mark.parametrize("below", ["", "/sessions", "/linked", "/not/there"])
+def test_a_root_that_another_user_could_exchange(root: str, below: str) -> None:
+    """That user would put a link in the place of what is being made, and root would write where it leads."""
+    with ordinary_user("ir-other") as eve, ordinary_user("ir-third") as third:
+        os.mkdir(root, 0o755)
+        os.chown(root, eve.pw_uid, eve.pw_gid)
+        os.mkdir(f"{root}/sessions", 0o700)
+        os.mkdir(f"{root}/real", 0o700)
+        os.symlink("real", f"{root}/linked")
+        before = sorted(os.listdir(root))
+        with pytest.raises(SessionError, match=f"cannot be used: {root} belongs to ir-other, who could exchange"):
+            create(root + below)
+        os.chown(f"{root}/sessions", third.pw_uid, third.pw_gid)
+        with pytest.raises(RuntimeError, match=f"cannot be used: {root} belongs to ir-other, who could exchange"):
+            forked(lambda: Session.create(f"{root}/sessions", user="ir-third"), user=third)
+        assert sorted(os.listdir(root)) == before
+        assert os.listdir(f"{root}/sessions") == os.listdir(f"{root}/real") == []
+
+
+def test_what_is_cleared_away_is_no_link(root: str) -> None:
+    """Another session, to which a link leads in the place of one that is half made, keeps its files."""
+    victim = create(root, "victim")
+    before = sorted(os.listdir(victim.directory))
+    os.symlink(victim.directory, os.path.join(root, ".unfinished-0123abcd"))
+    os.utime(os.path.join(root, ".unfinished-0123abcd"), (0, 0), follow_symlinks=False)
+    create(root, "next")
+    assert sorted(os.listdir(victim.directory)) == before
+    assert Session.open(victim.directory).record == victim.record
 
 
 @needs_root

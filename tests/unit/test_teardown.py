@@ -318,7 +318,7 @@ def test_a_damaged_record_is_refused_and_nothing_touched(session: Session) -> No
 
 @needs_root
 def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
-    tmpfs(root)
+    tmpfs(root, "mode=711")
     for name in ("first", "second"):
         session = Session.create(root, session_id=name, user=ME)
         session.claim(name="server", kind="process", signals=QUICK)
