@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _cowfs
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, last_line, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     Mount,
     is_responding,
@@ -46,6 +47,7 @@ __all__ = ["Overlay", "OverlayError", "counters_of", "remove_overlay"]
 CLAIM = "merged"
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
+DETAIL_BYTES = 4000  # of the layer's log in an error: its last lines say why
 LARGEST_CACHE = 1 << 30  # bytes; the default, unless a tenth of the free space is less
 # KiB that the kernel reads ahead on the merged mount: with its own 128 a scan costs eight times as many requests.
 READ_AHEAD = 1024
@@ -151,7 +153,7 @@ class Overlay:
             processes=[process],
         )
         if mount_at(self.mountpoint) is None or not is_responding(self.mountpoint, timeout=self.timeout):
-            said = _tail(self.log)
+            said = _said(self.log)
             raise OverlayError(
                 f"The copy-on-write layer did not start at {self.mountpoint}: {last_line(said) or 'it said nothing'}. "
                 f"Its log: {self.log}",
@@ -283,10 +285,8 @@ def _remove(path: str) -> None:
         os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
 
-def _tail(path: str, size: int = 4000) -> str:
+def _said(log: str) -> str:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read().decode("utf-8", "replace")
+        return read_end(log, DETAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
