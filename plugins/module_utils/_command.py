@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import selectors
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "CommandError",
     "Completed",
     "CompletedBytes",
+    "OutputError",
     "environment",
     "find_program",
     "identity",
@@ -34,6 +37,9 @@ __all__ = [
 SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # Secrets are for borg alone: whoever runs borg passes them in env; every other program starts without them.
 SECRETS = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD", "BORG_NEW_PASSPHRASE", "BORG_OTHER_PASSPHRASE")
+OUTPUT_LIMIT = 64 << 20  # bytes of standard output, unless told otherwise: what is to be read here is far less
+ERRORS_KEPT = 1 << 20  # bytes of standard error, the last
+PIECE = 1 << 16  # bytes that are read or written at once
 DETAIL_CHARACTERS = 4000  # of a tool's stderr in a failed result: its last lines say why
 
 
@@ -59,6 +65,10 @@ class CommandError(RecoveryError):
             rc=returncode,
             stderr=stderr[-DETAIL_CHARACTERS:],
         )
+
+
+class OutputError(CommandError):
+    """A program wrote more than is taken of it, and was ended."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +100,10 @@ def run(
     stdin: bytes = b"",
     user: str | None = None,
     cwd: str | None = None,
+    limit: int = OUTPUT_LIMIT,
 ) -> Completed:
     """Run argv to its end and return its text; see run_bytes."""
-    done = run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd)
+    done = run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit)
     return Completed(done.argv, done.returncode, os.fsdecode(done.stdout), done.stderr)
 
 
@@ -105,25 +116,35 @@ def run_bytes(
     stdin: bytes = b"",
     user: str | None = None,
     cwd: str | None = None,
+    limit: int = OUTPUT_LIMIT,
 ) -> CompletedBytes:
-    """Run argv to its end, as user if given, within timeout seconds.
+    """Run argv to its end, as user if given, within timeout seconds; it may write limit bytes to its standard output.
 
     The environment is environment(env, user). Raises CommandError at a time-out, for a program that cannot be run and,
-    unless check is false, for a return code other than 0.
+    unless check is false, for a return code other than 0; OutputError where it writes more. Of its standard error the
+    last ERRORS_KEPT bytes are kept.
     """
     process = _start(argv, env=environment(env or {}, user=user), user=user, cwd=cwd)
+    exchange = _Exchange(process, stdin, limit)
     try:
-        out, err = process.communicate(stdin, timeout)
-    except BaseException as error:
-        out, err = _end(process)
-        if isinstance(error, subprocess.TimeoutExpired):
-            name = os.path.basename(argv[0])
-            problem = f"{name} did not finish within {timeout:g} s and was ended"
-            raise CommandError(argv, None, os.fsdecode(out), _text(err), problem=problem) from None
+        exchange.finish(timeout)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        problem = f"{os.path.basename(argv[0])} did not finish within {timeout:g} s and was ended"
+        raise CommandError(argv, None, os.fsdecode(bytes(exchange.out)), _text(exchange.err), problem=problem) from None
+    except _TooMuchError:
+        _end(process)
+        problem = f"{os.path.basename(argv[0])} wrote more than {limit} bytes, all that is taken of it, and was ended"
+        raise OutputError(argv, None, "", _text(exchange.err), problem=problem) from None
+    except BaseException:
+        _end(process)
         raise
+    finally:
+        exchange.close()
+    out, err = bytes(exchange.out), _text(exchange.err)
     if check and process.returncode != 0:
-        raise CommandError(argv, process.returncode, os.fsdecode(out), _text(err))
-    return CompletedBytes(tuple(argv), process.returncode, out, _text(err))
+        raise CommandError(argv, process.returncode, os.fsdecode(out), err)
+    return CompletedBytes(tuple(argv), process.returncode, out, err)
 
 
 def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:
@@ -199,17 +220,75 @@ def _start(
         raise CommandError(argv, 126, problem=f"{argv[0]} cannot be run ({error.strerror})") from error
 
 
-def _end(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Kill the process group; what it had written. Never waits for a process that the kernel cannot end."""
+class _TooMuchError(Exception):
+    pass
+
+
+class _Exchange:
+    """What goes into a program and comes out of it; Popen.communicate takes as much as there is."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
+        self.out, self.err = bytearray(), bytearray()
+        self._process, self._limit = process, limit
+        self._ahead = memoryview(stdin)
+        self._selector = selectors.DefaultSelector()
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise AssertionError("all are pipes")
+        self._pipes = (process.stdin, process.stdout, process.stderr)
+        os.set_blocking(process.stdin.fileno(), False)
+        self._selector.register(process.stdin, selectors.EVENT_WRITE, self._write)
+        self._selector.register(process.stdout, selectors.EVENT_READ, self._read_output)
+        self._selector.register(process.stderr, selectors.EVENT_READ, self._read_errors)
+
+    def finish(self, timeout: float) -> None:
+        """Go on until the program has ended. Raises subprocess.TimeoutExpired and _TooMuchError."""
+        deadline = time.monotonic() + timeout
+        while self._selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(self._process.args, timeout)
+            for key, _events in self._selector.select(left):
+                if key.data(key.fd):
+                    self._selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+        self._process.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        self._selector.close()
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _write(self, pipe: int) -> bool:
+        """Whether all is written, or nobody wants more."""
+        try:
+            self._ahead = self._ahead[os.write(pipe, self._ahead[:PIECE]) :] if self._ahead else self._ahead
+        except BrokenPipeError:
+            return True
+        return not self._ahead
+
+    def _read_output(self, pipe: int) -> bool:
+        """Whether the end has come."""
+        data = os.read(pipe, PIECE)
+        self.out += data
+        if len(self.out) > self._limit:
+            raise _TooMuchError
+        return not data
+
+    def _read_errors(self, pipe: int) -> bool:
+        data = os.read(pipe, PIECE)
+        self.err += data
+        del self.err[:-ERRORS_KEPT]
+        return not data
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group. Never waits for a process that the kernel cannot end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    try:
-        return process.communicate(timeout=5)
-    except subprocess.TimeoutExpired as error:
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        return error.stdout or b"", error.stderr or b""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
 
 
 def _search_path() -> str:
@@ -224,5 +303,5 @@ def _entry(user: str) -> pwd.struct_passwd:
         raise RecoveryError(f"There is no user {user} on this host: name one that exists.") from None
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | bytearray) -> str:
     return data.decode("utf-8", "replace")

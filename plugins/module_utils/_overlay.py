@@ -46,6 +46,8 @@ __all__ = ["Overlay", "OverlayError", "counters_of", "remove_overlay"]
 
 CLAIM = "merged"
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
+# A device node of the archive would else be this host's device, and belong to the server's user.
+SAFE = "nodev,nosuid"
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
 DETAIL_BYTES = 4000  # of the layer's log in an error: its last lines say why
 LARGEST_CACHE = 1 << 30  # bytes; the default, unless a tenth of the free space is less
@@ -88,6 +90,12 @@ class Overlay:
             raise OverlayError(
                 f"{self.mountpoint} already holds {mount.source} ({mount.fstype}). Unmount that first, or choose "
                 "another mountpoint."
+            )
+        missing = [option for option in SAFE.split(",") if option not in mount.options.split(",")]
+        if missing:
+            raise OverlayError(
+                f"The layer at {self.mountpoint} was mounted without {' and '.join(missing)}, so that the archive's "
+                "device nodes or setuid programs would work. Unmount it first."
             )
         if not is_responding(self.mountpoint):
             raise OverlayError(f"The layer at {self.mountpoint} is dead: its process was killed. Unmount it first.")
@@ -194,7 +202,7 @@ class Overlay:
         root, owner = os.stat(self.lower[0]), self._owner()
         os.chmod(changes, stat.S_IMODE(root.st_mode))
         os.chown(changes, *((owner.pw_uid, owner.pw_gid) if owner else (root.st_uid, root.st_gid)))
-        options = f"lowerdir={self.lower[0]},upperdir={changes},workdir={work}"
+        options = f"{SAFE},lowerdir={self.lower[0]},upperdir={changes},workdir={work}"
         command = [find_program("mount") or "mount", "-t", "overlay", "overlay", "-o", options, self.mountpoint]
         run(command, timeout=self.timeout)
         undo.callback(unmount, self.mountpoint)

@@ -231,7 +231,7 @@ def test_mount_command() -> None:
         "{odd}", "/m", paths=["/var/lib/pg data/", "./x"], strip_components=2, owner=(101, 104), allow_other=True
     )
     assert argv[1:] == [
-        *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,uid=101,gid=104,allow_other"],
+        *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,nodev,nosuid,uid=101,gid=104,allow_other"],
         *["--strip-components", "2", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
     ]
     argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
