@@ -235,7 +235,7 @@ def test_mount_command() -> None:
         *["--strip-components", "2", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
     ]
     argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
-    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro", "/r::a", "/m"]
+    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro,nodev,nosuid", "/r::a", "/m"]
 
 
 def test_the_documented_options_are_those_there_are() -> None:
