@@ -49,7 +49,7 @@ KINDS = ("clean_shutdown", "crash_consistent", "backup_label", "standby", "logic
 
 # Bytes of a dump that are looked at, before decompression. pg_dump's and mysqldump's headers are in the first lines.
 HEAD_SIZE = 16 * 1024
-# More than any honest archive has. Memory for names, estimated, is enough for two million directories.
+# More than any honest archive has. Memory for names, estimated, is enough for three million directories.
 KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what Python needs for an entry
 READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES, MOST_TABLESPACES, MOST_LINKS, MOST_WAL_ARCHIVES = 1000, 1000, 1000, 10_000
