@@ -129,15 +129,15 @@ def run_bytes(
     try:
         exchange.finish(timeout)
     except subprocess.TimeoutExpired:
-        _end(process)
+        exchange.cut_off()
         problem = f"{os.path.basename(argv[0])} did not finish within {timeout:g} s and was ended"
         raise CommandError(argv, None, os.fsdecode(bytes(exchange.out)), _text(exchange.err), problem=problem) from None
     except _TooMuchError:
-        _end(process)
+        exchange.cut_off()
         problem = f"{os.path.basename(argv[0])} wrote more than {limit} bytes, all that is taken of it, and was ended"
         raise OutputError(argv, None, "", _text(exchange.err), problem=problem) from None
     except BaseException:
-        _end(process)
+        exchange.cut_off()
         raise
     finally:
         exchange.close()
@@ -252,6 +252,17 @@ class _Exchange:
                     self._selector.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
         self._process.wait(max(0.0, deadline - time.monotonic()))
+
+    def cut_off(self) -> None:
+        """End the program, and take what it has said about why."""
+        _end(self._process)
+        errors = self._pipes[-1]
+        if not errors.closed:
+            os.set_blocking(errors.fileno(), False)
+            with contextlib.suppress(BlockingIOError):  # somebody else has it open, and may go on writing
+                for _piece in range(ERRORS_KEPT // PIECE):
+                    if self._read_errors(errors.fileno()):
+                        break
 
     def close(self) -> None:
         """Let go of the pipes."""

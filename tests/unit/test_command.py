@@ -118,7 +118,7 @@ def test_no_more_is_taken_than_is_allowed() -> None:
     assert run_bytes(["head", "-c", "1000", "/dev/zero"], timeout=10, limit=1000).stdout == bytes(1000)
     begun = time.monotonic()
     with pytest.raises(
-        OutputError, match="^sh wrote more than 1000 bytes, all that is taken of it, and was ended: why"
+        OutputError, match=r"^sh wrote more than 1000 bytes, all that is taken of it, and was ended: why"
     ):
         run_bytes(shell("echo why >&2; cat /dev/zero"), timeout=60, limit=1000)
     assert time.monotonic() - begun < 10
