@@ -7,12 +7,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import user_name
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import ancestors
 
@@ -74,13 +74,12 @@ def _short(value: Any) -> Any:
 
 def _append(path: str, line: bytes) -> None:
     deadline = time.monotonic() + PATIENCE
-    # Nonblocking: in a root that others may write to, somebody may have planted a pipe.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while time.monotonic() < deadline:
-        log = os.open(path, flags, 0o600)
+        # In a root that others may write to, somebody may have planted a pipe.
+        log = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             state = os.fstat(log)
-            if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid():
+            if state.st_uid != os.geteuid():
                 return  # somebody else's
             if not _locked(log):
                 time.sleep(0.01)  # held by others like this one, for as long as a line takes

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from typing import IO, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    OutputError,
     environment,
     find_program,
     run,
@@ -170,30 +171,51 @@ class Repository:
         """The archive's items in its order, one at a time."""
         argv = self.command("list", "--json-lines", "--format", "{size}", of=[self.archive_location(archive)])
         with self._output(argv, archive=archive) as output:
-            for line in output:
+            while line := output.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise BorgError(
+                        f"An item of archive {archive} has a path, or a link's target, that is longer than a file "
+                        "system has it: borg create makes no such archive. Use another one."
+                    )
                 yield parse_item(line)
 
     def read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
-        """Contents of `items`, which are in the archive's order, by path: one call of borg for all of them."""
+        """Contents of `items`, which are in the archive's order, by path: one call of borg for all of them.
+
+        For very many there are several calls: what a command line can hold is limited.
+        """
+        contents: dict[str, bytes] = {}
+        for paths in _in_command_lines(dict.fromkeys(item.path for item in items)):
+            contents.update(self._read_files(archive, [item for item in items if item.path in paths]))
+        return contents
+
+    def _read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
         paths = dict.fromkeys(f"pf:{item.path}" for item in items)
         argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *paths])
         env, secret = self.environment()
-        done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
+        size = sum(item.size for item in items)
+        try:
+            done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size)
+        except OutputError as error:
+            raise self._wrong_size(f"more than {size}", archive, items, error.stderr) from error
         if done.returncode not in ACCEPTED:
             raise self.error(argv, done.returncode, done.stderr, archive=archive)
-        if len(done.stdout) != sum(item.size for item in items):
-            raise BorgError(
-                f"borg returned {len(done.stdout)} bytes for files of archive {archive} that have "
-                f"{sum(item.size for item in items)}. Run borg check on {self.location}, and see whether the paths are "
-                "valid UTF-8.",
-                files=[item.path for item in items],
-                stderr=_in_words(parse_log(done.stderr)),
-            )
+        if len(done.stdout) != size:
+            raise self._wrong_size(str(len(done.stdout)), archive, items, done.stderr)
         contents, offset = {}, 0
         for item in items:
             contents[item.path] = done.stdout[offset : offset + item.size]
             offset += item.size
         return contents
+
+    def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> BorgError:
+        return BorgError(
+            f"borg returned {returned} bytes for files of archive {archive} that have "
+            f"{sum(item.size for item in items)}. Run borg check on {self.location}, and see whether the paths are "
+            "valid UTF-8.",
+            files=[item.path for item in items],
+            stderr=_in_words(parse_log(stderr)),
+        )
 
     def read_head(self, archive: str, item: Item, size: int) -> bytes:
         """The first `size` bytes of a file, without reading the rest."""
@@ -215,7 +237,8 @@ class Repository:
 
         `owner` (uid, gid) is who is to own everything, instead of the archived owners.
         """
-        options = ["ro"]
+        # As libfuse does by itself, as far as we know: the archive's nodes are not this host's devices.
+        options = ["ro", "nodev", "nosuid"]
         if owner is not None:
             options += [f"uid={owner[0]}", f"gid={owner[1]}"]
         if allow_other:
@@ -314,7 +337,7 @@ class Repository:
                 process.stdout.close()
                 process.wait()
             if at_end and returncode not in ACCEPTED:
-                log.seek(0)
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LONGEST_LOG))
                 if timed_out:
                     raise BorgError(
                         f"borg did not finish within {self.timeout:g} s. Raise timeout.", command=list(argv)
@@ -381,7 +404,8 @@ def parse_item(line: bytes | str) -> Item:
     entry = json.loads(line)
     return Item(
         path=entry["path"],
-        type="h" if entry["mode"].startswith("h") else entry["type"],
+        # A pipe or a device node with several names is one under each of them.
+        type="h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"],
         size=entry["size"],
         user=str(entry["user"]),
         target=entry["linktarget"],
@@ -395,6 +419,11 @@ ACCEPTED = (0, 1)
 CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
 LONGEST_SECRET = 65536  # characters: it has to find room in a pipe
+# An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
+LONGEST_LINE = 64 * 1024
+LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
+# Bytes of paths on one command line, of which Linux takes 2 MiB with all else that is on it.
+COMMAND_LINE = 1 << 20
 LISTED = 10
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -481,6 +510,21 @@ def parse_log(text: str) -> list[LogEntry]:
             found = [LogEntry(line.strip())]
         entries += [entry for entry in found if entry.message]
     return entries
+
+
+def _in_command_lines(paths: Iterable[str]) -> Iterator[set[str]]:
+    """The paths in as many sets as it needs command lines."""
+    some: set[str] = set()
+    size = 0
+    for path in paths:
+        length = len(os.fsencode(path)) + 16  # with what the kernel and the pattern's kind need
+        if some and size + length > COMMAND_LINE:
+            yield some
+            some, size = set(), 0
+        some.add(path)
+        size += length
+    if some:
+        yield some
 
 
 def _in_words(entries: Iterable[LogEntry]) -> str:

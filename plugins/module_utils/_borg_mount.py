@@ -21,6 +21,7 @@ from typing import Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     is_responding,
     make_mount_point,
@@ -55,6 +56,7 @@ THRIFTY = {
 }
 SOURCE = "borgfs"  # as every borg mount is called in the mount table
 SERVER_ENDS = 10.0  # seconds that borg has to close its repository after its mount is gone
+LONGEST_SPEECH = 1 << 20  # bytes of a borg's log that are looked at for why it failed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SIGNALS = (("SIGTERM", 5.0), ("SIGKILL", 5.0))
 
@@ -273,9 +275,7 @@ class _Server:
 
     def said(self) -> str:
         """Its words."""
-        with open(self.log, "rb") as log:
-            log.seek(self.offset)
-            return log.read().decode("utf-8", "replace")
+        return read_beginning(self.log, LONGEST_SPEECH, offset=self.offset).decode("utf-8", "replace")
 
     def end(self) -> None:
         """Undo what it did, however far it came."""

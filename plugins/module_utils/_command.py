@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import selectors
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "Completed",
     "CompletedBytes",
     "Inner",
+    "OutputError",
     "account",
     "environment",
     "find_program",
@@ -45,6 +48,9 @@ FOR_BORG = (
     *("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "BORG_RELOCATED_REPO_ACCESS_IS_OK"),
     *("BORG_FUSE_IMPL", "BORG_MOUNT_DATA_CACHE_ENTRIES"),
 )
+OUTPUT_LIMIT = 64 << 20  # bytes of standard output, unless told otherwise: what is to be read here is far less
+ERRORS_KEPT = 1 << 20  # bytes of standard error, the last
+PIECE = 1 << 16  # bytes that are read or written at once
 DETAIL_CHARACTERS = 4000  # of a tool's stderr in a failed result: its last lines say why
 
 
@@ -72,6 +78,10 @@ class CommandError(RecoveryError):
         )
 
 
+class OutputError(CommandError):
+    """A program wrote more than is taken of it, and was ended."""
+
+
 @dataclass(frozen=True)
 class Account:
     """Whom a program runs as: the name and numbers of a user.
@@ -89,15 +99,14 @@ class Account:
 class Inner:
     """A program that another one runs in its turn, as run_bytes() needs to know it.
 
-    The other gets no environment but what it is given. output, errors: descriptors that take what is printed; pass_fds
-    stay open. started is called when the other runs.
+    The other gets no environment but what it is given. pass_fds stay open in it. started is called when the other runs.
+    errors: a descriptor that takes its standard error.
     """
 
     argv: Sequence[str]
-    output: int
-    errors: int
     pass_fds: Sequence[int]
     started: Callable[[], None]
+    errors: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,9 +148,10 @@ def run(
     stdin: bytes = b"",
     user: str | None = None,
     cwd: str | None = None,
+    limit: int = OUTPUT_LIMIT,
 ) -> Completed:
     """Run argv to its end and return its text; see run_bytes."""
-    return run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd).text()
+    return run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit).text()
 
 
 def run_bytes(
@@ -153,28 +163,38 @@ def run_bytes(
     stdin: bytes = b"",
     user: str | None = None,
     cwd: str | None = None,
+    limit: int = OUTPUT_LIMIT,
     inner: Inner | None = None,
 ) -> CompletedBytes:
-    """Run argv to its end, as user if given, within timeout seconds.
+    """Run argv to its end, as user if given, within timeout seconds; it may write limit bytes to its standard output.
 
     The environment is environment(env, user). inner is what argv is to run in its turn. Raises CommandError at a
-    time-out, for a program that cannot be run and, unless check is false, for a return code other than 0.
+    time-out, for a program that cannot be run and, unless check is false, for a return code other than 0; OutputError
+    where it writes more. Of its standard error the last ERRORS_KEPT bytes are kept.
     """
     shown = argv if inner is None else inner.argv
     given = environment(env or {}, user=user) if inner is None else dict(env or {})
     process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
+    exchange = _Exchange(process, stdin, limit)
+    name = os.path.basename(shown[0])
     try:
         if inner is not None:
             inner.started()
-        out, err = process.communicate(stdin, timeout)
-    except BaseException as error:
-        out, err = _end(process)
-        if isinstance(error, subprocess.TimeoutExpired):
-            name = os.path.basename(shown[0])
-            problem = f"{name} did not finish within {timeout:g} s and was ended"
-            raise CommandError(shown, None, os.fsdecode(out or b""), _text(err or b""), problem=problem) from None
+        exchange.finish(timeout)
+    except subprocess.TimeoutExpired:
+        exchange.cut_off()
+        problem = f"{name} did not finish within {timeout:g} s and was ended"
+        raise CommandError(shown, None, exchange.printed(), _text(exchange.err), problem=problem) from None
+    except _TooMuchError:
+        exchange.cut_off()
+        problem = f"{name} wrote more than {limit} bytes, all that is taken of it, and was ended"
+        raise OutputError(shown, None, "", _text(exchange.err), problem=problem) from None
+    except BaseException:
+        exchange.cut_off()
         raise
-    done = CompletedBytes(tuple(shown), process.returncode, out or b"", _text(err or b""))
+    finally:
+        exchange.close()
+    done = CompletedBytes(tuple(shown), process.returncode, bytes(exchange.out), _text(exchange.err))
     return done.checked() if check else done
 
 
@@ -252,8 +272,8 @@ def _start(
         return subprocess.Popen(  # pylint: disable=ansible-bad-function  # run_command has no time-out
             list(argv),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if inner is None else inner.output,
-            stderr=subprocess.PIPE if inner is None else inner.errors,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if inner is None or inner.errors is None else inner.errors,
             pass_fds=() if inner is None else tuple(inner.pass_fds),
             env=dict(env),
             cwd=cwd,
@@ -268,17 +288,92 @@ def _start(
         raise CommandError(argv, 126, problem=f"{argv[0]} cannot be run ({error.strerror})") from error
 
 
-def _end(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Kill the process group; what it had written. Never waits for a process that the kernel cannot end."""
+class _TooMuchError(Exception):
+    pass
+
+
+class _Exchange:
+    """What goes into a program and comes out of it; Popen.communicate takes as much as there is."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
+        self.out, self.err = bytearray(), bytearray()
+        self._process, self._limit = process, limit
+        self._ahead = memoryview(stdin)
+        self._selector = selectors.DefaultSelector()
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both are pipes")
+        self._errors = process.stderr  # None: they go to a log
+        os.set_blocking(process.stdin.fileno(), False)
+        self._selector.register(process.stdin, selectors.EVENT_WRITE, self._write)
+        self._selector.register(process.stdout, selectors.EVENT_READ, self._read_output)
+        if self._errors is not None:
+            self._selector.register(self._errors, selectors.EVENT_READ, self._read_errors)
+
+    def finish(self, timeout: float) -> None:
+        """Go on until the program has ended. Raises subprocess.TimeoutExpired and _TooMuchError."""
+        deadline = time.monotonic() + timeout
+        while self._selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(self._process.args, timeout)
+            for key, _events in self._selector.select(left):
+                if key.data(key.fd):
+                    self._selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+        self._process.wait(max(0.0, deadline - time.monotonic()))
+
+    def cut_off(self) -> None:
+        """End the program, and take what it has said about why."""
+        _end(self._process)
+        errors = self._errors
+        if errors is not None and not errors.closed:
+            os.set_blocking(errors.fileno(), False)
+            with contextlib.suppress(BlockingIOError):  # somebody else has it open, and may go on writing
+                for _piece in range(ERRORS_KEPT // PIECE):
+                    if self._read_errors(errors.fileno()):
+                        break
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+    def printed(self) -> str:
+        """What came until now, as text."""
+        return os.fsdecode(bytes(self.out))
+
+    def _write(self, pipe: int) -> bool:
+        """Whether all is written, or nobody wants more."""
+        try:
+            self._ahead = self._ahead[os.write(pipe, self._ahead[:PIECE]) :] if self._ahead else self._ahead
+        except BrokenPipeError:
+            return True
+        return not self._ahead
+
+    def _read_output(self, pipe: int) -> bool:
+        """Whether the end has come."""
+        data = os.read(pipe, PIECE)
+        self.out += data
+        if len(self.out) > self._limit:
+            raise _TooMuchError
+        return not data
+
+    def _read_errors(self, pipe: int) -> bool:
+        data = os.read(pipe, PIECE)
+        self.err += data
+        del self.err[:-ERRORS_KEPT]
+        return not data
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group. Never waits for a process that the kernel cannot end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    try:
-        return process.communicate(timeout=5)
-    except subprocess.TimeoutExpired as error:
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        return error.stdout or b"", error.stderr or b""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
 
 
 def _entry(user: str) -> pwd.struct_passwd:
@@ -288,5 +383,5 @@ def _entry(user: str) -> pwd.struct_passwd:
         raise RecoveryError(f"There is no user {user} on this host: name one that exists.") from None
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | bytearray) -> str:
     return data.decode("utf-8", "replace")

@@ -161,6 +161,8 @@ class CowFs(Base):  # type: ignore[misc]
         return self._opened(node), node.entry()
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # No database has one, and an archived one is only to be seen.
+            raise pyfuse3.FUSEError(errno.EPERM)
         return self._make(parent_inode, name, mode, ctx, rdev=rdev).entry()
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
@@ -263,6 +265,8 @@ class CowFs(Base):  # type: ignore[misc]
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         node = self.nodes[inode]
+        if node.content is None:  # The kernel opens pipes itself, and no devices on this mount: nor does this.
+            raise pyfuse3.FUSEError(errno.EACCES)
         if flags & os.O_TRUNC:
             await self._truncate(node, 0)
         return self._opened(node)
@@ -1215,7 +1219,7 @@ def main(arguments: list[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)), options.bell)
     filesystem = CowFs(lower, options.upper, options.owner)
-    mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs"}
+    mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs", "nodev", "nosuid"}
     if options.allow_other:
         mount_options.add("allow_other")
     # Held back until somebody listens to them: between mounting and that they would leave a dead mount.

@@ -4,6 +4,7 @@
 
 Nothing is concluded from how a path is spelled: a data directory is known by the files that only a data directory has,
 its version and state by what they say. Everything here is pure; reading is done by the functions the caller gives.
+Whoever made the archive may wish this host ill: what is kept and read of it is bounded, see also _suspects.py.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import lzma
 import posixpath
 import re
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
@@ -24,6 +27,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
     parse_pg_control,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import ARCHIVED_FILE, SEGMENT
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import (
+    ArchiveRefusedError,
+    Suspects,
+)
 
 __all__ = [
     "ENGINES",
@@ -42,6 +49,12 @@ KINDS = ("clean_shutdown", "crash_consistent", "backup_label", "standby", "logic
 
 # Bytes of a dump that are looked at, before decompression. pg_dump's and mysqldump's headers are in the first lines.
 HEAD_SIZE = 16 * 1024
+# More than any honest archive has. Memory for names, estimated, is enough for three million directories.
+KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what Python needs for an entry
+READ_LIMIT = 64 << 20  # bytes of all small files together
+MOST_DATABASES, MOST_TABLESPACES, MOST_LINKS, MOST_WAL_ARCHIVES = 1000, 1000, 1000, 10_000
+TOO_MUCH = "archive the database on its own, or name another archive."
+OID = re.compile(r"[0-9]{1,10}")
 # Dumps are read only when there is no data directory, one call of borg each: the largest few are enough to name them.
 MAXIMUM_DUMPS = 5
 
@@ -122,7 +135,8 @@ class Database:
 def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> tuple[list[Database], Catalogue]:
     """The databases among `items`, which are passed over once, and what was kept of the list.
 
-    Logical dumps are looked for only where there is no data directory.
+    Logical dumps are looked for only where there is no data directory. Raises ArchiveRefusedError for an archive that
+    has more of something than can be looked through.
     """
     catalogue = Catalogue()
     for item in items:
@@ -130,6 +144,7 @@ def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> 
     postgresql = catalogue.postgresql_directories()
     innodb = catalogue.directories_with("ibdata1")
     mongodb = catalogue.directories_with("WiredTiger")
+    _limit(len(postgresql) + len(innodb) + len(mongodb), MOST_DATABASES, "databases")
     content = _Content(catalogue, read, [*postgresql, *innodb, *mongodb])
     found = [
         *(_postgresql(catalogue, content, directory) for directory in postgresql),
@@ -196,6 +211,7 @@ CONTENT_LIMIT = 1024 * 1024
 TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
 WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
 LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
+LONGEST_VERSION = 40  # characters
 DUMP_NAME = re.compile(
     r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
 )
@@ -229,17 +245,25 @@ class Catalogue:
     _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
     _dumps: list[Item] = field(default_factory=list)
+    _kept: int = 0
+
+    def __post_init__(self) -> None:
+        self._suspects = Suspects(self._keep)
 
     def add(self, item: Item) -> None:
-        """Note one item."""
+        """Note one item; none can follow the first question. Raises ArchiveRefusedError."""
+        self._suspects.note(item, self.links, self._sizes, self.markers)
         self.files += item.type == "-"
         self.size += item.size
         directory, name = posixpath.split(item.path)
         if item.type == "d":
             self._add_directory(item.path, directory, name)
             return
+        if directory not in self._sizes:
+            self._keep(directory)
         self._sizes[directory] = self._sizes.get(directory, 0) + item.size
         if item.type == "l":
+            self._keep(item.path, item.target)
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
@@ -249,16 +273,26 @@ class Catalogue:
         elif DUMP_NAME.search(name) and item.size:
             self._add_dump(item)
         if not item.healthy:
+            self._keep(item.path)
             self.damaged.append(item.path)
 
+    def _keep(self, *names: str) -> None:
+        self._kept += sum(map(len, names)) + KEPT_OVERHEAD * len(names)
+        _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
+
     def _add_directory(self, path: str, parent: str, name: str) -> None:
-        self._sizes.setdefault("" if path == "." else path, 0)
+        path = "" if path == "." else path
+        if path not in self._sizes:
+            self._keep(path)
+            self._sizes[path] = 0
         if TABLESPACE_VERSION.fullmatch(name):
+            self._keep(parent)
             self._tablespaces.add(parent)
 
     def _add_marker(self, item: Item, name: str) -> None:
         if item.type == "h" and item.target == item.path:
             return  # the second entry of a file that the archive has twice
+        self._keep(item.path, item.target)
         self.markers[item.path] = item
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
@@ -270,6 +304,7 @@ class Catalogue:
         if LOG_DIRECTORY.fullmatch(last):
             directory = parent
         known = self._archived.get(directory, _Segments(segment, segment, 0))
+        _limit(len(self._archived), MOST_WAL_ARCHIVES, "directories with archived WAL")
         self._archived[directory] = _Segments(min(known.first, segment), max(known.last, segment), known.number + 1)
 
     def _add_dump(self, item: Item) -> None:
@@ -301,7 +336,38 @@ class Catalogue:
 
     def size_below(self, directory: str) -> int:
         """Bytes of all files below the directory."""
-        return sum(size for path, size in self._sizes.items() if _is_below(path, directory))
+        return sum(self._sizes[path] for path in _below(self._sorted_directories, directory))
+
+    def links_below(self, directory: str) -> Sequence[str]:
+        """Paths of the links below the directory, sorted."""
+        return _below(self._sorted_links, directory)
+
+    def damaged_below(self, directory: str) -> Sequence[str]:
+        """Paths of the files below the directory that have lost content, sorted."""
+        return _below(self._sorted_damaged, directory)
+
+    @cached_property
+    def _sorted_directories(self) -> list[str]:
+        return sorted(self._sizes)
+
+    @cached_property
+    def _sorted_links(self) -> list[str]:
+        return sorted(self.links)
+
+    @cached_property
+    def _sorted_damaged(self) -> list[str]:
+        return sorted(self.damaged)
+
+    def refuse(self, database: Database) -> None:
+        """Raise ArchiveRefusedError where what the archive lists cannot be what a mount of the database would show.
+
+        That is, or where there is something among its files that no database has. See _suspects.py.
+        """
+        parts = database.paths()
+        links = (link for part in parts for link in self.links_below(part))
+        has_entries = (link for link in links if _below(self._sorted_directories, link))
+        is_postgresql = database.engine == "postgresql"
+        self._suspects.refuse(parts, self.links, has_entries, database.data_directory if is_postgresql else None)
 
     def segments(self, directory: str) -> int | None:
         """How many WAL segments are in the directory; None when there is no such directory."""
@@ -345,6 +411,7 @@ class _Content:
         }
         wanted = set(self._sources.values())
         items = [item for item in catalogue.readable if item.path in wanted]
+        _limit(sum(item.size for item in items) >> 20, READ_LIMIT >> 20, "MiB of small files that tell of databases")
         self._content = read(items) if items else {}
 
     def get(self, directory: str, name: str) -> bytes:
@@ -370,13 +437,13 @@ def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Data
     tablespaces = locate.tablespaces(content.text(directory, "tablespace_map"))
     wal = locate.wal()
     parts = [directory, *_outside(directory, tablespaces, wal)]
-    damaged = [path for path in catalogue.damaged if any(_is_below(path, part) for part in parts)]
+    damaged = [path for part in parts for path in catalogue.damaged_below(part)]
     problems += _postgresql_problems(tablespaces, wal, damaged)
     return Database(
         engine="postgresql",
         data_directory=directory or ".",
         kind=_postgresql_kind(control, markers, content.text(directory, "recovery.conf")),
-        version=content.text(directory, "PG_VERSION").strip() or None,
+        version=content.text(directory, "PG_VERSION").strip()[:LONGEST_VERSION] or None,
         state=control.state if control else None,
         owner=catalogue.markers[posixpath.join(directory, "PG_VERSION")].user,
         size=sum(catalogue.size_below(part) for part in parts),
@@ -450,14 +517,15 @@ class _Locator:
         """Those of pg_tblspc, and those that only tablespace_map names."""
         top = posixpath.join(self._directory, "pg_tblspc")
         targets: dict[int, str | None] = {}
-        for oid, target in re.findall(r"^(\d+) (.+)$", tablespace_map, re.MULTILINE):
-            targets[int(oid)] = re.sub(r"\\(.)", r"\1", target)
-        for path, target in self._catalogue.links.items():
-            if posixpath.dirname(path) == top and posixpath.basename(path).isdigit():
-                targets[int(posixpath.basename(path))] = target
+        for match in re.finditer(r"^([0-9]{1,10}) (.+)$", tablespace_map, re.MULTILINE):
+            targets[int(match[1])] = re.sub(r"\\(.)", r"\1", match[2])
+        for path in self._catalogue.links_below(top):
+            if posixpath.dirname(path) == top and OID.fullmatch(posixpath.basename(path)):
+                targets[int(posixpath.basename(path))] = self._catalogue.links[path]
         for path in self._catalogue.tablespaces_in(top):
-            if posixpath.basename(path).isdigit():
+            if OID.fullmatch(posixpath.basename(path)):
                 targets[int(posixpath.basename(path))] = None
+        _limit(len(targets), MOST_TABLESPACES, f"tablespaces in {self._directory or '.'}")
         places = {oid: self._tablespace(posixpath.join(top, str(oid)), target) for oid, target in targets.items()}
         taken = [place for place in places.values() if place is not None]
         return tuple(
@@ -508,11 +576,13 @@ class _Locator:
         wal = posixpath.join(self._directory, "pg_wal")
         tablespaces = posixpath.join(self._directory, "pg_tblspc")
         found = []
-        for path, target in sorted(self._catalogue.links.items()):
-            if path != wal and posixpath.dirname(path) != tablespaces and any(_is_below(path, part) for part in parts):
+        for path in sorted({path for part in parts for path in self._catalogue.links_below(part)}):
+            if path != wal and posixpath.dirname(path) != tablespaces:
+                target = self._catalogue.links[path]
                 resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
                 inside = not target.startswith("/") and any(_is_below(resolved, part) for part in parts)
                 found.append(Link(path=path, target=target, archived_path=resolved if inside else None))
+                _limit(len(found), MOST_LINKS, f"symbolic links in {self._directory or '.'}")
         return tuple(found)
 
 
@@ -588,6 +658,22 @@ def _decompressed(data: bytes) -> bytes:
     except (zlib.error, OSError, lzma.LZMAError):
         pass
     return data
+
+
+def _limit(number: int, most: int, what: str) -> None:
+    """Raise ArchiveRefusedError where there is more of something than is looked through."""
+    if number > most:
+        raise ArchiveRefusedError(f"has more than {most} {what}, which is more than is looked through: {TOO_MUCH}")
+
+
+def _below(paths: Sequence[str], directory: str) -> Sequence[str]:
+    """Of sorted paths those that are the directory or in it. `` and `.` are the archive's root."""
+    if directory in ("", "."):
+        return paths
+    place = bisect_left(paths, directory)
+    own = paths[place : place + 1] if place < len(paths) and paths[place] == directory else []
+    # "0" is what follows the slash: all that begins with the directory's name and a slash is between them.
+    return [*own, *paths[bisect_left(paths, f"{directory}/") : bisect_left(paths, f"{directory}0")]]
 
 
 def _is_below(path: str, directory: str) -> bool:

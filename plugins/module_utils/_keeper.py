@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
     layer_counters,
@@ -53,6 +54,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space im
     floor_of,
     free_space,
     in_words,
+    session_usage,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import SIGNALS, tear_down
 
@@ -72,6 +74,11 @@ SAMPLES, LEAST_SAMPLES = 60.0, 1.0
 ABANDONED = 900
 # Without counters of the layer, what the session wrote is added up anew each so many seconds.
 UNCOUNTED = 10.0
+# Beside the changes there are some files, which are counted at each look. Should somebody make a million of them, each
+# count is followed by a rest that is so many times as long.
+REST_PER_COUNT = 20.0
+UPPER = "upper"
+LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
 REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
 PACKAGES = ("ansible_collections", "phpborg", "instant_recovery", "plugins", "module_utils")
@@ -129,7 +136,7 @@ class _Keeper:
         self.sample = read_sample(session)
         self.next_sample = 0.0
         self.patience = 0.0  # until when no attempt to end the session is made
-        self.usage = (0.0, 0, 0)  # of the upper: when it was added up, bytes, and bytes written until then
+        self.usage = _Usage()
 
     def watch(self) -> int:
         """Look now and then until the session has ended."""
@@ -161,7 +168,7 @@ class _Keeper:
             self._try(chore)
 
     def _look_at_start(self) -> None:
-        self.usage = (0.0, 0, 0)  # a reset begins with an empty upper
+        self.usage = _Usage()  # a reset begins with an empty upper
         reason = self._too_large() or self._disk_is_full()
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
@@ -241,19 +248,10 @@ class _Keeper:
 
     def _too_large(self) -> str | None:
         limit = self.session.record["max_upper_size"]
-        if limit and self._upper_bytes(limit) > limit:
-            return f"its changes take {in_words(self.usage[1])}, and max_upper_size is {in_words(limit)}"
+        taken = self.usage.of(self.session, limit) if limit else 0
+        if taken > limit:
+            return f"its changes, logs and other files take {in_words(taken)}, and max_upper_size is {in_words(limit)}"
         return None
-
-    def _upper_bytes(self, limit: int) -> int:
-        """What the upper takes, added up only when it can have come to limit since the last time."""
-        when, size, written_then = self.usage
-        written = layer_counters(self.session).get("written_bytes")
-        grown = limit if written is None else written - written_then
-        is_due = written is not None or time.monotonic() > when + UNCOUNTED
-        if not when or grown < 0 or (size + grown >= limit and is_due):
-            self.usage = (time.monotonic(), disk_usage(self.session.path("upper")), written or 0)
-        return self.usage[1]
 
     def _disk_is_full(self) -> str | None:
         """Of several sessions, the one that has written most goes first: that may do for the others."""
@@ -265,8 +263,8 @@ class _Keeper:
         others = [one for one in Session.all(root) if one.id != self.session.id]
         if any(one.record["status"] == "stopping" and one.is_locked() for one in others):
             return None  # room is being made
-        sizes = [(disk_usage(one.path("upper")), one.id) for one in others if _will_make_room(one, free, total)]
-        if max(sizes, default=(0, "")) > (disk_usage(self.session.path("upper")), self.session.id):
+        sizes = [(session_usage(one.directory), one.id) for one in others if _will_make_room(one, free, total)]
+        if max(sizes, default=(0, "")) > (session_usage(self.session.directory), self.session.id):
             return None
         return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
 
@@ -296,6 +294,33 @@ class _Keeper:
             write_sample(self.session, self.sample)
 
 
+class _Usage:
+    """What a session takes of its disk, added up no oftener than is needed."""
+
+    def __init__(self) -> None:
+        self._upper = (0.0, 0, 0)  # when it was added up, bytes, and bytes written until then
+        self._others, self._due = 0, 0.0
+
+    def of(self, session: Session, limit: int) -> int:
+        """Bytes, exact from limit on: changes, and what the server can write besides them: sockets' directory, logs."""
+        if time.monotonic() >= self._due:
+            begun = time.monotonic()
+            self._others = session_usage(session.directory, besides=(UPPER,))
+            took = time.monotonic() - begun
+            self._due = begun + took * (1 + REST_PER_COUNT)
+        return self._others + self._upper_bytes(session, limit - self._others)
+
+    def _upper_bytes(self, session: Session, limit: int) -> int:
+        """What the upper takes, added up only when it can have come to limit since the last time."""
+        when, size, written_then = self._upper
+        written = layer_counters(session).get("written_bytes")
+        grown = limit if written is None else written - written_then
+        is_due = written is not None or time.monotonic() > when + UNCOUNTED
+        if not when or grown < 0 or (size + grown >= limit and is_due):
+            self._upper = (time.monotonic(), disk_usage(session.path(UPPER)), written or 0)
+        return self._upper[1]
+
+
 def _will_make_room(session: Session, free: int, total: int) -> bool:
     """Whether another session is going to end because of the same lack of space."""
     claims = [one for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
@@ -307,8 +332,9 @@ def _will_make_room(session: Session, free: int, total: int) -> bool:
 def failure(session: Session) -> str:
     """Why the layer gave a reader or writer an error, in its own words."""
     errors = [("lower", "")]
-    with suppress(OSError), open(session.path("log/overlay.log"), encoding="utf-8", errors="replace") as file:
-        said = [line.split(" ERROR ")[1].strip() for line in file if " ERROR " in line and " at offset " in line]
+    with suppress(OSError):
+        lines = read_end(session.path("log/overlay.log"), LOOKED_AT).decode("utf-8", "replace").split("\n")
+        said = [line.split(" ERROR ")[1].strip() for line in lines if " ERROR " in line and " at offset " in line]
         # A full disk is told to writers, and is no failure.
         told = [error.partition(": ") for error in said if not error.endswith(os.strerror(errno.ENOSPC))]
         errors += [(side, f" ({what})") for side, _colon, what in told]
@@ -340,9 +366,9 @@ def _packed() -> bytes:
 
 # Which these are is tested.
 NEEDED = (
-    *("_audit", "_command", "_errors", "_keeper", "_liveness", "_metrics", "_mounts", "_ownership", "_processes"),
-    *("_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program", "_session", "_shared_memory", "_space"),
-    *("_teardown", "_uids"),
+    *("_audit", "_command", "_errors", "_files", "_keeper", "_liveness", "_metrics", "_mounts", "_ownership"),
+    *("_processes", "_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program", "_session"),
+    *("_shared_memory", "_space", "_teardown", "_uids"),
 )
 
 

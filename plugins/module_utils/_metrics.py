@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_beginning, replace_file
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import expiry
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, descendants
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
@@ -34,6 +35,7 @@ METRICS = (
     *("memory_bytes", "archive_bytes_read", "repository_bytes_read", "upper_bytes", "cache_bytes"),
 )
 SAMPLE = "sample.json"
+LARGEST_SAMPLE = 1 << 20  # bytes; traces are a server's word
 KEPT = ("counted", "active", "queries_per_second", "traces")  # see _pace
 PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
 MOST_SAID = 1 << 16  # bytes that it may tell
@@ -80,9 +82,9 @@ def no_metrics() -> Sample:
 def layer_counters(session: Session) -> dict[str, int]:
     """The counters of the copy-on-write layer by their names; none where its driver counts nothing."""
     try:
-        with open(f"{session.record['overlay_upper_dir']}.counters", "rb") as file:
-            names = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")  # as COUNTERS in _cowfs.py
-            return dict(zip(names, struct.unpack("4Q", file.read(8 * len(names)))))
+        names = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")  # as COUNTERS in _cowfs.py
+        counted = read_beginning(f"{session.record['overlay_upper_dir']}.counters", 8 * len(names))
+        return dict(zip(names, struct.unpack("4Q", counted)))
     except (OSError, struct.error):
         return {}
 
@@ -90,20 +92,15 @@ def layer_counters(session: Session) -> dict[str, int]:
 def read_sample(session: Session) -> Sample | None:
     """The keeper's last sample."""
     try:
-        with open(session.path(SAMPLE), encoding="utf-8") as file:
-            sample: Sample = json.load(file)
-            return sample
+        sample: Sample = json.loads(read_beginning(session.path(SAMPLE), LARGEST_SAMPLE))
+        return sample
     except (OSError, ValueError):
         return None
 
 
 def write_sample(session: Session, sample: Sample) -> None:
     """Leave a sample for others."""
-    temporary = session.path(f"{SAMPLE}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(sample, file)
-    os.rename(temporary, session.path(SAMPLE))
+    replace_file(session.path(SAMPLE), json.dumps(sample).encode())
 
 
 def spent(claim: Mapping[str, Any]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     Mount,
     is_responding,
@@ -50,7 +51,10 @@ __all__ = ["Overlay", "OverlayError", "counters_of", "remove_overlay"]
 
 CLAIM = "merged"
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
+# A device node of the archive would else be this host's device, and belong to the server's user.
+SAFE = "nodev,nosuid"
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
+DETAIL_BYTES = 4000  # of the layer's log in an error: its last lines say why
 LARGEST_CACHE = 1 << 30  # bytes; the default, unless a tenth of the free space is less
 # KiB that the kernel reads ahead on the merged mount: with its own 128 a scan costs eight times as many requests.
 READ_AHEAD = 1024
@@ -91,6 +95,12 @@ class Overlay:
             raise OverlayError(
                 f"{self.mountpoint} already holds {mount.source} ({mount.fstype}). Unmount that first, or choose "
                 "another mountpoint."
+            )
+        missing = [option for option in SAFE.split(",") if option not in mount.options.split(",")]
+        if missing:
+            raise OverlayError(
+                f"The layer at {self.mountpoint} was mounted without {' and '.join(missing)}, so that the archive's "
+                "device nodes or setuid programs would work. Unmount it first."
             )
         if not is_responding(self.mountpoint):
             raise OverlayError(f"The layer at {self.mountpoint} is dead: its process was killed. Unmount it first.")
@@ -159,7 +169,7 @@ class Overlay:
             processes=[process],
         )
         if mount_at(self.mountpoint) is None or not is_responding(self.mountpoint, timeout=self.timeout):
-            said = _tail(self.log)
+            said = _said(self.log)
             raise OverlayError(
                 f"The copy-on-write layer did not start at {self.mountpoint}: {last_line(said) or 'it said nothing'}. "
                 f"Its log: {self.log}",
@@ -200,7 +210,7 @@ class Overlay:
         root, owner = os.stat(self.lower[0]), self._owner()
         os.chmod(changes, stat.S_IMODE(root.st_mode))
         os.chown(changes, *((owner.uid, owner.gid) if owner else (root.st_uid, root.st_gid)))
-        options = f"lowerdir={self.lower[0]},upperdir={changes},workdir={work}"
+        options = f"{SAFE},lowerdir={self.lower[0]},upperdir={changes},workdir={work}"
         command = [find_program("mount") or "mount", "-t", "overlay", "overlay", "-o", options, self.mountpoint]
         run(command, timeout=self.timeout)
         undo.callback(unmount, self.mountpoint)
@@ -291,10 +301,8 @@ def _remove(path: str) -> None:
         os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
 
 
-def _tail(path: str, size: int = 4000) -> str:
+def _said(log: str) -> str:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read().decode("utf-8", "replace")
+        return read_end(log, DETAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, parse_position
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import read_regular_file
 
@@ -75,8 +76,7 @@ def read_backup(data: DataDirectory, find_history: Callable[[str], bytes | None]
 
 def _manifest_tail(data_directory: str) -> bytes:
     path = os.path.join(data_directory, "backup_manifest")
-    if read_regular_file(path) is None:
+    try:
+        return read_end(path, MANIFEST_TAIL)
+    except OSError:
         return b""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - MANIFEST_TAIL))
-        return file.read()

@@ -132,6 +132,7 @@ def plan_clone(
     relocated: Mapping[str, str] | None = None,
     archive: WalArchive | None = None,
     waldump: WalDump | None = None,
+    timeout: float = 600,
     recovering: bool = False,
     is_recovered: bool = False,
     leave_out: bool = False,
@@ -140,7 +141,7 @@ def plan_clone(
 
     relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
     archive: WAL that recovery has beside the copy's own.
-    waldump: runs pg_waldump of this version, where it is installed.
+    waldump: runs pg_waldump of this version, where it is installed. timeout: seconds to go through the WAL without it.
     recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
     is_recovered: whether an earlier start recovered this very copy.
     leave_out: whether to go on without tablespaces that are not in the tree.
@@ -154,7 +155,7 @@ def plan_clone(
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
     backup = planner.backup
     if data.control.state != "shut down" or backup.is_labelled or recovering:
-        records = tablespace_records(planner.wal, backup.start, waldump=waldump)
+        records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
         steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
     return Clone(steps, planner.wal, backup, planner.left_out)
 

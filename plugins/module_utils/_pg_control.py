@@ -78,7 +78,7 @@ def parse_pg_control(data: bytes) -> PgControl:
         wal_level,
         *limits_and_sizes,
     ) = _LAYOUT.unpack_from(data)
-    return PgControl(
+    control = PgControl(
         system_identifier,
         pg_control_version,
         catalog_version,
@@ -95,6 +95,16 @@ def parse_pg_control(data: bytes) -> PgControl:
         _name(_WAL_LEVELS, wal_level),
         *limits_and_sizes,
     )
+    if control.wal_segment_size not in _SEGMENT_SIZES or not 0 <= control.time < _LATEST:
+        raise PgControlError(
+            f"pg_control says what no server has written there (segments of {control.wal_segment_size} bytes, changed "
+            f"at {control.time}). Use another archive."
+        )
+    return control
+
+
+_SEGMENT_SIZES = [2**power for power in range(20, 31)]  # bytes
+_LATEST = 253402300800  # seconds since the epoch: the end of the year 9999
 
 
 _STATES = (

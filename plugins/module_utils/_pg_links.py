@@ -13,6 +13,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -30,13 +32,31 @@ class Link:
 
 
 def find_links(directory: str) -> Iterator[Link]:
-    """All symbolic links below directory, following none. Only directories are read, no file is opened."""
-    with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+    """All symbolic links below directory, following none. Only directories are read, no file is opened.
+
+    Raises PostgresError for a device node: it would be one of this host.
+    """
+    ahead = [directory]
+    while ahead:
+        with os.scandir(ahead.pop()) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
             if entry.is_symlink():
                 yield Link(entry.path, os.readlink(entry.path))
-            elif entry.is_dir(follow_symlinks=False):
-                yield from find_links(entry.path)
+            elif not entry.is_dir(follow_symlinks=False):
+                _refuse_device(entry)
+        ahead += [entry.path for entry in reversed(found) if entry.is_dir(follow_symlinks=False)]
+
+
+def _refuse_device(entry: os.DirEntry[str]) -> None:
+    # What it is was told with its name: of files nothing has to be asked.
+    if entry.is_file(follow_symlinks=False):
+        return
+    mode = entry.stat(follow_symlinks=False).st_mode
+    if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+        raise PostgresError(
+            f"{entry.path} is a device node, and no database has one: use another archive, and find out who made this."
+        )
 
 
 def open_inside(path: str, flags: int) -> int:

@@ -33,6 +33,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     tuning,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import POINTS, Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import WALDUMP_OUTPUT
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import check_port, check_socket_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
@@ -215,7 +216,7 @@ def _clone(
     def waldump(directory: str, arguments: Sequence[str]) -> Completed:
         """It parses what the archive holds: so it is locked up as the server is."""
         room = sandbox.for_tool(readable=[*binaries.trees(), directory])
-        return room.text([program or "", *arguments], timeout=request.timeout, check=False)
+        return room.text([program or "", *arguments], timeout=request.timeout, check=False, limit=WALDUMP_OUTPUT)
 
     return plan_clone(
         data,
@@ -223,6 +224,7 @@ def _clone(
         relocated=request.relocated,
         archive=archive,
         waldump=None if program is None else waldump,
+        timeout=request.timeout,
         recovering=archive is not None or (request.target is not None and request.recovered is None),
         is_recovered=request.recovered is not None,
         leave_out=request.missing_tablespaces == "leave_out",
@@ -283,7 +285,10 @@ def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> Wal
             raise PostgresError(f"wal_source {source} is not in the archive: name a directory that it has.")
         source = within
     return open_archive(
-        source, segment_size=data.control.wal_segment_size, system_identifier=data.control.system_identifier
+        source,
+        segment_size=data.control.wal_segment_size,
+        system_identifier=data.control.system_identifier,
+        room=sandbox.for_tool(),
     )
 
 

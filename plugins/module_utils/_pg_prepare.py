@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, OutputError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     has_locale,
@@ -274,6 +274,8 @@ def _run(
         done = room.run(
             argv, timeout=timeout, check=False, stdin=script.encode(), log=log, memory=0, limit=MOST_SAID, claim=claim
         )
+    except OutputError:
+        raise
     except CommandError:
         problem = f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout)."
         raise PostgresError(problem, log_tail=log_tail(log)) from None

@@ -11,14 +11,19 @@ Sources of the layout, the same from PostgreSQL 12 to 18: src/include/access/xlo
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import OutputError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular, read_beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 
 if TYPE_CHECKING:
@@ -30,9 +35,11 @@ if TYPE_CHECKING:
     WalDump = Callable[[str, Sequence[str]], Completed]
 
 __all__ = [
+    "WALDUMP_OUTPUT",
     "Patch",
     "Start",
     "TablespaceRecord",
+    "check_memory",
     "format_position",
     "last_commit",
     "parse_position",
@@ -49,12 +56,18 @@ LONG_PAGE = struct.Struct("<QII")  # follows it on a segment's first page: syste
 PAGE_SIZES = [2**power for power in range(10, 17)]  # bytes; as it was built, mostly 8192
 RECORD = struct.Struct("<IIQBB2xI")  # XLogRecord: total length, xid, previous, info, resource manager, checksum
 CHECKSUM = 20  # offset in RECORD; it covers what follows the header, and then the header before it
-TABLESPACE_MANAGER, CREATE = 5, 0x00  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE
+TABLESPACE_MANAGER, CREATE, KIND = 5, 0x00, 0xF0  # RM_TBLSPC_ID, XLOG_TBLSPC_CREATE, ~XLR_INFO_MASK
 COMMITS = (0x00, 0x30)  # XLOG_XACT_COMMIT and …_COMMIT_PREPARED
-TRANSACTION_KIND = 0x70  # XLOG_XACT_OPMASK
+TRANSACTION_MANAGER, TRANSACTION_KIND = 1, 0x70  # RM_XACT_ID, XLOG_XACT_OPMASK
+LATEST = 253402300800  # seconds of Unix time: the end of the year 9999, beyond which nothing here can tell a time
 EPOCH = 946684800  # PostgreSQL's, 2000-01-01, in seconds of Unix time
 XLOG_MANAGER, NOOP = 0, 0x20  # RM_XLOG_ID, XLOG_NOOP
 LONGEST = 2048  # bytes; a path has at most 1024
+MOST_RECORDS = 10_000  # that create tablespaces, in all of the WAL
+# Bytes whose checksum is looked at, some 10 s of work: in WAL that was not made to be hard to read it is some hundreds.
+EFFORT = 64 << 20
+WALDUMP_OUTPUT = 1 << 20  # bytes
+COPIES = 3  # of a segment that are in memory while WAL is gone through
 AT_ONCE = 4  # segments read ahead: as many as an archive has mounts at most
 
 # From the resource manager's byte on: manager, padding, checksum, and the number of what is in the record: its data
@@ -121,23 +134,27 @@ def wal_segments(directory: str) -> list[str]:
         return []
 
 
-def tablespace_records(directory: str, start: Start, *, waldump: WalDump | None) -> list[TablespaceRecord]:
+def tablespace_records(
+    directory: str, start: Start, *, waldump: WalDump | None, timeout: float
+) -> list[TablespaceRecord]:
     """Every CREATE TABLESPACE in directory that recovery from start can come to.
 
     waldump runs pg_waldump on a directory, which says within a fraction of a second (400 MB: 0.2 s) that there is none,
-    the usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s).
+    the usual case. Where it is missing, or finds one, or leaves a doubt, the WAL is gone through here (2 s), within
+    timeout seconds. Raises RecoveryError where that takes longer.
     """
     size = start.segment_size
     names = [name for name in wal_segments(directory) if segment_number(name, size) >= start.position // size]
     # It looks at one timeline, up to the first gap, where recovery may go on with WAL from elsewhere.
     if waldump is not None and names == _following(start, len(names)):
         arguments = ["--path", directory, "--timeline", str(start.timeline), "--start", start.lsn]
-        with _read_ahead([os.path.join(directory, name) for name in names]):
+        paths = [os.path.join(directory, name) for name in names]
+        with _read_ahead(paths, size), suppress(OutputError):
             done = waldump(directory, [*arguments, "--rmgr", "Tablespace"])
-        # It goes on until there is no more valid record, as recovery does, and calls this an error.
-        if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
-            return []
-    return list(scan(directory, start))
+            # It goes on until there is no more valid record, as recovery does, and calls this an error.
+            if "error in WAL record at" in done.stderr and "desc: CREATE" not in done.stdout:
+                return []
+    return list(_not_too_many(scan(directory, start, timeout=timeout)))
 
 
 def _following(start: Start, number: int) -> list[str]:
@@ -146,9 +163,10 @@ def _following(start: Start, number: int) -> list[str]:
     return [Start(place, start.timeline, start.segment_size).segment for place in places]
 
 
-def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
+def scan(directory: str, start: Start, *, timeout: float = math.inf) -> Iterator[TablespaceRecord]:
     """The same without pg_waldump, on all timelines."""
-    size = start.segment_size
+    size, effort = start.segment_size, _Effort(timeout)
+    check_memory(COPIES * size)
     by_timeline: dict[str, list[str]] = {}
     for name in wal_segments(directory):
         if segment_number(name, size) >= start.position // size:
@@ -156,19 +174,19 @@ def scan(directory: str, start: Start) -> Iterator[TablespaceRecord]:
     for paths in by_timeline.values():
         before: _Segment | None = None
         for path in paths:
-            segment = _read(path, segment_number(os.path.basename(path), size) * size)
+            segment = _read(path, segment_number(os.path.basename(path), size) * size, size)
             if before is not None:
-                yield from _records(before, segment, start.position)
+                yield from _records(before, segment, start.position, effort)
             # One that is not full need not be the end of the WAL: after a switch the rest of a segment is empty. Those
             # behind the end are used ones, waiting for their turn, which say that they begin elsewhere.
             before = segment
         if before is not None:
-            yield from _records(before, None, start.position)
+            yield from _records(before, None, start.position, effort)
 
 
 @contextmanager
-def _read_ahead(paths: list[str]) -> Iterator[None]:
-    """Have the kernel read the files while the with block lasts, some at once, in their order.
+def _read_ahead(paths: list[str], size: int) -> Iterator[None]:
+    """Have the kernel read so many bytes of the files while the with block lasts, some at once, in their order.
 
     Whoever reads WAL reads one segment after the other, and a layer over several Borg mounts could serve more than one
     at a time. Recovery will find them in the kernel's page cache.
@@ -179,8 +197,8 @@ def _read_ahead(paths: list[str]) -> Iterator[None]:
     def read() -> None:
         buffer = bytearray(1 << 20)
         for path in waiting:
-            with suppress(OSError), open(path, "rb", buffering=0) as file:
-                while not over.is_set() and file.readinto(buffer):
+            with suppress(OSError), open(open_regular(path, os.O_RDONLY), "rb", buffering=0) as file:
+                while not over.is_set() and file.tell() < size and file.readinto(buffer):
                     pass
 
     for _thread in range(AT_ONCE):
@@ -200,9 +218,11 @@ def scan_segment(name: str, content: bytes, *, before: bytes | None, after: byte
     start = segment_number(name, len(content)) * len(content)
     segment = _parse(name, start, memoryview(content))
     following = None if after is None else _parse("", start + len(content), memoryview(after))
-    found = list(_records(segment, following, 0))
+    effort = _Effort(math.inf)
+    found = list(_not_too_many(_records(segment, following, 0, effort)))
     if before is not None:
-        found += _records(_parse("", start - len(content), memoryview(before)), segment, 0)
+        preceding = _parse("", start - len(content), memoryview(before))
+        found += _not_too_many(_records(preceding, segment, 0, effort))
     return [record for record in found if any(patch.path == name for patch in record.patches)]
 
 
@@ -219,23 +239,24 @@ def last_commit(directory: str, start: Start) -> float | None:
         number += 1
     if number not in paths:
         return None
-    descriptor = os.open(paths[number], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_regular(paths[number], os.O_RDONLY)
     try:
         # Of a cluster that was shut down in order the WAL ends there, and what is behind need not be read.
         known = start.position % size if number == start.position // size else 0
-        return _commit_before_end(descriptor, number * size, known)
+        return _commit_before_end(descriptor, number * size, known, size)
     finally:
         os.close(descriptor)
 
 
-def _commit_before_end(descriptor: int, start: int, known: int) -> float | None:
-    """The last commit in a segment that begins at start and is valid up to the offset known at least."""
+def _commit_before_end(descriptor: int, start: int, known: int, size: int) -> float | None:
+    """The last commit in a segment of size bytes that begins at start, and is valid up to the offset known at least."""
     head = os.pread(descriptor, PAGE.size + LONG_PAGE.size, 0)
     if not _begins(head, start):
         return None
     page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
-    end = _valid_pages(descriptor, start, page_size, known // page_size)
-    content = b""
+    # However long the file is.
+    end = min(_valid_pages(descriptor, start, page_size, known // page_size), size // page_size)
+    content, effort = b"", _Effort(math.inf)
     while end > 0:
         first = max(0, end - PIECE // page_size)
         data = os.pread(descriptor, (end - first) * page_size, first * page_size)
@@ -244,9 +265,12 @@ def _commit_before_end(descriptor: int, start: int, known: int) -> float | None:
             pages[0] = pages[0][LONG_PAGE.size :]
         piece = b"".join(pages)
         content = piece + content[:LONGEST_COMMIT]  # a record may be parted by the pieces
-        time = _last_commit(content, len(piece))
-        if time is not None:
-            return time
+        try:
+            moment = _last_commit(content, len(piece), effort)
+        except RecoveryError:
+            return None
+        if moment is not None:
+            return moment
         end = first
     return None
 
@@ -269,18 +293,19 @@ def _valid_pages(descriptor: int, start: int, page_size: int, known: int) -> int
     return beyond
 
 
-def _last_commit(content: bytes, limit: int) -> float | None:
+def _last_commit(content: bytes, limit: int, effort: _Effort) -> float | None:
     """Time of the last commit in content that begins before limit."""
     for match in reversed(list(COMMIT_CANDIDATE.finditer(content, 0, limit + RECORD.size))):
         begin = match.start() - 17
         if begin < 0 or begin % 8 or begin >= limit:
             continue
-        length, _xid, _previous, info, _manager, _checksum = RECORD.unpack_from(content, begin)
-        if info & TRANSACTION_KIND not in COMMITS or length > LONGEST_COMMIT:
+        length, _xid, _previous, info, manager, _checksum = RECORD.unpack_from(content, begin)
+        if manager != TRANSACTION_MANAGER or info & TRANSACTION_KIND not in COMMITS or length > LONGEST_COMMIT:
             continue
-        record = _record(content[begin : begin + length])
-        if record is not None:
-            return EPOCH + int.from_bytes(_content(record[2])[:8], "little", signed=True) / 1e6
+        data = _data(content[begin : begin + length], effort)
+        moment = EPOCH + int.from_bytes(data[:8], "little", signed=True) / 1e6 if data else 0
+        if 0 < moment < LATEST:
+            return moment
     return None
 
 
@@ -307,18 +332,37 @@ class _Segment:
         return (1 + pages) * self.page_size + PAGE.size + rest
 
 
-def _read(path: str, start: int) -> _Segment:
-    """A segment as far as it is valid; where its first page is not, the rest is not read."""
+def _read(path: str, start: int, size: int) -> _Segment:
+    """A segment as far as it is valid and within size; where its first page is not, the rest is not read."""
     if not _begins(_head(path), start):
         return _Segment(path, start, 8192, b"")
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
-        return _parse(path, start, memoryview(file.readall()))
+    return _parse(path, start, memoryview(read_beginning(path, size)))
 
 
 def _head(path: str) -> bytes:
     """A segment's first page header."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as file:
-        return file.read(PAGE.size + LONG_PAGE.size)
+    return read_beginning(path, PAGE.size + LONG_PAGE.size)
+
+
+def check_memory(size: int) -> None:
+    """Raise RecoveryError where so many bytes are more than half of the memory that this host has to spare."""
+    with open("/proc/meminfo", encoding="ascii") as table:
+        spare = next((int(line.split()[1]) * 1024 for line in table if line.startswith("MemAvailable:")), size * 2)
+    if size > spare // 2:
+        raise RecoveryError(
+            f"To read WAL segments of this size takes {size >> 20} MiB of memory, and this host has {spare >> 20} MiB "
+            "to spare: start the session on a larger one."
+        )
+
+
+def _not_too_many(records: Iterator[TablespaceRecord]) -> Iterator[TablespaceRecord]:
+    """The records. Raises RecoveryError where there are more than any cluster has ever had tablespaces."""
+    for number, record in enumerate(records):
+        if number == MOST_RECORDS:
+            raise RecoveryError(
+                f"The WAL creates more than {MOST_RECORDS} tablespaces, which no server has done: use another archive."
+            )
+        yield record
 
 
 def _begins(head: bytes | memoryview, start: int) -> bool:
@@ -341,50 +385,82 @@ def _parse(path: str, start: int, data: memoryview) -> _Segment:
     return _Segment(path, start, page_size, b"".join(pages))
 
 
-def _records(segment: _Segment, following: _Segment | None, redo: int) -> Iterator[TablespaceRecord]:
+class _Effort:
+    """What is done at most to read WAL: whoever made the archive could have it look like records everywhere."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout, self._deadline = timeout, time.monotonic() + timeout
+        self._left = EFFORT
+
+    def spend(self, size: int) -> None:
+        """Account for a look at so many bytes. Raises RecoveryError."""
+        self._left -= size
+        if self._left < 0:
+            raise RecoveryError("The WAL is full of what is almost a record: use another archive.")
+        self.check_time()
+
+    def check_time(self) -> None:
+        """Raise RecoveryError when the time is over."""
+        if time.monotonic() > self._deadline:
+            raise RecoveryError(
+                f"The WAL was not gone through for tablespaces within {self._timeout:g} s. Raise timeout."
+            )
+
+
+def _records(segment: _Segment, following: _Segment | None, redo: int, effort: _Effort) -> Iterator[TablespaceRecord]:
     """The records that begin in segment; the last may end in the one that follows."""
+    effort.check_time()
     content = segment.content + (following.content[:LONGEST] if following else b"")
     for match in CANDIDATE.finditer(content):
         begin = match.start() - 17
         # Records are aligned. One before redo is not replayed.
         if begin >= 0 and begin % 8 == 0 and begin < len(segment.content):
-            decoded = _decode(content[begin : begin + LONGEST])
+            decoded = _decode(content[begin : begin + LONGEST], effort)
             if decoded is not None and segment.start + segment.offset(begin) >= redo:
                 oid, location, header = decoded
                 yield TablespaceRecord(oid, location, tuple(_patches(segment, following, begin, header)))
 
 
-def _decode(data: bytes) -> tuple[int, str, bytes] | None:
+def _decode(data: bytes, effort: _Effort) -> tuple[int, str, bytes] | None:
     """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
-    record = _record(data)
-    if record is None or record[1] != TABLESPACE_MANAGER or record[0] & 0xF0 != CREATE:
+    content = _data(data, effort)
+    if content is None:
         return None
-    length, xid, previous = RECORD.unpack_from(data)[:3]
-    body = record[2]
-    content = _content(body)
+    length, xid, previous, info, manager, _checksum = RECORD.unpack_from(data)
+    if manager != TABLESPACE_MANAGER or info & KIND != CREATE:
+        return None
+    body = data[RECORD.size : length]
     oid = int.from_bytes(content[:4], "little")
     header = RECORD.pack(length, xid, previous, NOOP, XLOG_MANAGER, 0)
     header = header[:CHECKSUM] + crc32c(body + header[:CHECKSUM]).to_bytes(4, "little")
     return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
 
 
-def _record(data: bytes) -> tuple[int, int, bytes] | None:
-    """Info, resource manager and what follows the header, if data begins with a whole and valid record."""
+def _data(data: bytes, effort: _Effort) -> bytes | None:
+    """The record's own data, if data begins with a whole and valid record that has nothing else."""
     if len(data) < RECORD.size:
         return None
-    length, _xid, _previous, info, manager, checksum = RECORD.unpack_from(data)
+    length, checksum = RECORD.unpack_from(data)[0], RECORD.unpack_from(data)[-1]
     body = data[RECORD.size : length]
-    if not RECORD.size < length <= len(data) or crc32c(body + data[:CHECKSUM]) != checksum:
+    own = _own_data(body) if RECORD.size < length <= len(data) else None
+    if own is None:  # which is known sooner than what follows
         return None
-    return info, manager, body
+    effort.spend(length)
+    return own if crc32c(body + data[:CHECKSUM]) == checksum else None
 
 
-def _content(body: bytes) -> bytes:
-    """The record's own data: after origin and transaction, each with its number before it."""
+def _own_data(body: bytes) -> bytes | None:
+    """What follows a record's header without origin and transaction, each with its number before it.
+
+    None where more or less follows than is announced.
+    """
     position = 0
-    while body[position] in (0xFC, 0xFD):
+    while body[position : position + 1] in (b"\xfc", b"\xfd"):
         position += 5 if body[position] == 0xFC else 3
-    return body[position + (5 if body[position] == 0xFE else 2) :]
+    kind, rest = body[position : position + 1], body[position + 1 :]
+    width = {b"\xff": 1, b"\xfe": 4}.get(kind, 0)
+    data = rest[width:]
+    return data if width and len(data) == int.from_bytes(rest[:width], "little") else None
 
 
 def _patches(segment: _Segment, following: _Segment | None, begin: int, header: bytes) -> Iterator[Patch]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
@@ -18,12 +19,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program, run_bytes
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import segment_number
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    OutputError,
+    find_program,
+    run_bytes,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import check_memory, segment_number
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
 
 __all__ = ["ARCHIVED_FILE", "SEGMENT", "WalArchive", "open_archive"]
 
@@ -35,20 +43,28 @@ ARCHIVED_FILE = re.compile(
 )
 SEGMENT = re.compile(r"[0-9A-F]{24}")
 LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
-# By what they begin with: Barman does not say so in the name.
-LIBRARIES = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
 PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+LONGEST_MAGIC = 6  # bytes
+LARGEST_HISTORY = 1 << 20  # bytes, of a timeline or a backup: they are some lines of text
+XZ_MEMORY = 100 << 20  # bytes; at its highest level xz needs 65 MiB
+COPIES = 8  # of a segment that are in memory while a server is given archived WAL
+MOST_STREAMS = 100  # files that were put together into one
+CURE = "name a wal_source where it is whole"
 TIMEOUT = 60  # seconds to decompress one segment, which takes a fraction of one
 SYSTEM_IDENTIFIER = slice(24, 32)  # in a segment's first page: XLogLongPageHeaderData
 
 
 @dataclass(frozen=True)
 class WalArchive:
-    """The WAL in directory of the cluster with that system identifier. segment_size is in bytes."""
+    """The WAL in directory of the cluster with that system identifier. segment_size is in bytes.
+
+    room: where programs that decompress it are locked up.
+    """
 
     directory: str
     segment_size: int
     system_identifier: int
+    room: Sandbox | None = None
 
     @cached_property
     def _files(self) -> dict[str, str]:
@@ -81,13 +97,13 @@ class WalArchive:
         path = self._files.get(name)
         if path is None:
             return None
-        content = _read(path)
         if SEGMENT.fullmatch(name) is None:
-            return content
+            return _read(path, LARGEST_HISTORY, self.room)
+        content = _read(path, self.segment_size, self.room)
         if len(content) < self.segment_size and name == self.segments[-1]:
             return None  # its copy had only begun when the archive was made
         if len(content) != self.segment_size:
-            problem = f"has {len(content)} bytes instead of {self.segment_size}: name a wal_source where it is whole"
+            problem = f"has {len(content)} bytes instead of {self.segment_size}: {CURE}"
         elif int.from_bytes(content[SYSTEM_IDENTIFIER], "little") != self.system_identifier:
             # Which may have been found in the archive, without anybody having named it.
             problem = (
@@ -106,10 +122,13 @@ class WalArchive:
         return next((other for other in fitting if other[:8] == name[:8]), fitting[-1])
 
 
-def open_archive(directory: str, *, segment_size: int, system_identifier: int) -> WalArchive:
-    """The WAL in directory. Raises PostgresError where there is none."""
+def open_archive(
+    directory: str, *, segment_size: int, system_identifier: int, room: Sandbox | None = None
+) -> WalArchive:
+    """The WAL in directory. Raises PostgresError where there is none, RecoveryError for more than memory can hold."""
+    check_memory(COPIES * segment_size)
     try:
-        archive = WalArchive(os.path.realpath(directory), segment_size, system_identifier)
+        archive = WalArchive(os.path.realpath(directory), segment_size, system_identifier, room)
         if archive.segments:
             return archive
     except OSError as error:
@@ -131,28 +150,81 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
                     yield from below
 
 
-def _read(path: str) -> bytes:
-    """A file's content, decompressed. Raises PostgresError."""
+def _read(path: str, limit: int, room: Sandbox | None = None) -> bytes:
+    """A file's content, decompressed, of at most limit bytes. Raises PostgresError.
+
+    Whatever its size and whatever it could be decompressed to, not much more than limit is read and made of it.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            content = file.read()
+        content = _content(path, limit)
         for magic, decompress in LIBRARIES.items():
             if content.startswith(magic):
-                return decompress(content)
+                return _whole(path, decompress(content, limit + 1), limit)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PostgresError(
-            f"WAL file {path} cannot be read ({reason}): name a wal_source where it is whole."
-        ) from error
+        raise PostgresError(f"WAL file {path} cannot be read ({reason}): {CURE}.") from error
     program = PROGRAMS.get(content[:4])
-    return content if program is None else _decompress(path, program, content)
+    return content if program is None else _decompress(path, program, content, limit, room)
 
 
-def _decompress(path: str, name: str, content: bytes) -> bytes:
+def _content(path: str, limit: int) -> bytes:
+    """What is in the file, if that can be, or be decompressed to, limit bytes. Raises OSError and PostgresError."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        begin = file.read(LONGEST_MAGIC)
+        # What cannot be compressed becomes a little longer by it.
+        most = limit + limit // 16 + (1 << 16) if begin.startswith((*LIBRARIES, *PROGRAMS)) else limit
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise PostgresError(f"WAL file {path} has {size} bytes instead of {limit}: {CURE}.")
+        return begin + file.read(most - len(begin))
+
+
+def _whole(path: str, content: bytes, limit: int) -> bytes:
+    if len(content) > limit:
+        raise PostgresError(f"WAL file {path} has, decompressed, more than {limit} bytes: {CURE}.")
+    return content
+
+
+def _gzip(content: bytes, limit: int) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        return file.read(limit)
+
+
+def _bzip2(content: bytes, limit: int) -> bytes:
+    with bz2.BZ2File(io.BytesIO(content)) as file:
+        return file.read(limit)
+
+
+def _xz(content: bytes, limit: int) -> bytes:
+    """As LZMAFile, which takes as much memory as the file says that its decompression needs."""
+    found = bytearray()
+    for _stream in range(MOST_STREAMS):
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+        found += stream.decompress(content, limit - len(found))
+        while not stream.eof and len(found) < limit:
+            if stream.needs_input:
+                raise EOFError("Compressed file ended before its end was reached")
+            found += stream.decompress(b"", limit - len(found))
+        content = stream.unused_data.lstrip(b"\0")  # there may be padding
+        if not content or len(found) == limit:
+            return bytes(found)
+    raise ValueError(f"it has more than {MOST_STREAMS} parts")
+
+
+# By what they begin with: Barman does not say so in the name. Each gives at most so many bytes.
+LIBRARIES: dict[bytes, Callable[[bytes, int], bytes]] = {b"\x1f\x8b": _gzip, b"BZh": _bzip2, b"\xfd7zXZ\0": _xz}
+
+
+def _decompress(path: str, name: str, content: bytes, limit: int, room: Sandbox | None) -> bytes:
+    """What the program makes of content, of at most limit bytes. Raises PostgresError and CommandError."""
     program = find_program(name)
     if program is None:
         raise PostgresError(
             f"WAL file {path} is compressed by {name}, which is not installed: install the package {name}."
         )
-    return run_bytes([program, "-d", "-c", "-q"], timeout=TIMEOUT, stdin=content).stdout
+    try:
+        # Unless they are told otherwise, they refuse what takes more than 128 MiB of memory.
+        decompress = run_bytes if room is None else room.run
+        return decompress([program, "-d", "-c", "-q"], timeout=TIMEOUT, stdin=content, limit=limit).stdout
+    except OutputError:
+        return _whole(path, bytes(limit + 1), limit)

@@ -23,6 +23,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     environment,
     identity,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -165,7 +166,7 @@ def spawn(
     further ones of subprocess.Popen. Raises CommandError when argv cannot be run.
     """
     _spawned[:] = [child for child in _spawned if child.poll() is None]
-    output = open_log(log)
+    output = open_log(log, argv)
     try:
         child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
             list(argv),
@@ -191,9 +192,15 @@ def spawn(
     return Process(child.pid, status.start_time if status else 0, _boot_id())
 
 
-def open_log(path: str) -> int:
-    """A descriptor that appends to a log, which is made where it is missing."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def open_log(path: str, argv: Sequence[str]) -> int:
+    """A descriptor that appends to the log of a program, which is made where it is missing. Raises CommandError."""
+    try:
+        if path == os.devnull:
+            return os.open(path, os.O_WRONLY)
+        return open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    except OSError as error:
+        problem = f"{argv[0]} was not started, because its log {path} cannot be written ({error.strerror})"
+        raise CommandError(argv, 126, problem=problem) from error
 
 
 def stop(process: Process, signals: Sequence[tuple[str, float]]) -> bool:

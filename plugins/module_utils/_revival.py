@@ -196,16 +196,20 @@ class Archive:
     def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
         """All of them at once; what went wrong."""
         deadline = time.monotonic() + TIMEOUT
-        started = [(remount, remount.start(session)) for remount in missing]
-        failed = []
+        started, failed = [], []
+        for remount in missing:
+            try:
+                started.append((remount, remount.start(session)))
+            except CommandError as error:
+                failed.append(str(error))
         for remount, process in started:
             if remount.finish(process, deadline=deadline):
                 self.unrecorded[remount.name] = process
                 log.info("%s is mounted again", remount.mountpoint)
             else:
-                failed.append(remount)
+                failed.append(f"borg has not mounted it, see {remount.log}")
         self._record(session)
-        return f"borg has not mounted it, see {failed[0].log}" if failed else None
+        return failed[0] if failed else None
 
     def _record(self, session: Session) -> None:
         """Claim what serves already, as soon as nobody else is at work on the session."""

@@ -22,7 +22,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +52,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import IO
 
 __all__ = ["Sandbox", "SandboxError", "missing_walls"]
 
@@ -63,7 +61,6 @@ PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some m
 MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
 TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
-LAST_WORDS = 64 << 10  # bytes of what it complains of
 
 
 class SandboxError(RecoveryError):
@@ -111,7 +108,7 @@ class Sandbox:
         SandboxError.
         """
         with self._launch(argv, env, daemon=True) as launch:
-            output = open_log(log)
+            output = open_log(log, argv)
             try:
                 child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
                     launch.command,
@@ -148,33 +145,24 @@ class Sandbox:
         """Run argv to its end; as `_command.run_bytes`, with at most limit bytes of output.
 
         What it leaves behind is ended with it. log is a file that its standard error is appended to. claim is as in
-        start(). Raises CommandError, and SandboxError where the program cannot be locked up.
+        start(). Raises CommandError, OutputError and, where the program cannot be locked up, SandboxError.
         """
         with self._launch(argv, env or {}, daemon=False, memory=memory) as launch, ExitStack() as opened:
-            # Files and not pipes: what is read of them is bounded, however much is printed.
-            output, errors = (opened.enter_context(self._file(path)) for path in (None, log))
-            inner = Inner(argv, output.fileno(), errors.fileno(), launch.descriptors, lambda: launch.begin(claim))
+            errors = None
+            if log is not None:
+                errors = open_log(log, argv)
+                opened.callback(os.close, errors)
             done = run_bytes(
-                launch.command, timeout=timeout, env=launch.environment, check=False, stdin=stdin, inner=inner
+                launch.command,
+                timeout=timeout,
+                env=launch.environment,
+                check=False,
+                stdin=stdin,
+                limit=limit,
+                inner=Inner(argv, launch.descriptors, lambda: launch.begin(claim), errors),
             )
             launch.await_execution()
-            said = b"" if log else _content(errors, LAST_WORDS)
-            printed = _content(output, limit + 1)
-        if len(printed) > limit:
-            name = os.path.basename(argv[0])
-            raise SandboxError(f"{name} printed more than {limit >> 10} KiB, which cannot be right.")
-        done = replace(done, stdout=printed, stderr=_text(said))
         return done.checked() if check else done
-
-    @contextmanager
-    def _file(self, log: str | None) -> Iterator[IO[bytes]]:
-        """A log to append to, or a file without a name, on the session's disk if there is one."""
-        if log is not None:
-            with open(open_log(log), "ab") as file:
-                yield file
-            return
-        with tempfile.TemporaryFile(dir=self.session_directory) as temporary:
-            yield temporary
 
     def text(self, argv: Sequence[str], **options: Any) -> Completed:
         """As run, with the output as text."""
@@ -296,10 +284,8 @@ def _user_namespaces_work(uid: int) -> bool:
     }
     launch = _Launch(specification, None)
     try:
-        with open(os.devnull, "wb") as nothing:
-            output = nothing.fileno()
-            inner = Inner(["true"], output, output, launch.descriptors, lambda: launch.begin(None))
-            done = run_bytes(launch.command, timeout=PATIENCE, env=launch.environment, check=False, inner=inner)
+        inner = Inner(["true"], launch.descriptors, lambda: launch.begin(None))
+        done = run_bytes(launch.command, timeout=PATIENCE, env=launch.environment, check=False, inner=inner)
     except RecoveryError:
         return False
     finally:
@@ -378,16 +364,6 @@ def _memory_file(name: str, content: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _content(file: IO[bytes], size: int) -> bytes:
-    """The first bytes of a file that somebody else has written through this descriptor."""
-    file.seek(0)
-    return file.read(size)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
 
 
 def _environment(account: Account) -> dict[str, str]:

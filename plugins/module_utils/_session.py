@@ -23,6 +23,11 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import (
+    open_regular,
+    read_beginning,
+    replace_file,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import exposure, user_name
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
@@ -81,6 +86,7 @@ RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
 BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
+LONGEST_REFUSAL, LARGEST_RECORD = 1 << 16, 1 << 24  # bytes; a record has some thousands
 # What else can be in a session's directory.
 OTHERS = (
     BELL,
@@ -286,7 +292,7 @@ class Session:
         if self._depth > 0:
             return False
         try:
-            with open(self.path(LOCK), "rb") as lock:
+            with open(open_regular(self.path(LOCK), os.O_RDONLY), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -353,20 +359,16 @@ class Session:
 
     def refuse(self, reason: str) -> None:
         """Say why the work of whoever holds the lock is being cut off, in one sentence."""
-        temporary = self.path(f"{REFUSAL}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(reason)
-        os.rename(temporary, self.path(REFUSAL))
+        replace_file(self.path(REFUSAL), reason.encode())
 
     def refusal(self) -> str | None:
         """What refuse() said since this was asked last."""
         try:
-            with open(self.path(REFUSAL), encoding="utf-8") as file:
-                reason = file.read()
+            reason = read_beginning(self.path(REFUSAL), LONGEST_REFUSAL)
             os.unlink(self.path(REFUSAL))
         except FileNotFoundError:
             return None
-        return reason
+        return reason.decode("utf-8", "replace")
 
     def timing(self, step: str, seconds: float) -> None:
         """Record how long a step took."""
@@ -739,8 +741,7 @@ def _check_owner(path: str, is_kind: Callable[[int], bool]) -> None:
 
 def _read(path: str) -> dict[str, Any]:
     """A record from its file. Raises SessionError where it is damaged or of a newer version."""
-    with open(path, "rb") as file:
-        content = file.read()
+    content = read_beginning(path, LARGEST_RECORD)
     try:
         record = json.loads(content)
         version = record["schema_version"]
@@ -770,26 +771,16 @@ def _complete(record: dict[str, Any]) -> dict[str, Any]:
 
 def _write(path: str, record: Mapping[str, Any], *, dir_fd: int | None = None) -> None:
     """Replace a record as a whole: whoever reads it, even after a power cut, sees the old one or the new one."""
-    if dir_fd is None:
-        with _held(os.path.dirname(path)) as directory:
-            _write(os.path.basename(path), record, dir_fd=directory)
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(f"{path}.tmp", flags, 0o600, dir_fd=dir_fd)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{path}.tmp", path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    os.fsync(dir_fd)
+    # By its descriptor a directory is the same, whatever goes by its name.
+    place = path if dir_fd is None else f"/proc/self/fd/{dir_fd}/{path}"
+    replace_file(place, f"{json.dumps(record, indent=1)}\n".encode(), durable=True)
 
 
 def _acquire(directory: str, timeout: float) -> int:
     """The descriptor of the locked lock file, within timeout seconds."""
     name = os.path.basename(directory)
     try:
-        lock = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = open_regular(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT)
     except (FileNotFoundError, NotADirectoryError):
         raise SessionGoneError(f"There is no session {name} in {os.path.dirname(directory)}.") from None
     try:

@@ -14,7 +14,6 @@ import errno
 import os
 import re
 import select
-import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_log
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
@@ -245,16 +245,10 @@ def _open(directory: int, name: str, source: str, known: _File | None = None) ->
     try:
         if known is not None and os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino == known.inode:
             return None
-        # Without blocking: a pipe would wait for a writer.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=directory)
+        descriptor = open_regular(name, os.O_RDONLY, dir_fd=directory)
     except OSError:
         return None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        return None
-    return _File(source, descriptor, status.st_ino)
+    return _File(source, descriptor, os.fstat(descriptor).st_ino)
 
 
 def _find(directory: int, inode: int, source: str) -> _File | None:

@@ -5,11 +5,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-__all__ = ["LEAST_FLOOR", "disk_usage", "floor_of", "free_space", "in_words"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["LEAST_FLOOR", "disk_usage", "floor_of", "free_space", "in_words", "session_usage"]
 
 LEAST_FLOOR = 1 << 30  # bytes; on a small disk a share would be too little for a database server beside the sessions
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MOUNTED = ("archive", "merged", "wal")  # in a session's directory
 
 
 def free_space(place: str) -> tuple[int, int]:
@@ -25,23 +32,79 @@ def floor_of(limit: str, total: int) -> int:
     return int(limit)
 
 
-def disk_usage(directory: str) -> int:
+def session_usage(directory: str, *, besides: Collection[str] = ()) -> int:
+    """Bytes that a session's directory takes, without what is mounted in it and the parts named in besides."""
+    return disk_usage(directory, besides=(*MOUNTED, *besides))
+
+
+def disk_usage(directory: str, *, besides: Collection[str] = ()) -> int:
     """Bytes that directory and all below it take on its file system; a file with several names counts once.
 
-    0 where it is gone.
+    0 where it is gone. Names in besides, directly in it, are not even looked at: a dead mount would hang whoever does.
+    However deep its directories are, one descriptor does: whoever is counted may have made them.
     """
-    sizes: dict[int, int] = {}
     try:
-        device = os.lstat(directory).st_dev
-    except FileNotFoundError:
+        walk = _Walk(os.open(directory, DIRECTORY))
+    except OSError:
         return 0
-    for parent, directories, files in os.walk(directory):
-        for name in [*directories, *files]:
-            with suppress(FileNotFoundError):  # the session goes on meanwhile
-                status = os.lstat(os.path.join(parent, name))
-                if status.st_dev == device:
-                    sizes[status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values())
+    try:
+        walk.count(besides)
+        while walk.go_on():
+            pass
+        return walk.size
+    finally:
+        os.close(walk.here)
+
+
+class _Walk:
+    """A walk through the directories of one file system, of which only the one that it is in is open."""
+
+    def __init__(self, top: int) -> None:
+        self.here, self.size = top, 0
+        self._device = os.fstat(top).st_dev
+        self._several_names: set[int] = set()
+        self._ahead: list[str] = []  # directories in this one
+        self._trail: list[tuple[os.stat_result, list[str]]] = []  # the same of those above
+
+    def go_on(self) -> bool:
+        """Count one directory more, or go up; false where there is no further one."""
+        if self._ahead:
+            with suppress(OSError):  # it is gone by now
+                below = os.open(self._ahead.pop(), DIRECTORY, dir_fd=self.here)
+                self._trail.append((os.fstat(self.here), self._ahead))
+                self._move(below)
+                self._ahead = []
+                self.count()
+            return True
+        if not self._trail:
+            return False
+        above, self._ahead = self._trail.pop()
+        try:
+            self._move(os.open("..", DIRECTORY, dir_fd=self.here))
+        except OSError:
+            return False
+        # Elsewhere, if this one was moved meanwhile: the next look will tell.
+        return os.path.samestat(os.fstat(self.here), above)
+
+    def count(self, besides: Collection[str] = ()) -> None:
+        """Add up what is directly in this directory."""
+        with os.scandir(self.here) as entries:
+            for entry in entries:
+                if entry.name in besides:
+                    continue
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_dev != self._device or status.st_ino in self._several_names:
+                        continue
+                    self.size += status.st_blocks * 512
+                    if stat.S_ISDIR(status.st_mode):
+                        self._ahead.append(entry.name)
+                    elif status.st_nlink > 1:
+                        self._several_names.add(status.st_ino)
+
+    def _move(self, directory: int) -> None:
+        os.close(self.here)
+        self.here = directory
 
 
 def in_words(size: float) -> str:

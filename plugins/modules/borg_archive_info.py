@@ -404,6 +404,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             raise
         chosen = None
     if chosen is not None:
+        catalogue.refuse(chosen)
         _refuse_masking(options["passphrase"], [repository.location, archive.name, *chosen.paths()])
     return {
         **listed,

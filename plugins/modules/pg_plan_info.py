@@ -172,6 +172,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import resolve_within
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
     Plan,
@@ -212,7 +213,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         tree = _mounted(options, options["archive"], options["paths"], os.path.join(top, "merged"), undo)
         request = Request(
             directory=top,
-            data_directory=os.path.normpath(os.path.join(tree, plain_path(options["data_directory"]))),
+            data_directory=_inside(tree, options["data_directory"]),
             account=account(options["user"] or pwd.getpwuid(os.geteuid()).pw_name),
             target=target,
             wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
@@ -225,6 +226,17 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         except RecoveryError as error:
             raise RecoveryError(_named(str(error), top), **_named(error.details, top)) from error
         return told
+
+
+def _inside(tree: str, path: str) -> str:
+    """A path of the archive, mounted at tree. Its links mean what they meant where the archive is from, not here."""
+    place = resolve_within(tree, plain_path(path))
+    if place is None:
+        raise RecoveryError(
+            f"data_directory {path} is not in what was mounted of the archive (paths), or is a link that leads out of "
+            "it: name a directory that the archive has."
+        )
+    return place
 
 
 def _told(plan: Plan) -> dict[str, Any]:

@@ -111,11 +111,13 @@ options:
   free_space_floor:
     description:
       - Room that sessions leave to others, as a share of the disk such as V(5%), but 1 GiB at least, or a size such as
-        V(10G). When less is free, the session with the most changes ends.
+        V(10G). When less is free, the session that takes most ends.
     type: str
     default: 5%
   max_upper_size:
-    description: Disk space that the session's changes may take, such as V(20G), before it ends. V(0) is any.
+    description:
+      - Disk space that the session's changes, logs and other files may take, such as V(20G), before it ends. V(0) is
+        any.
     type: str
     default: "0"
   memory_max:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -122,6 +123,28 @@ def test_too_many_changes_end_it(begin: Callable[..., Stack]) -> None:
     assert last["stop_reason"].endswith("and max_upper_size is 24 MiB")
 
 
+def test_what_the_server_writes_beside_its_changes_ends_it_too(begin: Callable[..., Stack]) -> None:
+    stack = begin(max_upper_size="32M")
+    with contextlib.suppress(RuntimeError):  # it may end before this has
+        write_beside(stack, megabytes=64)
+    last = await_end(stack, within=6)
+    assert last["status"] == "stopped"
+    assert last["stop_reason"].startswith("its changes, logs and other files take ")
+
+
+def test_a_pipe_in_the_place_of_a_log_keeps_no_session_alive(begin: Callable[..., Stack]) -> None:
+    """As the server's user can put it there where that is also the keeper's."""
+    stack = begin(ttl="20s")
+    for log in (stack.directory / "log").iterdir():
+        log.unlink()
+        os.mkfifo(log)
+    for name in stack.processes():
+        if name.startswith("archive"):
+            stack.kill(name)
+    last = await_end(stack, within=20)
+    assert last["stop_reason"] == "its time is over (ttl 20 s)"
+
+
 @needs_root
 def test_a_full_disk_ends_the_largest_session_first(place: Path, sample: Sample, begin: Callable[..., Stack]) -> None:
     root = place / "small"
@@ -130,7 +153,8 @@ def test_a_full_disk_ends_the_largest_session_first(place: Path, sample: Sample,
     try:
         limits = {"root": root, "minimum_free": "1M", "free_space_floor": "100M"}
         small, large = begin(**limits), begin(**limits)
-        write(large, megabytes=40)
+        write(small, megabytes=10)
+        write_beside(large, megabytes=60)  # whatever it has written
         free = shutil.disk_usage(root).free
         (root / "filler").write_bytes(bytes(free - 90 * MEGABYTE))
         last = await_end(large, within=4)
@@ -138,7 +162,7 @@ def test_a_full_disk_ends_the_largest_session_first(place: Path, sample: Sample,
         assert last["stop_reason"].endswith("and free_space_floor is 100 MiB")
         time.sleep(5)
         assert small.info()["status"] == "active"
-        assert fingerprint(small.connection()) == sample.tables
+        assert fingerprint(small.connection()).items() > sample.tables.items()
         refused = Stack(root, sample, {"minimum_free": "1M", "free_space_floor": "300M"})
         with pytest.raises(AssertionError, match=r"and 300 MiB are needed.*lower free_space_floor"):
             refused.start()
@@ -337,6 +361,12 @@ def write(stack: Stack, *, megabytes: int) -> None:
         f"insert into filler select repeat('x', 8000) from generate_series(1, {megabytes * 128})"
     )
     stack.connection().sql("checkpoint")
+
+
+def write_beside(stack: Stack, *, megabytes: int) -> None:
+    """What a client makes the server write into the directory of its socket."""
+    place = stack.info()["socket_directory"]
+    stack.connection().sql(f"copy (select 1) to program 'head -c {megabytes * MEGABYTE} /dev/zero > {place}/large'")
 
 
 def write_until_it_ends(stack: Stack) -> None:

@@ -208,11 +208,11 @@ def test_mount_command() -> None:
         "{odd}", "/m", paths=["/var/lib/pg data/", "./x"], strip_components=2, owner=(101, 104), allow_other=True
     )
     assert argv[1:] == [
-        *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,uid=101,gid=104,allow_other"],
+        *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,nodev,nosuid,uid=101,gid=104,allow_other"],
         *["--strip-components", "2", "--", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
     ]
     argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
-    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro", "--", "/r::a", "/m"]
+    assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro,nodev,nosuid", "--", "/r::a", "/m"]
 
 
 def test_the_documented_options_are_those_there_are() -> None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
     CommandError,
+    OutputError,
     environment,
     find_program,
     run,
@@ -121,3 +124,50 @@ def test_running_as_another_user() -> None:
 def test_an_unknown_user() -> None:
     with pytest.raises(RecoveryError, match="There is no user no-such-user"):
         run(["true"], timeout=10, user="no-such-user")
+
+
+def test_no_more_is_taken_than_is_allowed() -> None:
+    assert run_bytes(["head", "-c", "1000", "/dev/zero"], timeout=10, limit=1000).stdout == bytes(1000)
+    begun = time.monotonic()
+    with pytest.raises(
+        OutputError, match=r"^sh wrote more than 1000 bytes, all that is taken of it, and was ended: why"
+    ):
+        run_bytes(shell("echo why >&2; cat /dev/zero"), timeout=60, limit=1000)
+    assert time.monotonic() - begun < 10
+
+
+def test_of_endless_complaints_the_last_are_kept() -> None:
+    done = run(shell("head -c 9000000 /dev/zero >&2; echo the last >&2"), timeout=60)
+    assert done.stderr.endswith("the last\n")
+    assert len(done.stderr) == 1 << 20
+
+
+def test_much_goes_in_and_out_at_once() -> None:
+    data = os.urandom(1 << 20) * 20
+    assert run_bytes(["cat"], timeout=60, stdin=data).stdout == data
+
+
+def test_a_program_need_not_take_what_it_is_given() -> None:
+    assert run_bytes(shell("exec <&-; sleep 0.2; echo done"), timeout=10, stdin=bytes(1 << 20)).stdout == b"done\n"
+
+
+def test_an_interrupt_ends_the_program_too(tmp_path: Path) -> None:
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            run(shell(f"echo $$ > {tmp_path}/pid; exec sleep 60"), timeout=60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert identify(int((tmp_path / "pid").read_text())) is None
+
+
+def test_nothing_stays_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for script in ("cat", "exit 3", "cat /dev/zero", "sleep 9"):
+        with contextlib.suppress(CommandError):
+            run(shell(script), timeout=0.5, limit=1000)
+    assert len(os.listdir("/proc/self/fd")) == before

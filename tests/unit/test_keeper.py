@@ -1,18 +1,23 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the keeper makes of the layer's words."""
+"""What the keeper makes of the layer's words, and what it counts of a session's disk space."""
 
 from __future__ import annotations
 
+import os
+import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import failure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MEGABYTE = 1 << 20
 PREFIX = "2026-11-22 23:32:55,076 cowfs ERROR "
 
 
@@ -39,3 +44,78 @@ def test_which_disk_has_failed(tmp_path: Path, said: str, expected: str) -> None
     (tmp_path / "log").mkdir()
     (tmp_path / "log/overlay.log").write_text(f"2026-11-22 23:32:55,075 cowfs WARNING other words\n{said}")
     assert failure(Session(str(tmp_path), {})).startswith(expected)
+
+
+def test_a_pipe_in_the_place_of_the_layers_log_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    os.mkfifo(tmp_path / "log/overlay.log")
+    assert failure(Session(str(tmp_path), {})).startswith("The archive's data cannot be read any more: ")
+
+
+class Layer:
+    """A session as the keeper's count of its disk space sees it: `upper` with the layer's counters, and others."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.session = Session(str(directory), {"overlay_upper_dir": str(directory / "upper")})
+        for name in ("archive", "upper", "merged", "run", "log"):
+            (directory / name).mkdir()
+        self.written(0)
+
+    def written(self, size: int) -> None:
+        """What the layer says to have written."""
+        (self.directory / "upper.counters").write_bytes(struct.pack("4Q", 0, size, 0, 0))
+
+    def fill(self, name: str, megabytes: int) -> None:
+        (self.directory / name).write_bytes(os.urandom(1 << 20) * megabytes)
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Layer:
+    return Layer(tmp_path)
+
+
+def test_all_that_a_session_writes_counts(layer: Layer) -> None:
+    usage, limit = _keeper._Usage(), 16 * MEGABYTE
+    assert usage.of(layer.session, limit) < MEGABYTE
+    layer.fill("upper/1", 7)
+    layer.written(7 * MEGABYTE)
+    layer.fill("run/big", 5)
+    layer.fill("log/postgresql.log", 5)
+    wait(usage)
+    assert 17 * MEGABYTE <= usage.of(layer.session, limit) < 18 * MEGABYTE
+
+
+def test_changes_are_added_up_only_when_they_can_be_too_many(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    count = _keeper.disk_usage
+    monkeypatch.setattr(_keeper, "disk_usage", lambda path: counted.append(path) or count(path))
+    usage = _keeper._Usage()
+    for written, times in ((0, 1), (10, 1), (15, 1), (16, 2)):
+        layer.written(written * MEGABYTE)
+        usage.of(layer.session, 16 * MEGABYTE)
+        assert len(counted) == times
+    layer.fill("run/big", 12)  # so less is left for them
+    layer.written(21 * MEGABYTE)
+    wait(usage)
+    usage.of(layer.session, 16 * MEGABYTE)
+    assert len(counted) == 3
+
+
+def test_a_directory_of_very_many_files_takes_little_of_the_keepers_time(layer: Layer) -> None:
+    for number in range(20_000):
+        (layer.directory / f"run/{number}").touch()
+    usage = _keeper._Usage()
+    begun = time.process_time()
+    usage.of(layer.session, MEGABYTE)
+    once = time.process_time() - begun
+    begun = time.process_time()
+    for _look in range(10):
+        usage.of(layer.session, MEGABYTE)
+    assert time.process_time() - begun < once
+
+
+def wait(usage: _keeper._Usage) -> None:
+    """Until the files beside the changes are counted again."""
+    while time.monotonic() < usage._due:
+        time.sleep(0.001)

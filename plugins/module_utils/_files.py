@@ -1,0 +1,88 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Opening and replacing files where somebody else may have put something in their place.
+
+A pipe would make whoever opens it wait for its other end, a link would lead to another file. So neither is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+
+__all__ = ["open_regular", "read_beginning", "read_end", "replace_file"]
+
+TEMPORARY = ".tmp"  # appended to the name of a file that is being replaced
+
+
+def open_regular(path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+    """A descriptor of the regular file at path, as os.open gives it; it never waits and follows no link.
+
+    Raises OSError, also for anything that is no regular file. Directories above may be links.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except OSError as error:
+        # A link; a pipe without a reader, or a socket.
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _not_regular(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _not_regular(path)
+
+
+def read_beginning(path: str, limit: int, *, offset: int = 0) -> bytes:
+    """The first limit bytes of a regular file, or those from offset on. Raises OSError."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        file.seek(offset)
+        return file.read(limit)
+
+
+def read_end(path: str, limit: int) -> bytes:
+    """The last limit bytes of a regular file, such as a log that goes on growing. Raises OSError."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+        return file.read(limit)
+
+
+def replace_file(path: str, data: bytes, mode: int = 0o600, *, durable: bool = False, unique: bool = False) -> None:
+    """Replace a file as a whole: whoever reads it sees the old one or the new one. Raises OSError.
+
+    durable: also after a power cut. unique: several processes may do so at once; without it what one that was killed
+    has left is always called path.tmp, and goes with the next call.
+    """
+    temporary = f"{path}.{os.urandom(4).hex()}{TEMPORARY}" if unique else f"{path}{TEMPORARY}"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    # A new file: one that is there already may have another name, and be somebody else's.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask is
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        _sync_directory(os.path.dirname(path) or ".")
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _not_regular(path: str) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", path)
