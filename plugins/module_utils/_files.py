@@ -12,7 +12,7 @@ import os
 import stat
 from contextlib import suppress
 
-__all__ = ["open_regular", "read_beginning", "read_end", "replace_file"]
+__all__ = ["open_inside", "open_regular", "read_beginning", "read_end", "replace_file"]
 
 TEMPORARY = ".tmp"  # appended to the name of a file that is being replaced
 
@@ -33,6 +33,23 @@ def open_regular(path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None
         return descriptor
     os.close(descriptor)
     raise _not_regular(path)
+
+
+def open_inside(path: str, flags: int) -> int:
+    """A descriptor of an absolute path on which no part is a link. Raises OSError, ELOOP or ENOTDIR for a link.
+
+    So nothing that the archive has put there can lead to a file of this host.
+    """
+    *parents, name = [part for part in path.split("/") if part]
+    directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parents:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    finally:
+        os.close(directory)
 
 
 def read_beginning(path: str, limit: int, *, offset: int = 0) -> bytes:

@@ -18,7 +18,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "open_inside", "resolve_within"]
+__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "resolve_within"]
 
 MOST_LINKS = 40  # on one path, as the kernel has it
 
@@ -57,23 +57,6 @@ def _refuse_device(entry: os.DirEntry[str]) -> None:
         raise PostgresError(
             f"{entry.path} is a device node, and no database has one: use another archive, and find out who made this."
         )
-
-
-def open_inside(path: str, flags: int) -> int:
-    """A descriptor of an absolute path on which no part is a link. Raises OSError, ELOOP or ENOTDIR for a link.
-
-    So nothing that the archive has put there can lead to a file of this host.
-    """
-    *parents, name = [part for part in path.split("/") if part]
-    directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parents:
-            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            os.close(directory)
-            directory = below
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    finally:
-        os.close(directory)
 
 
 def is_within(path: str, directory: str) -> bool:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_inside
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
     is_within,
-    open_inside,
     resolve_within,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_inside
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import PgControl, parse_pg_control
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import open_inside
 
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _confinement
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 pytestmark = needs_root  # servers run as postgres, and FUSE is traced
 
-HAS_LANDLOCK = _confinement.landlock_version() > 0
 SUPERUSER = "chief dba"
 
 
@@ -105,7 +103,7 @@ HAZARDS = (
     ),
     Hazard(
         "a function, COPY or a link opens production's files",
-        (r"files outside of the session closed to the server",) if HAS_LANDLOCK else (),
+        (r"files outside of the session closed to the server",),
         ("data", "space", "wal", "evidence"),
     ),
 )
@@ -117,6 +115,7 @@ ELSEWHERE = {
     r"/proc/\d+/comm": "the layer's own name for ps",
     r"/sys/(class|devices/virtual)/bdi/[0-9:]+/read_ahead_kb": "of the layer's own mount",
     r"{place}/temporary(/.*)?": "TMPDIR, where Ansible unpacks modules, and Borg and Python keep temporary files",
+    r"/run/instant_recovery(/uids(/\d+)?)?": "which session has which user id",
     r"{place}/borg(/.*)?": "Borg's own cache, and what it notes of repositories it has seen",
 }
 
@@ -348,18 +347,17 @@ def use(session: dict[str, Any], production: Production) -> Iterator[str]:
         "select count(*) from called_there",
         f"create subscription again connection '{conninfo}' publication p",
     ]
-    if HAS_LANDLOCK:
-        refused += [
-            f"copy goods to '{parts['evidence']}/copied'",
-            f"copy goods from program 'cat \"{data}/PG_VERSION\"'",
-            f"copy goods to program 'cat >\"{data}/PG_VERSION\"'",
-            f"select pg_read_file('{data}/PG_VERSION')",
-            f"create tablespace again location '{parts['space']}'",
-            f'copy goods to program \'chmod 0711 "{parts["space"]}"; touch "{parts["space"]}"; false\'',
-            f"copy goods to program 'chown postgres \"{parts['space']}\"'",
-            f"copy goods to program 'prlimit --pid {production.cluster.pid} --nofile=99:99'",
-            f"copy goods to program 'renice -n 19 -p {production.cluster.pid}'",
-        ]
+    refused += [
+        f"copy goods to '{parts['evidence']}/copied'",
+        f"copy goods from program 'cat \"{data}/PG_VERSION\"'",
+        f"copy goods to program 'cat >\"{data}/PG_VERSION\"'",
+        f"select pg_read_file('{data}/PG_VERSION')",
+        f"create tablespace again location '{parts['space']}'",
+        f'copy goods to program \'chmod 0711 "{parts["space"]}"; touch "{parts["space"]}"; false\'',
+        f"copy goods to program 'chown postgres \"{parts['space']}\"'",
+        f"copy goods to program 'prlimit --pid {production.cluster.pid} --nofile=99:99'",
+        f"copy goods to program 'renice -n 19 -p {production.cluster.pid}'",
+    ]
     for statement in refused:
         with contextlib.suppress(RuntimeError):
             connection.sql(statement, database="shop")
@@ -454,6 +452,6 @@ def test_every_write_of_a_session_lies_in_its_directory(story: Story) -> None:
             outside.add((change.call, change.path))
     assert outside == set(), "\n".join(map(str, sorted(outside)))
     # The module's, the server's as it sees them, and the layer's for the same.
-    for part in ("session.json", "run/pgpass", "run/.s.PGSQL.", "merged/.*/base/", "merged/.*/wal/", "upper/"):
+    for part in ("session.json", "client/pgpass", "run/.s.PGSQL.", "merged/.*/base/", "merged/.*/wal/", "upper/"):
         assert any(re.match(part, path) for path in inside), (part, said_by_strace(story.trace))
     assert list((story.place / "temporary").iterdir()) == []

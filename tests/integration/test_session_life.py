@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_largest_session_first(place: Path, sample: Sample,
 
 def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sample) -> None:
     stack = begin(ttl="1h")
-    before, password = stack.info(), (stack.directory / "run/pgpass").read_text()
+    before, password = stack.info(), (stack.directory / "client/pgpass").read_text()
     server = stack.connection()
     server.sql("drop table notes; update pgbench_accounts set abalance = 4711", database=DATABASE)
     server.sql("checkpoint")
@@ -184,7 +184,7 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
     after = stack.info()
     same = ("id", "status", "port", "connection_string", "expires_at", "created_at")
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
-    assert (stack.directory / "run/pgpass").read_text() == password
+    assert (stack.directory / "client/pgpass").read_text() != password
     assert archive.items() <= stack.processes().items()
     assert fingerprint(stack.connection()) == sample.tables
     with psycopg2.connect(after["connection_string"]) as connection, connection.cursor() as cursor:

@@ -108,7 +108,6 @@ class Stack:
             call(
                 session.main,
                 session_root=str(self.root),
-                server_user_choices=["postgres"],
                 engine="postgresql",
                 driver=self.driver,
                 archive=archive,
