@@ -108,12 +108,18 @@ def playbooks(place: Path, sample: Sample) -> Iterator[Playbooks]:
 
 
 @pytest.fixture
-def copy_of(place: Path) -> Iterator[Callable[..., Copy]]:
+def copies() -> Iterator[Path]:
+    """A directory for sessions, apart from the test's own: their root and all above it may be nobody else's."""
+    yield from _place()
+
+
+@pytest.fixture
+def copy_of(copies: Path) -> Iterator[Callable[..., Copy]]:
     """Makes copies as an archive's tree shows them; the session of each is ended, with nothing left."""
     made: list[Copy] = []
 
     def make(cluster: Cluster, **options: Any) -> Copy:
-        made.append(Copy.of(cluster, place / "sessions", **options))
+        made.append(Copy.of(cluster, copies / "sessions", **options))
         return made[-1]
 
     yield make

@@ -95,7 +95,7 @@ def test_a_start_that_is_cut_off_shows_no_part_either(
 
     copy = copy_of(incomplete)
     with monkeypatch.context() as context:
-        context.setattr(_pg_server, "empty_left_out", interrupted)
+        context.setattr(_pg_server, "_empty", interrupted)
         with pytest.raises(KeyboardInterrupt):
             copy.start(missing_tablespaces="leave_out")
     assert [path for path in copy.data.glob("instant_recovery_left_out/*/PG_*/*/*") if path.stat().st_size]

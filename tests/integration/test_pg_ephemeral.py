@@ -523,7 +523,7 @@ def test_starts_at_the_same_time_come_to_different_ports(
 
 def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
-    other = Session.create(str(place / "sessions"), user=None, fields={})
+    other = Session.create(str(copy.directory.parent), user=None, fields={})
     other.update(port=15432)
     result = copy.start()
     assert "failed" not in result, result

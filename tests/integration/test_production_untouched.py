@@ -380,6 +380,7 @@ def story(shared_place: Path) -> Iterator[Story]:
         extra_vars={"ansible_python_interpreter": str(tracing_interpreter(trace))},
     )
     with production.cluster:
+        shutil.chown(place, "root")  # the session root's parents may be nobody else's
         production.populate()
         production.sort_otherwise()
         production.snapshot(repository)
