@@ -9,12 +9,19 @@ A pytest that was put into the background by a shell gets back the Ctrl-C that i
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import uuid
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COLLECTIONS = CHECKOUT / ".cache" / "collections"
+UNIT = CHECKOUT / "tests" / "unit"
+COMMON = "INSTANT_RECOVERY_COMMON"
 
 link = COLLECTIONS / "ansible_collections" / "phpborg" / "instant_recovery"
 if not link.is_symlink():
@@ -27,3 +34,32 @@ for directory in (COLLECTIONS, CHECKOUT / "src"):
 os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name a directory for what is made once for all workers of this run: see tests.support.once."""
+    if not hasattr(config, "workerinput"):
+        os.environ[COMMON] = str(Path(tempfile.gettempdir(), f"ir-{uuid.uuid4().hex[:8]}"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(COMMON), ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long comes first, and what takes little, the unit tests, keeps all workers busy to the end.
+
+    Tests that share a fixture of their module stay together (--dist loadgroup): one worker makes it, and makes it once.
+    """
+    items.sort(key=lambda item: UNIT in item.path.parents)
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        if isinstance(item, pytest.Function) and "module" in _scopes(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _scopes(item: pytest.Function) -> set[str]:
+    definitions = item._fixtureinfo.name2fixturedefs
+    return {definitions[name][-1].scope for name in item.fixturenames if name in definitions}

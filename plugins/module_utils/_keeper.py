@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic, now
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
@@ -144,7 +145,7 @@ class _Keeper:
             try:
                 self.session = Session.open(self.session.directory)
                 self._look()
-                left = expiry(self.session.record) - time.time()
+                left = expiry(self.session.record) - now()
                 self.archive.wait(self.session, timeout=min(TICK, left) if left > 0 else TICK)
             except SessionGoneError:
                 return 0
@@ -239,7 +240,7 @@ class _Keeper:
         """Why the session has to end now; None: it has not."""
         record = self.session.record
         end = expiry(record)
-        if end and time.time() >= end:
+        if end and now() >= end:
             return f"its time is over (ttl {duration_in_words(record['ttl'])})"
         idle = (self.sample or {}).get("idle") or 0
         if 0 < record["idle_timeout"] <= idle:
@@ -279,11 +280,11 @@ class _Keeper:
                 log.error("%s", self.session.record["error_message"])
 
     def _take_sample(self) -> None:
-        if time.monotonic() < self.next_sample:
+        if monotonic() < self.next_sample:
             return
         record = self.session.record
         wanted = record["idle_timeout"] / 10 if record["idle_timeout"] else SAMPLES
-        self.next_sample = time.monotonic() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
+        self.next_sample = monotonic() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
         self._measure()
         if record["metrics_textfile"]:
             write_textfile(record["metrics_textfile"], os.path.dirname(self.session.directory))
@@ -366,9 +367,9 @@ def _packed() -> bytes:
 
 # Which these are is tested.
 NEEDED = (
-    *("_audit", "_command", "_errors", "_files", "_keeper", "_liveness", "_metrics", "_mounts", "_ownership"),
-    *("_processes", "_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program", "_session"),
-    *("_shared_memory", "_space", "_teardown", "_uids"),
+    *("_audit", "_clock", "_command", "_errors", "_files", "_keeper", "_liveness", "_metrics", "_mounts"),
+    *("_ownership", "_processes", "_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program"),
+    *("_session", "_shared_memory", "_space", "_teardown", "_uids"),
 )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import now
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import is_responding, mount_at
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
@@ -86,7 +87,7 @@ def _look(session: Session) -> Findings:
     keeper = _keeper_note(session, checks)
     if keeper and any(one["resting"] for one in checks["mounts"]):
         wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
-    if keeper and expiry(record) and time.time() > expiry(record) + OVERDUE:
+    if keeper and expiry(record) and now() > expiry(record) + OVERDUE:
         wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
     notes = [f"The mount {name} is gone, the others are read instead" for name in lost]
     notes += [f"The mount {name} is gone, so the session cannot be reset" for name in logs]

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import struct
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic, now
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_beginning, replace_file
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import expiry
@@ -51,7 +51,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
 
     earlier is a sample to tell queries_per_second and idle from.
     """
-    record, now = session.record, time.time()
+    record, moment = session.record, now()
     claims = [claim for claim in record["claims"] if claim["process"]]
     processes = {claim["name"]: Process.from_dict(claim["process"]) for claim in claims}
     family = {one for one in (*processes.values(), *descendants(*processes.values())) if one.alive()}
@@ -59,11 +59,11 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
     counters = layer_counters(session)
     sample: Sample = {
         **no_metrics(),
-        "time": now,
-        "clock": time.monotonic(),  # nobody sets it, and it is the same for all processes
+        "time": moment,
+        "clock": monotonic(),
         **_clients(record["probe"]),
-        "uptime": round(now - started(record), 1) if record["started_at"] else None,
-        "time_left": round(max(0.0, expiry(record) - now), 1) if record["expires_at"] else None,
+        "uptime": round(moment - started(record), 1) if record["started_at"] else None,
+        "time_left": round(max(0.0, expiry(record) - moment), 1) if record["expires_at"] else None,
         "cpu_seconds": round(sum(map(_cpu_seconds, family)) + _earlier(record, "cpu_seconds"), 2),
         "memory_bytes": sum(map(_memory, family)),
         "archive_bytes_read": counters.get("fetched_bytes"),

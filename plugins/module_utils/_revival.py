@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import layer_counters, spent
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at, unmount, wait_until
@@ -131,7 +132,7 @@ class Archive:
         self.failures = 0
         self.next_attempt = 0.0
         self.fetched: int | None = None
-        self.quiet_since = time.monotonic()
+        self.quiet_since = monotonic()
         self.unrecorded: dict[str, Process] = {}  # Borgs that serve already
         with suppress(FileExistsError):
             os.mkfifo(session.path(BELL), 0o600)
@@ -164,13 +165,13 @@ class Archive:
             fcntl.flock(self.bell, fcntl.LOCK_UN)
         if problem:
             log.error("the archive cannot be mounted again: %s", problem)
-        self.quiet_since = time.monotonic()
+        self.quiet_since = monotonic()
         self.failures = self.failures + 1 if problem else 0
         self.next_attempt = time.monotonic() + min(60.0, 2.0 ** min(self.failures, 6) - 1)
 
     def rest(self, session: Session) -> None:
         """Let go of mounts that have not been read for long, if they can be had back."""
-        fetched, now = layer_counters(session).get("fetched_bytes"), time.monotonic()
+        fetched, now = layer_counters(session).get("fetched_bytes"), monotonic()
         if fetched != self.fetched:
             self.fetched, self.quiet_since = fetched, now
         idle = rest_after(session.record)

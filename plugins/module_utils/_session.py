@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import now
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import (
@@ -384,11 +385,11 @@ class Session:
         with self.locked():
             self._check_open()
             if self.record["status"] == "starting":
-                now, ttl = time.time(), self.record["ttl"]
-                fields["started_at"] = timestamp(now)
+                moment, ttl = time.time(), self.record["ttl"]
+                fields["started_at"] = timestamp(moment)
                 if self.record["expires_at"] is None and ttl:  # a reset gives no more time
-                    fields["expires_at"] = timestamp(now + ttl)
-                fields["timings"] = _summed(self.record, now)
+                    fields["expires_at"] = timestamp(now() + ttl)
+                fields["timings"] = _summed(self.record, moment)
             self.update(status="active", **fields)
 
     def rewind(self) -> None:
@@ -415,7 +416,7 @@ class Session:
                 )
             changes: dict[str, Any] = {}
             if ttl is not None:
-                changes.update(ttl=ttl, expires_at=timestamp(time.time() + ttl) if ttl else None)
+                changes.update(ttl=ttl, expires_at=timestamp(now() + ttl) if ttl else None)
             if idle_timeout is not None:
                 changes.update(idle_timeout=idle_timeout)
             self.update(**changes)

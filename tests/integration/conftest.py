@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import stat
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.clock import Clock
 from tests.support.cluster import Cluster, TableState, server_directory
 from tests.support.copies import Copy
 from tests.support.host import processes_below, remains
+from tests.support.once import made_once
 from tests.support.playbook import Playbooks
 from tests.support.repository import Repository
 
@@ -71,10 +74,21 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def sample(shared_place: Path) -> Sample:
-    """The sample cluster, archived encrypted right after the crash. Tests only read it."""
-    repository = Repository(directory=shared_place / "repository", base=shared_place / "borg")
+    """The sample cluster, archived encrypted right after the crash. Tests only read it.
+
+    Made once for all workers. Each has a copy of the repository, and so locks and caches of its own.
+    """
+    made = made_once("sample", _make_sample)
+    repository = dataclasses.replace(made.repository, directory=shared_place / "repository", base=shared_place / "borg")
+    shutil.copytree(made.repository.directory, repository.directory)
+    repository.base.mkdir()
+    return dataclasses.replace(made, repository=repository)
+
+
+def _make_sample(place: Path) -> Sample:
+    repository = Repository(directory=place / "repository", base=place / "borg")
     repository.create()
-    with Cluster(directory=shared_place / "production") as cluster:
+    with Cluster(directory=place / "production") as cluster:
         cluster.populate()
         cluster.crash()
         identifier = repository.archive("sample-crashed", cluster.data)
@@ -90,6 +104,14 @@ def sample(shared_place: Path) -> Sample:
             bindir=server_directory(),
             tables=tables,
         )
+
+
+@pytest.fixture
+def clock(place: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clocks of the sessions that a test starts through modules."""
+    clock = Clock(place / "clock")
+    monkeypatch.setenv("INSTANT_RECOVERY_CLOCK", str(clock.path))
+    return clock
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,9 @@ from instant_recovery import (
     UsageError,
 )
 from tests.integration.conftest import needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import DATABASE
-from tests.support.host import is_listening, remains
+from tests.support.host import free_port, is_listening, remains
 from tests.support.sshd import Sshd
 
 if TYPE_CHECKING:
@@ -349,7 +349,10 @@ def places_with(canary: str, *directories: Path, environments: bool = True) -> l
     if environments:
         places += [path for path in Path("/proc").glob("[0-9]*/environ") if path.parent.name != str(os.getpid())]
     for top in (*private_directories(), Path("~/.ansible").expanduser(), *directories):
-        places += [path for path in Path(top).rglob("*") if path.is_file()]
+        for directory, names, files in os.walk(top):
+            # The database itself is behind the mounts.
+            names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
+            places += [path for path in (Path(directory, name) for name in files) if path.is_file()]
     found = []
     for place in places:
         with contextlib.suppress(OSError):
@@ -481,16 +484,13 @@ def tunnel(advice: str, sshd: Sshd) -> Iterator[int]:
     """The tunnel that the message advises, to the test's own sshd."""
     found = re.search(r"ssh -N -L (\d+):(\S+) db1 ", advice)
     assert found is not None
-    port = int(found[1]) + 1000  # here both ends are on one host
+    port = free_port()  # here both ends are on one host
     options = ["-p", str(sshd.port), "-i", str(sshd.key), "-o", f"UserKnownHostsFile={sshd.directory}/known_hosts"]
     options += ["-o", "ExitOnForwardFailure=yes", "-o", "BatchMode=yes", "-F", "none"]
     with subprocess.Popen(["ssh", *options, "-N", "-L", f"{port}:{found[2]}", "root@127.0.0.1"]) as ssh:
         try:
-            deadline = time.monotonic() + 30
-            while not is_listening(port):
-                assert ssh.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: ssh.poll() is not None or is_listening(port))
+            assert ssh.poll() is None
             yield port
         finally:
             ssh.terminate()

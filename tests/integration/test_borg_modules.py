@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,14 @@ from typing import Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, borg_mount
+from ansible_collections.phpborg.instant_recovery.plugins.modules import (
+    borg_archive_info,
+    borg_mount,
+    host_preflight,
+)
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import Cluster
 from tests.support.forked import forked
 from tests.support.host import processes_below
@@ -190,6 +194,26 @@ def test_two_clusters_need_a_choice(info: Module, archives: Archives) -> None:
     assert chosen["database"]["data_directory"] == paths[1]
     listed = info(archive=archives.of("two"), require_database=False)
     assert (listed["database"], len(listed["databases"])) == (None, 2)
+
+
+def test_the_latest_of_nothing(info: Module, archives: Archives, place: Path) -> None:
+    empty = Repository(directory=place / "empty", base=archives.repository.base, passphrase=SECRET)
+    empty.create()
+    said = info(repository=empty.location, archive="latest")["msg"]
+    assert empty.location in said
+    assert "no archive" in said
+
+
+def test_a_passphrase_that_is_part_of_a_path(archives: Archives, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ansible would mask the path, and what the later steps are told would be asterisks."""
+    monkeypatch.setenv("BORG_BASE_DIR", str(place / "borg"))
+    repository = Repository(directory=place / "masked" / "repository", base=place / "borg", passphrase="masked")
+    repository.directory.parent.mkdir()
+    repository.create()
+    repository.archive("one", archives.data / "PG_VERSION", archives.data / "global" / "pg_control")
+    said = call(borg_archive_info.main, archive=f"{repository.location}::one", passphrase="masked")["msg"]
+    assert said.startswith("The passphrase is also a part of ")
+    assert "borg_passphrase_file" in said or "passphrase_file" in said
 
 
 def test_dumps_are_named_for_what_they_are(info: Module, archives: Archives) -> None:
@@ -390,10 +414,10 @@ def test_an_archive_whose_owner_is_unknown_here(mount: Module, archives: Archive
     """Its user's name exists on the host it comes from only: the number remains, or the owner that was asked for."""
     if os.geteuid() != 0:
         pytest.skip("only root can archive somebody else's files")
-    with ordinary_user("irgone"):
+    with ordinary_user("irgone") as gone:
         (place / "theirs").mkdir()
         (place / "theirs" / "file").write_text("content")
-        shutil.chown(place / "theirs" / "file", user="irgone")
+        shutil.chown(place / "theirs" / "file", user=gone.pw_name)
         archives.repository.archive("unknown-owner", place / "theirs")
     try:
         with _unmounted_at_end(mount, place / "mnt"):
@@ -553,10 +577,10 @@ def test_an_ordinary_user_needs_no_root(archives: Archives, place: Path, monkeyp
 @pytest.mark.parametrize(
     ("hidden", "says"),
     [
-        ("/dev/fuse", "/dev/fuse is closed to the user irborg: Permission denied. To cure it, run as root: chmod 0666"),
+        ("/dev/fuse", "/dev/fuse is closed to the user {user}: Permission denied. To cure it, run as root: chmod 0666"),
         (
             "/usr/bin/fusermount3",
-            "fusermount3 is not installed, and the user irborg cannot mount without it. To cure it",
+            "fusermount3 is not installed, and the user {user} cannot mount without it. To cure it",
         ),
     ],
 )
@@ -573,7 +597,8 @@ def test_a_host_where_fuse_is_closed(
 
         def as_user() -> dict[str, Any]:
             arguments = {"archive": f"{repository.location}::app-2", "passphrase": SECRET}
-            return call(borg_mount.main, mountpoint=f"{user.pw_dir}/mnt", **arguments)
+            told = call(host_preflight.main, session_root=f"{user.pw_dir}/sessions")["problems"]
+            return {**call(borg_mount.main, mountpoint=f"{user.pw_dir}/mnt", **arguments), "told": told}
 
         def with_cover() -> dict[str, Any]:
             assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS; os.unshare comes with Python 3.12
@@ -582,7 +607,8 @@ def test_a_host_where_fuse_is_closed(
             return forked(as_user, user=user)
 
         result = forked(with_cover)
-        assert says in result["msg"]
+        assert says.format(user=user.pw_name) in result["msg"]
+        assert [one["what"] for one in result["told"] if hidden.split("/")[-1] in one["what"]], result["told"]
         assert not Path(user.pw_dir, "mnt").exists()
 
 
@@ -638,10 +664,8 @@ def _mounted_below(directory: Path) -> list[str]:
 
 
 def _await_end(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    cmdline = Path(f"/proc/{pid}/cmdline")
+    wait_until(lambda: not (cmdline.exists() and cmdline.read_bytes()))
 
 
 def _differences(original: Path, copy: Path) -> list[str]:

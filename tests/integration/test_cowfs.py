@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import PATIENCE, Clock, wait_until
 from tests.support.cluster import DATABASE, Cluster
 from tests.support.forked import forked
 from tests.support.layer import Layer, drop_names, forget, is_mounted, wait_for_mounts
@@ -36,6 +37,7 @@ from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.synchronize import Event
 
 BLOCK, WINDOW = 4096, 1 << 20
 DATA = random.Random(1).randbytes(4 * WINDOW)
@@ -313,20 +315,26 @@ def _map_and_write(path: Path, offset: int, data: bytes) -> None:
 
 RECORD = 2 * BLOCK
 RECORDS = 600
+TURNS = 1500  # of each process
 
 
 def test_writers_and_readers_of_the_same_blocks_at_once(layer: Layer, lower: Path, place: Path) -> None:
     """Each record is locked while it is written or read. A ledger outside the layer says what it must contain."""
     (lower / "f").write_bytes(b"".join(_record(number, 0) for number in range(RECORDS)))
     (place / "ledger").write_bytes(bytes(8 * RECORDS))
-    end = time.monotonic() + 8
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(5, mp_context=context) as workers:
-        runs = [workers.submit(_write_and_read, layer.root / "f", place / "ledger", seed, end) for seed in range(4)]
-        dropping = workers.submit(_keep_dropping, layer.root / "f", end)
-        counts = [run.result() for run in runs]
-        dropping.result()
-    assert min(counts) > 20, counts
+    done = context.Event()
+    with ProcessPoolExecutor(4, mp_context=context) as workers:
+        dropping = context.Process(target=_keep_dropping, args=(layer.root / "f", done))
+        dropping.start()
+        runs = [workers.submit(_write_and_read, layer.root / "f", place / "ledger", seed) for seed in range(4)]
+        try:
+            for run in runs:
+                run.result()
+        finally:
+            done.set()
+            dropping.join()
+    assert dropping.exitcode == 0
     with (place / "ledger").open("rb") as ledger:
         states = [int.from_bytes(ledger.read(8), "little") for _turn in range(RECORDS)]
     assert cold(layer.root / "f") == b"".join(_record(number, state) for number, state in enumerate(states))
@@ -338,8 +346,8 @@ def _record(number: int, state: int) -> bytes:
     return DATA[start : start + RECORD]
 
 
-def _write_and_read(path: Path, ledger: Path, seed: int, end: float) -> int:
-    choose, count = random.Random(seed), 0
+def _write_and_read(path: Path, ledger: Path, seed: int) -> None:
+    choose = random.Random(seed)
     with (
         path.open("r+b") as file,
         ledger.open("r+b", buffering=0) as states,
@@ -347,7 +355,7 @@ def _write_and_read(path: Path, ledger: Path, seed: int, end: float) -> int:
         mmap.mmap(-1, RECORD) as aligned,
     ):
         direct = os.open(path, os.O_RDWR | os.O_DIRECT)
-        while time.monotonic() < end:
+        for _turn in range(TURNS):
             number, way = choose.randrange(RECORDS), choose.randrange(6)
             start = number * RECORD
             fcntl.lockf(file, fcntl.LOCK_EX if way < 4 else fcntl.LOCK_SH, RECORD, start)
@@ -371,15 +379,12 @@ def _write_and_read(path: Path, ledger: Path, seed: int, end: float) -> int:
             if way < 4:
                 os.pwrite(states.fileno(), (state + 1).to_bytes(8, "little"), number * 8)
             fcntl.lockf(file, fcntl.LOCK_UN, RECORD, start)
-            count += 1
         os.close(direct)
-    return count
 
 
-def _keep_dropping(path: Path, end: float) -> None:
-    while time.monotonic() < end:
+def _keep_dropping(path: Path, done: Event) -> None:
+    while not done.wait(0.05):
         forget([path])
-        time.sleep(0.05)
 
 
 @needs_root
@@ -797,7 +802,7 @@ def _borg_mounts(
             subprocess.run(["umount", "--lazy", str(mountpoint)], check=False, timeout=30)
 
 
-def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, dict[str, bytes]]) -> None:
+def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, dict[str, bytes]], clock: Clock) -> None:
     repository, content = archive
     context = multiprocessing.get_context("fork")
     with _borg_mounts(repository, place, 2) as mounts:
@@ -814,34 +819,50 @@ def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, d
                 expected = bytearray(content["large"])
                 expected[7 * WINDOW : 7 * WINDOW + BLOCK] = changed
                 runs = [readers.submit(_read_at_random, large, bytes(expected), seed) for seed in range(3)]
-                time.sleep(1)  # under load
+                await_reads(100)
                 mounts[0][1].kill()
-                time.sleep(2)
+                wait_until(layer.complaints)
+                await_reads(100)
                 assert not any(run.done() for run in runs), [run.result() for run in runs]
                 assert len(layer.complaints()) == 1, layer.complaints()
                 assert f"{lowers[0]} is gone" in layer.complaints()[0]
                 mounts[1][1].kill()
-                outcomes = [run.result(timeout=60) for run in runs]  # after REVIVAL
+                with clock.rushing():
+                    outcomes = [run.result(timeout=PATIENCE) for run in runs]
             assert all(outcome == errno.EIO for outcome in outcomes), outcomes
             assert len(layer.complaints()) == 3, layer.complaints()
             assert f"{lowers[1]} is gone" in layer.complaints()[1]
             assert "large at offset " in layer.complaints()[2]
-            # What needs no archive goes on; what does says so.
-            forget([large])
-            with large.open("rb") as file:
-                assert os.pread(file.fileno(), BLOCK, 7 * WINDOW) == changed
-            (layer.root / "made here" / "new").write_bytes(b"new")
-            assert cold(layer.root / "made here" / "new") == b"new"
-            for call in (os.listdir, os.rmdir):
-                with pytest.raises(OSError, match="Input/output error"):
-                    call(layer.root / "d")
-            with pytest.raises(OSError, match="Input/output error"):
-                os.readlink(layer.root / "link")
+            check_without_archive(layer, changed)
+
+
+def check_without_archive(layer: Layer, changed: bytes) -> None:
+    """What needs no archive goes on; what does says so."""
+    large = layer.root / "large"
+    forget([large])
+    with large.open("rb") as file:
+        assert os.pread(file.fileno(), BLOCK, 7 * WINDOW) == changed
+    (layer.root / "made here" / "new").write_bytes(b"new")
+    assert cold(layer.root / "made here" / "new") == b"new"
+    for call in (os.listdir, os.rmdir):
+        with pytest.raises(OSError, match="Input/output error"):
+            call(layer.root / "d")
+    with pytest.raises(OSError, match="Input/output error"):
+        os.readlink(layer.root / "link")
+
+
+READS = multiprocessing.get_context("fork").Value("L")  # of all processes
+
+
+def await_reads(number: int) -> None:
+    """Until so many more have succeeded."""
+    enough = READS.value + number
+    wait_until(lambda: READS.value >= enough)
 
 
 def _read_at_random(path: Path, expected: bytes, seed: int) -> int:
-    """Read directly, that is from the layer, until that fails; its error number. 0: it did not fail for a minute."""
-    choose, end = random.Random(seed), time.monotonic() + 60
+    """Read directly, that is from the layer, until that fails; its error number. 0: it did not fail for long."""
+    choose, end = random.Random(seed), time.monotonic() + 2 * PATIENCE
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     with mmap.mmap(-1, 2 * BLOCK) as buffer:
         while time.monotonic() < end:
@@ -851,6 +872,8 @@ def _read_at_random(path: Path, expected: bytes, seed: int) -> int:
             except OSError as error:
                 return error.errno or 0
             assert buffer[:] == expected[start : start + 2 * BLOCK], start
+            with READS:
+                READS.value += 1
     return 0
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mo
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import MINUTE, Clock, wait_until
 from tests.support.cluster import fingerprint
 from tests.support.forked import forked
 from tests.support.host import remains
@@ -43,7 +44,6 @@ PROCESSES = {
     "layered": ["merged"],
     "active": ["server"],
 }
-SECONDS = 40.0  # for what is to happen soon, on a busy machine
 
 
 @pytest.fixture(name="root")
@@ -93,10 +93,12 @@ def check_told(stack: Stack, name: str, phase: str) -> None:
 
 def await_whole(stack: Stack) -> None:
     """Until the keeper has replaced what was killed."""
-    deadline = time.monotonic() + SECONDS
-    while stack.info()["error_message"] or not all(one["alive"] for one in stack.info()["checks"]["processes"]):
-        assert time.monotonic() < deadline, stack.info()
-        time.sleep(0.1)
+
+    def is_whole() -> bool:
+        told = stack.info()
+        return not told["error_message"] and all(one["alive"] for one in told["checks"]["processes"])
+
+    wait_until(is_whole)
 
 
 def test_clients_do_not_see_that_all_mounts_were_killed(root: Path, sample: Sample) -> None:
@@ -131,7 +133,9 @@ def test_compaction_that_moves_the_archive_under_a_session(root: Path, sample: S
     stack.change("absent")
 
 
-def test_an_archive_that_is_deleted_and_compacted_away_under_a_session(root: Path, sample: Sample, place: Path) -> None:
+def test_an_archive_that_is_deleted_and_compacted_away_under_a_session(
+    root: Path, sample: Sample, place: Path, clock: Clock
+) -> None:
     here = sample.repository.copy(place / "repository", owner="root")
     stack = Stack(root, _at(sample, here)).start()
     here.borg("delete", f"{here.location}::{sample.archive}")
@@ -139,14 +143,14 @@ def test_an_archive_that_is_deleted_and_compacted_away_under_a_session(root: Pat
     for name, pid in stack.processes().items():
         if name.startswith("archive"):
             os.kill(pid, signal.SIGKILL)  # they have files open that are deleted by now
-    with pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
         fingerprint(stack.connection())
     await_failed(stack)
     assert stack.change("absent")["session"]["status"] == "failed"
     assert remains(root) == []
 
 
-def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sample, place: Path) -> None:
+def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sample, place: Path, clock: Clock) -> None:
     """Deleted and made anew between two mounts: its files are others, and must not be seen."""
     here = sample.repository.copy(place / "repository", owner="root")
     stack = Stack(root, _at(sample, here)).start()
@@ -156,7 +160,7 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
     for name, pid in stack.processes().items():
         if name.startswith("archive"):
             os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
         fingerprint(stack.connection())
     await_failed(stack)
     stack.change("absent")
@@ -197,20 +201,52 @@ def test_all_at_once(root: Path, sample: Sample) -> None:
     assert remains(root) == []
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.3, 0.9])
-def test_a_stop_that_is_killed(root: Path, sample: Sample, delay: float) -> None:
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_a_stop_that_is_killed(root: Path, sample: Sample, write: int) -> None:
+    """When it has said what it begins, when all is gone but the directory, and when that is going, too."""
     stack = Stack(root, sample).start()
-    cut_off(lambda: stack.change("absent"), delay)
+    assert cut_off(lambda: stack.change("absent"), write=write) == write
+    check_stop_again(stack)
+
+
+@pytest.mark.parametrize("name", ["server", "merged", "archive-1"])
+def test_a_stop_that_is_killed_in_the_middle(root: Path, sample: Sample, name: str) -> None:
+    """As soon as one of the processes has ended."""
+    stack = Stack(root, sample).start()
+    process = identify(stack.processes()[name])
+    assert process is not None
+    child = in_child(lambda: stack.change("absent"))
+    wait_until(lambda: not process.alive())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     if stack.directory.exists():
-        assert stack.info()["status"] in ("active", "orphaned", "stopping")
-        assert stack.change("absent")["session"]["status"] == "stopped"
+        check_stop_again(stack)
     assert remains(root) == []
 
 
-@pytest.mark.parametrize("delay", [0.4, 0.9, 1.4, 2.0, 2.6])
-def test_a_step_of_a_start_that_is_killed(root: Path, sample: Sample, delay: float) -> None:
-    """At any moment, in the middle of a module."""
-    cut_off(lambda: Stack(root, sample).start(), delay)
+def check_stop_again(stack: Stack) -> None:
+    if stack.directory.exists():
+        assert stack.info()["status"] in ("active", "orphaned", "stopping")
+        assert stack.change("absent")["session"]["status"] == "stopped"
+    else:  # what is left of it has another name by then
+        assert stack.info()["status"] == "stopped"
+        stack.change("reaped")
+    assert remains(stack.root) == []
+
+
+@pytest.fixture(scope="module")
+def writes_of_a_start(shared_place: Path, sample: Sample) -> int:
+    stack = Stack(shared_place / "counted", sample)
+    writes = cut_off(lambda: stack.start(), write=0)
+    call(session_module.main, session_root=str(stack.root), state="absent", session_id="all")
+    return writes
+
+
+@pytest.mark.parametrize("eighth", range(1, 9))
+def test_a_start_that_is_killed(root: Path, sample: Sample, eighth: int, writes_of_a_start: int) -> None:
+    """In the middle of a module, between two things that it writes down."""
+    write = writes_of_a_start * eighth // 8
+    assert cut_off(lambda: Stack(root, sample).start(), write=write) == write
     for one in call(session_info.main, session_root=str(root))["sessions"]:
         assert one["status"] in ("starting", "active", "orphaned")
     stopped = call(session_module.main, session_root=str(root), state="absent", session_id="all")
@@ -218,16 +254,38 @@ def test_a_step_of_a_start_that_is_killed(root: Path, sample: Sample, delay: flo
     assert remains(root) == []
 
 
-def cut_off(function: Callable[[], Any], delay: float) -> None:
-    """Call function in a process of its own, and kill that after so many seconds."""
+def cut_off(function: Callable[[], Any], *, write: int) -> int:
+    """Call function in a process of its own, which is killed when it is about to write down, for the n-th time, what
+    has become of a session; 0 is never. How often it was about to.
+
+    By its next time it has done what follows from the one before.
+    """
+    writes = multiprocessing.get_context("fork").Value("i", 0)
+    rename = os.rename
+
+    def counted(old: str, new: str) -> None:
+        if old.endswith(".json.tmp") or ".unfinished-" in new:
+            writes.value += 1
+            if writes.value == write:
+                os.kill(os.getpid(), signal.SIGKILL)
+        rename(old, new)
+
+    def cut() -> None:
+        os.rename = counted  # type: ignore[assignment]
+        function()
+
+    os.waitpid(in_child(cut), 0)
+    return int(writes.value)
+
+
+def in_child(function: Callable[[], Any]) -> int:
+    """Call function in a process of its own; its number."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             function()
         os._exit(0)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    return child
 
 
 @pytest.mark.parametrize("step", ["borg_mount", "overlay_mount"])
@@ -247,19 +305,16 @@ def test_a_play_that_is_killed(playbooks: Playbooks, sample: Sample, step: str) 
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not [path for path in root.glob("*/session.json") if step in json.loads(path.read_text())["timings"]]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: any(step in json.loads(path.read_text())["timings"] for path in root.glob("*/session.json")))
     ansible.kill()
     ansible.wait()
-    killed = time.monotonic()
-    while True:  # the module in flight may still come to its end
+
+    def only() -> dict[str, Any]:
         (told,) = call(session_info.main, session_root=str(root))["sessions"]
-        if told["status"] == "orphaned":
-            break
-        assert time.monotonic() < killed + SECONDS, told
-        time.sleep(0.2)
+        return dict(told)
+
+    wait_until(lambda: only()["status"] == "orphaned")  # the module in flight may still come to its end
+    told = only()
     assert told["error_message"].startswith("The start was cut off after ")
     assert step in told["timings"]
     reaped = playbooks.run("reap")
@@ -303,24 +358,23 @@ def test_limits_hold_while_a_server_recovers(root: Path, sample: Sample) -> None
 
 def held_server(stack: Stack) -> int:
     """The pid of the server that recovers, stopped in the middle of that."""
-    deadline = time.monotonic() + SECONDS
-    while True:
+    pids: list[int] = []
+
+    def has_begun() -> bool:
         claims = json.loads((stack.directory / "session.json").read_text())["claims"]
-        pids = [claim["process"]["pid"] for claim in claims if claim["name"] == "server" and claim["process"]]
-        if pids:
-            os.kill(pids[0], signal.SIGSTOP)
-            return int(pids[0])
-        assert time.monotonic() < deadline
+        pids[:] = [claim["process"]["pid"] for claim in claims if claim["name"] == "server" and claim["process"]]
+        return bool(pids)
+
+    wait_until(has_begun, pause=0.001)
+    os.kill(pids[0], signal.SIGSTOP)
+    return pids[0]
 
 
 def await_mounts(stack: Stack) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not all(one["mounted"] and one["responding"] for one in stack.info()["checks"]["mounts"]):
-        assert time.monotonic() < deadline, stack.info()
-        time.sleep(0.1)
+    wait_until(lambda: all(one["mounted"] and one["responding"] for one in stack.info()["checks"]["mounts"]))
 
 
-def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> None:
+def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path, clock: Clock) -> None:
     """What was read stays right, what was not gives an error, and the session says so and why."""
     here = sample.repository.copy(place / "repository", owner="root")
     stack = Stack(root, _at(sample, here)).start()
@@ -328,7 +382,7 @@ def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> 
     for data in (place / "gone/data").rglob("[0-9]*"):
         if data.is_file():
             os.truncate(data, 8)  # what is open is gone, too
-    with pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
         fingerprint(stack.connection())
     await_failed(stack)
     assert "failed" in stack.change("reset")
@@ -339,10 +393,7 @@ def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path) -> 
 
 def await_failed(stack: Stack) -> None:
     """Until the session says that it could not read the archive."""
-    deadline = time.monotonic() + SECONDS
-    while stack.info()["status"] != "failed":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: stack.info()["status"] == "failed")
     assert stack.info()["error_message"].startswith("The archive's data cannot be read any more (")
 
 
@@ -447,14 +498,12 @@ def test_a_session_without_its_record_is_reaped(root: Path, sample: Sample) -> N
     assert len(stack.change("reaped")["reaped"]) == 1
 
 
-def test_a_keeper_that_was_killed_is_started_again(root: Path, sample: Sample) -> None:
+def test_a_keeper_that_was_killed_is_started_again(root: Path, sample: Sample, clock: Clock) -> None:
     stack = Stack(root, sample, {"ttl": "1h"}).start()
     before = stack.processes()
     stack.kill("keeper")
-    stack.change("extended", ttl="8s")
+    stack.change("extended", ttl="2h")
     assert stack.processes()["keeper"] != before["keeper"]
-    deadline = time.monotonic() + 8 + SECONDS
-    while stack.directory.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert stack.info()["stop_reason"] == "its time is over (ttl 8 s)"
+    clock.forward(121 * MINUTE)
+    wait_until(lambda: not stack.directory.exists())
+    assert stack.info()["stop_reason"] == "its time is over (ttl 2 h)"

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import Cluster, Connection
 from tests.support.modules import call
 from tests.support.repository import Repository
@@ -166,23 +166,22 @@ def test_a_look_that_is_killed_leaves_no_mount(backups: Backups, temporary: Path
     """Borg gets SIGINT when the module ends, however that comes."""
     script = (
         "import json, os, signal, sys\n"
+        "sys.path[:] = json.loads(sys.argv[1])\n"
         "from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info as module\n"
         "from tests.support.modules import call\n"
         "module.make_plan = lambda request: os.kill(os.getpid(), signal.SIGKILL)\n"
         "call(module.main, user='postgres', **json.load(sys.stdin))\n"
     )
-    environment = {**os.environ, **backups.repository.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
+        # No PYTHONPATH: Borg would inherit it, and runs on a Python of its own.
+        [sys.executable, "-c", script, json.dumps(sys.path)],
+        env={**os.environ, **backups.repository.environment},
         input=json.dumps(options(backups)),  # it holds the secret
         text=True,
         cwd=Path(__file__).parents[2],
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while any("merged" in path for path in left_over(temporary)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not any("merged" in path for path in left_over(temporary)))
     (directory,) = left_over(temporary)
     assert [str(path.relative_to(directory)) for path in Path(directory).rglob("*")] == ["merged"]

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, Connection, fingerprint
-from tests.support.host import is_listening, remains
+from tests.support.host import free_port, is_listening, remains
+from tests.support.modules import call
 from tests.support.playbook import CHECKOUT, Playbooks, Run
 from tests.support.user import ordinary_user
 
@@ -40,13 +41,14 @@ def test_start_query_stop(playbooks: Playbooks, sample: Sample) -> None:
     session = started.session
 
     check_record(session, sample)
+    check_timings(started)
     assert fingerprint(connection(session, sample)) == sample.tables
-    check_closing_note(started)
+    stop_command = check_closing_note(started)
     (listed,) = succeed(playbooks.sessions()).stats["instant_recovery_sessions"]
     assert (listed["id"], listed["status"]) == (session["id"], "active")
     assert cached_fact(playbooks)["id"] == session["id"]
 
-    stopped = succeed(playbooks.stop(session["id"]))
+    stopped = succeed(playbooks.ansible(*stop_command))  # complete: it works as it stands
     assert stopped.changed
     (final,) = stopped.stats["instant_recovery_stopped"]
     assert (final["id"], final["status"]) == (session["id"], "stopped")
@@ -86,17 +88,6 @@ def test_sessions_do_not_see_each_other(playbooks: Playbooks, sample: Sample) ->
     assert not succeed(playbooks.stop("all")).changed
 
 
-def test_timings_account_for_the_whole_start(playbooks: Playbooks, sample: Sample) -> None:
-    """How long it may take is a matter for tests/benchmarks: a test must not fail because a machine is busy."""
-    started = succeed(playbooks.start(archive=sample.name))
-    timings = started.session["timings"]
-    steps = {step: seconds for step, seconds in timings.items() if step not in ("total", "overhead")}
-    assert set(steps) == {"borg_archive_info", "borg_mount", "overlay_mount", "pg_ephemeral"}
-    assert timings["overhead"] == pytest.approx(timings["total"] - sum(steps.values()), abs=0.01)
-    assert timings["total"] <= started.seconds
-    succeed(playbooks.stop(started.session["id"]))
-
-
 @needs_root
 def test_overlayfs(playbooks: Playbooks, sample: Sample) -> None:
     session = succeed(playbooks.start(archive=sample.name, driver="overlayfs")).session
@@ -127,6 +118,7 @@ def test_as_an_ordinary_user(playbooks: Playbooks, sample: Sample, place: Path) 
 
 def test_variables_of_the_contract(playbooks: Playbooks, sample: Sample) -> None:
     """As strings, which is how `-e name=value` gives them."""
+    port = free_port()
     session = succeed(
         playbooks.start(
             archive=sample.archive,
@@ -134,14 +126,14 @@ def test_variables_of_the_contract(playbooks: Playbooks, sample: Sample) -> None
             deployment_location="local",
             engine="postgresql",
             data_directory="/" + sample.data_directory,
-            port="23456",
+            port=str(port),
             read_only="yes",
             ttl="90m",
             settings={"work_mem": "77MB"},
         )
     ).session
     server = connection(session, sample)
-    assert session["port"] == 23456
+    assert session["port"] == port
     assert server.sql("show work_mem") == "77MB"
     with pytest.raises(RuntimeError, match="read-only transaction"):
         server.sql("create table t ()", database=DATABASE)
@@ -188,15 +180,6 @@ def test_by_fqcn_from_any_directory(playbooks: Playbooks, sample: Sample, place:
     succeed(playbooks.run(f"{name}stop", session_id=session["id"]))
 
 
-def test_the_note_says_how_to_stop(playbooks: Playbooks, sample: Sample) -> None:
-    """The stop command of the closing note is complete: it works as it stands."""
-    note = closing_note(succeed(playbooks.start(archive=sample.name)))
-    (command,) = (line.removeprefix("stop:\n").split() for line in note if line.startswith("stop:\n"))
-    assert command[0] == "ansible-playbook"
-    succeed(playbooks.ansible(*command))
-    assert remains(str(playbooks.session_root)) == []
-
-
 def check_record(session: dict[str, Any], sample: Sample) -> None:
     assert list(session) == CONTRACT
     assert session["status"] in STATUSES
@@ -219,21 +202,29 @@ def check_record(session: dict[str, Any], sample: Sample) -> None:
     assert is_listening(session["port"])
 
 
-def check_closing_note(started: Run) -> None:
-    note = "\n".join(closing_note(started))
-    session = started.session
+def check_timings(started: Run) -> None:
+    """How long it may take is a matter for tests/benchmarks: a test must not fail because a machine is busy."""
+    timings = started.session["timings"]
+    steps = {step: seconds for step, seconds in timings.items() if step not in ("total", "overhead")}
+    assert set(steps) == {"borg_archive_info", "borg_mount", "overlay_mount", "pg_ephemeral"}
+    assert timings["overhead"] == pytest.approx(timings["total"] - sum(steps.values()), abs=0.01)
+    assert timings["total"] <= started.seconds
+
+
+def check_closing_note(started: Run) -> list[str]:
+    """That it tells all; its stop command."""
+    last = started.tasks[-1]
+    assert last.action == "ansible.builtin.debug"
+    lines: list[str] = last.result["msg"]
+    note, session = "\n".join(lines), started.session
     assert session["id"] in note
     assert session["connection_string"] in note
     assert session["socket_directory"] in note
     assert "psql" in note
     assert f"{session['timings']['overhead']}" in note
-
-
-def closing_note(started: Run) -> list[str]:
-    last = started.tasks[-1]
-    assert last.action == "ansible.builtin.debug"
-    note: list[str] = last.result["msg"]
-    return note
+    (command,) = (line.removeprefix("stop:\n").split() for line in lines if line.startswith("stop:\n"))
+    assert command[0] == "ansible-playbook"
+    return command
 
 
 def connection(session: dict[str, Any], sample: Sample, *, os_user: str | None = None) -> Connection:
@@ -256,7 +247,7 @@ def cached_fact(playbooks: Playbooks, host: str = "localhost") -> dict[str, Any]
 
 
 def assert_clean(playbooks: Playbooks, session: dict[str, Any]) -> None:
-    others = [one["id"] for one in json.loads(json.dumps(playbooks.sessions().stats["instant_recovery_sessions"]))]
+    others = [one["id"] for one in call(session_info.main, session_root=str(playbooks.session_root))["sessions"]]
     left = [line for line in remains(str(playbooks.session_root)) if not any(other in line for other in others)]
     assert left == []
     assert session["id"] not in others

@@ -21,6 +21,7 @@ import yaml
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import DATABASE, Connection, fingerprint
 from tests.support.host import processes_below, remains
 from tests.support.playbook import Playbooks, Run
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from tests.support.repository import Repository
 
 pytestmark = needs_root
-
-# Each worker has users of its own: they live as long as the module's tests.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-ADMIN, ORDINARY = f"ir-admin{WORKER}", f"ir-ordinary{WORKER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +54,19 @@ class Hosts:
 @pytest.fixture(scope="module")
 def hosts(shared_place: Path, sample: Sample) -> Iterator[Hosts]:
     with (
-        ordinary_user(ORDINARY) as user,
-        ordinary_user(ADMIN),
-        passwordless_sudo(ADMIN),
-        Sshd(directory=shared_place / "sshd", users=[ORDINARY, ADMIN]) as sshd,
+        ordinary_user("ir-ordinary") as user,
+        ordinary_user("ir-admin") as admin,
+        passwordless_sudo(admin.pw_name),
+        Sshd(directory=shared_place / "sshd", users=[user.pw_name, admin.pw_name]) as sshd,
     ):
         variables: dict[str, dict[str, Any]] = {
-            "db1": sshd.variables(ORDINARY),
-            "db2": {**sshd.variables(ADMIN), "ansible_become": True},
-            "gone": {**sshd.variables(ORDINARY), "ansible_port": 1},
+            "db1": sshd.variables(user.pw_name),
+            "db2": {**sshd.variables(admin.pw_name), "ansible_become": True},
+            "gone": {**sshd.variables(user.pw_name), "ansible_port": 1},
         }
         inventory = shared_place / "hosts.yml"
         inventory.write_text(yaml.safe_dump({"all": {"hosts": variables}}))
-        repository = sample.repository.copy(shared_place / "remote-repository", owner=ORDINARY)
+        repository = sample.repository.copy(shared_place / "remote-repository", owner=user.pw_name)
         yield Hosts(inventory=inventory, user=user, repository=repository, sshd=sshd)
 
 
@@ -85,7 +82,7 @@ def test_as_an_ordinary_user(remote: Playbooks, hosts: Hosts, sample: Sample) ->
     session = start(remote, hosts, "db1")
     assert session["driver"] == "block"
     assert session["overlay_merged_dir"].startswith(f"{root}/")
-    connection = Connection.of_session(session, bindir=sample.bindir, os_user=ORDINARY)
+    connection = Connection.of_session(session, bindir=sample.bindir, os_user=hosts.user.pw_name)
     assert fingerprint(connection) == sample.tables
     connection.sql("update pgbench_branches set bbalance = 1", database=DATABASE)
     assert owners(session) == {hosts.user.pw_uid}
@@ -144,15 +141,25 @@ def test_a_connection_that_is_killed(remote: Playbooks, hosts: Hosts, place: Pat
     root = Path(hosts.user.pw_dir) / ".local/state/instant_recovery"
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(start_on, remote, hosts, "db1")
-        deadline = time.monotonic() + 60
-        while not [path for path in root.glob("*/session.json") if '"borg_mount":' in path.read_text()]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: any('"borg_mount":' in path.read_text() for path in root.glob("*/session.json")))
         hosts.sshd.drop_connections()
         assert starting.result().returncode != 0
-    time.sleep(12)  # a play may pause between two steps
-    (told,) = succeed(remote.sessions("--limit", "db1")).stats["instant_recovery_sessions"]
-    assert told["status"] == "starting"
+    (record,) = root.glob("*/session.json")
+
+    def look() -> dict[str, Any]:
+        # A play may pause between two steps: what is told begins ten seconds after the last of them.
+        os.utime(record, (time.time() - 12, time.time() - 12))
+        (told,) = succeed(remote.sessions("--limit", "db1")).stats["instant_recovery_sessions"]
+        assert told["status"] == "starting"
+        return dict(told)
+
+    told: dict[str, Any] = {}
+
+    def is_told() -> bool:
+        told.update(look())
+        return bool(told["error_message"])
+
+    wait_until(is_told)  # the module in flight may still come to its end
     assert re.match(r"Nobody has worked on it for [0-9]+ s, after (borg|overlay)_mount\.", told["error_message"])
     succeed(remote.stop(told["id"], "--limit", "db1"))
     assert remains(root) == []

@@ -22,6 +22,8 @@ __all__ = ["bare_system", "closed_fuse", "free_port", "is_listening", "processes
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 KEEPER_ENDS = 10.0  # seconds
+PORTS = range(21000, 29000)  # above those that sessions choose, below those that the kernel gives
+_claims: list[socket.socket] = []  # of ports
 _HISTORY = re.compile(r"ended|audit\.log(\.[0-9])?")  # what tells of sessions that have been
 
 
@@ -170,8 +172,19 @@ def _own_family() -> set[int]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has, and that no session chooses by itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port of 127.0.0.1 that nobody has, and that is this process's own from now on.
+
+    No session chooses it by itself, the kernel gives it to nobody, and no other test gets it from here.
+    """
+    for port in PORTS:
+        # A name that nobody else can have while a process has it, and that ends with the process.
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0instant-recovery-tests/{port}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        if not is_listening(port):
+            return port
+    raise RuntimeError(f"all ports from {PORTS.start} to {PORTS.stop} are taken")

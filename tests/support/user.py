@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ordinary_user", "passwordless_sudo"]
 
-LOCKED, IN_USE, WARNED = 1, 9, 12  # exit statuses of useradd and userdel
-PATIENCE = 300.0  # seconds
+LOCKED, WARNED = 1, 12  # exit statuses of useradd and userdel
+PATIENCE = 300.0  # seconds that others may be at work on /etc/passwd
 
 
 @contextlib.contextmanager
-def ordinary_user(name: str) -> Iterator[pwd.struct_passwd]:
-    """Make the user `name` with a home directory; at the end its processes, home and account are removed.
+def ordinary_user(purpose: str) -> Iterator[pwd.struct_passwd]:
+    """Make a user with a home directory; at the end its processes, home and account are removed.
 
-    Where another test, in another process, has a user of this name, that one is waited for.
+    The name, PURPOSE-PID, is this process's own: tests in others do not wait for it.
     """
+    name = f"{purpose}-{os.getpid()}"
     # The password "*" matches nothing and, unlike useradd's "!", lets sshd accept keys without PAM.
     _run("useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", name)
     user = pwd.getpwnam(name)
@@ -64,6 +65,6 @@ def _run(*argv: str) -> None:
         # userdel warns about a mail spool that never was, useradd about a skeleton: the account is what counts.
         if done.returncode in (0, WARNED):
             return
-        if done.returncode not in (LOCKED, IN_USE) or time.monotonic() > deadline:
+        if done.returncode != LOCKED or time.monotonic() > deadline:
             raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
         time.sleep(0.2)

@@ -53,7 +53,7 @@ def _start(tmp_path: Path) -> Iterator[Start]:
 
 
 def until(predicate: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not predicate():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -92,8 +92,8 @@ def test_stopping_is_asked_first_and_forced_then(start: Start, tmp_path: Path) -
 def test_stopping_returns_as_soon_as_it_has_ended(start: Start) -> None:
     process = start()
     begun = time.monotonic()
-    assert stop(process, [("SIGTERM", 30)])
-    assert time.monotonic() - begun < 10
+    assert stop(process, [("SIGTERM", 600)])
+    assert time.monotonic() - begun < 300
     assert stop(process, [("SIGTERM", 30)])
 
 
@@ -105,11 +105,11 @@ def test_a_process_that_took_over_the_pid_is_not_stopped(start: Start) -> None:
 
 
 def test_several_are_stopped_at_once(start: Start) -> None:
-    stubborn = [start(["sh", "-c", "trap '' TERM; sleep 60; :"]) for _number in range(3)]
+    stubborn = [start(["sh", "-c", "trap '' TERM; sleep 60; :"]) for _number in range(10)]
     until(lambda: all(descendants(process) for process in stubborn))
     begun = time.monotonic()
     assert stop_all(stubborn, [("SIGTERM", 2)]) == stubborn
-    assert time.monotonic() - begun < 4  # one after the other takes 6
+    assert time.monotonic() - begun < 15  # one after the other takes 20
     assert stop_all(stubborn, KILL) == []
 
 
@@ -131,9 +131,7 @@ def test_the_mark_finds_what_was_never_recorded(start: Start, tmp_path: Path) ->
     process = start(env={MARKER: session})
     start(env={MARKER: session + "-2"}), start(env={"OTHER": session})
     # exec closes the pipe that tells of it a moment before the kernel shows the new environment.
-    deadline = time.monotonic() + 10
-    while not Path(f"/proc/{process.pid}/environ").read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(Path(f"/proc/{process.pid}/environ").read_bytes)
     assert marked(session) == [process]
     stop(process, KILL)
     assert marked(session) == []

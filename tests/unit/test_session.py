@@ -439,6 +439,8 @@ def test_a_session_that_another_user_planted_is_not_believed(root: str) -> None:
 
 @needs_root
 def test_an_ordinary_user_has_sessions_of_its_own_and_is_told_of_others(tmp_path: Path) -> None:
+    elsewhere = f"/var/lib/instant_recovery-test-{os.getpid()}"
+
     def own() -> list[str]:
         assert default_root() == os.path.expanduser("~/.local/state/instant_recovery")
         session = Session.create(default_root(), user=user.pw_name)
@@ -448,21 +450,21 @@ def test_an_ordinary_user_has_sessions_of_its_own_and_is_told_of_others(tmp_path
         return [one.id for one in Session.all(default_root())]
 
     def foreign() -> None:
-        Session.all("/var/lib/instant_recovery-test")
+        Session.all(elsewhere)
 
     def as_root() -> None:
         Session.create(default_root(), user="root")
 
-    with ordinary_user("instant-spine-c") as user:
+    with ordinary_user("ir-unit") as user:
         assert len(forked(own, user=user)) == 1
         with pytest.raises(RuntimeError, match="Only root can run a program as user root"):
             forked(as_root, user=user)
-        os.mkdir("/var/lib/instant_recovery-test", 0o711)
+        os.mkdir(elsewhere, 0o711)
         try:
-            with pytest.raises(RuntimeError, match="cannot be listed by instant-spine-c: act as the sessions' owner"):
+            with pytest.raises(RuntimeError, match=f"cannot be listed by {user.pw_name}: act as the sessions' owner"):
                 forked(foreign, user=user)
         finally:
-            os.rmdir("/var/lib/instant_recovery-test")
+            os.rmdir(elsewhere)
 
 
 def test_the_last_record_is_kept_and_the_newest_hundred_are(root: str) -> None:

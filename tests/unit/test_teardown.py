@@ -150,14 +150,15 @@ def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Sessi
     assert not server.alive()
 
 
-def test_fuse_servers_end_in_order(session: Session, root: str) -> None:
+def test_fuse_servers_end_in_order(session: Session, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 600)
     point = session.path("merged")
     session.claim(name="merged", kind="mount", mountpoint=point)
     with empty_fuse(point, env={MARKER: session.directory}, log=session.path("log/fuse")) as server:
         session.amend_claim("merged", process=server)
         begun = time.monotonic()
         assert tear_down(session) == []
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 300
         assert not server.alive()
     assert remains(root) == []
 
@@ -339,7 +340,7 @@ def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
 def test_what_remains_is_said_and_a_second_stop_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ordinary user's session in which root has mounted something and runs a process."""
     monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 0.5)
-    with ordinary_user("instant-spine-d") as user:
+    with ordinary_user("ir-unit") as user:
         root = os.path.join(user.pw_dir, "sessions")
         directory = forked(lambda: Session.create(root, session_id="mine", user=user.pw_name).directory, user=user)
         tmpfs(os.path.join(directory, "merged"))

@@ -1,0 +1,39 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is made once for all of pytest's workers, by the first that needs it, while the others wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["made_once"]
+
+T = TypeVar("T")
+
+
+def made_once(name: str, make: Callable[[Path], T]) -> T:
+    """What make returned to the first caller of this run; it is given a directory, which other users can enter.
+
+    tests/conftest.py removes the directory at the end of the run. A caller whose make fails leaves it to the next one.
+    """
+    place = Path(os.environ["INSTANT_RECOVERY_COMMON"], name)
+    for directory in (place.parent, place):
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o711)
+    result = place / "made.pickle"
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            value = make(place)
+            # Under another name first: whoever makes it may be killed.
+            result.with_suffix(".new").write_bytes(pickle.dumps(value))
+            result.with_suffix(".new").rename(result)
+        made: T = pickle.loads(result.read_bytes())
+        return made
