@@ -186,6 +186,15 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
 
 def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
     """Read what catalog_script printed. Raises PostgresError when it did not do all of its work."""
+    try:
+        return _parsed(output, log)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        raise PostgresError(
+            f"The catalogs of the copy answered with what no server says: {reason(log)}", log_tail=list(log)
+        ) from None
+
+
+def _parsed(output: str, log: Sequence[str]) -> Catalogs:
     # The prompt stands before each answer.
     found = [json.loads(text) for text in re.findall(r"^(?:backend> )*(\{.*\})$", output, re.MULTILINE)]
     before, after = (found[0], found[-1]) if len(found) == 2 else ({}, {})

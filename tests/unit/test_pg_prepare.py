@@ -22,7 +22,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 OUTPUT = r"""
 PostgreSQL stand-alone backend 15.18 (Debian 15.18-0+deb12u1)
 backend> {"settings" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "subscriptions" : ["s"]}
-backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "oids" : {"5" : "postgres", "16388" : "shop data"}, "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
+backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "unlogged" : {"shop data" : 3}, "template1" : true, "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
 backend> """  # noqa: E501
 
 

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Catalogue, Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, tablespace_records
 
@@ -24,16 +25,17 @@ FIRST = "000000010000000000000002"
         (["000000010000000000000004"], False),  # recovery may fill the gap
     ],
 )
-def test_pg_waldump_is_asked_only_about_one_timeline(
-    others: list[str], is_asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pg_waldump_is_asked_only_about_one_timeline(others: list[str], is_asked: bool, tmp_path: Path) -> None:
     asked: list[Any] = []
-    run = _pg_wal.run
-    monkeypatch.setattr(_pg_wal, "run", lambda argv, **options: asked.append(argv) or run(argv, **options))
+
+    def waldump(directory: str, arguments: Sequence[str]) -> Completed:
+        asked.append((directory, arguments))
+        return Completed(("pg_waldump",), 1, "", "")
+
     for name in (FIRST, *others):
         (tmp_path / name).touch()
     start = Start(2 * 2**24, 1, 2**24)
-    assert tablespace_records(str(tmp_path), start, waldump="/bin/false", timeout=10) == []
+    assert tablespace_records(str(tmp_path), start, waldump=waldump, timeout=10) == []
     assert bool(asked) == is_asked
 
 

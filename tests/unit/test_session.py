@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
@@ -31,6 +30,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     public,
     timestamp,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 
 from tests.support.forked import forked
 from tests.support.user import ordinary_user
@@ -76,7 +76,8 @@ def test_a_new_session(root: str) -> None:
     assert session.record["overlay_merged_dir"] == session.path("merged")
     assert session.record["server_user"] == ME
     assert abs(datetime.fromisoformat(session.record["created_at"]).timestamp() - time.time()) < 60
-    assert sorted(os.listdir(session.directory)) == ["archive", "lock", "log", "merged", "run", "session.json", "upper"]
+    directories = ["archive", "client", "config", "lock", "log", "merged", "run", "session.json", "upper"]
+    assert sorted(os.listdir(session.directory)) == directories
     assert entries(root) == [session.id]
     for name, mode in {"": 0o700, "session.json": 0o600, "lock": 0o600, "run": 0o700, "upper": 0o700}.items():
         assert os.stat(session.path(name)).st_mode & 0o777 == mode, name
@@ -172,28 +173,34 @@ def test_what_is_cleared_away_is_no_link(root: str) -> None:
 
 
 @needs_root
-def test_the_server_user_passes_through_but_owns_only_its_part(root: str) -> None:
-    nobody = pwd.getpwnam("nobody")
+def test_nobody_enters_a_session_and_the_server_owns_only_its_part(root: str) -> None:
+    """The server sees what it needs in a root directory of its own."""
     previous = os.umask(0o077)
     try:
         session = Session.create(root, user="nobody")
     finally:
         os.umask(previous)
     status = os.stat(session.directory)
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, nobody.pw_gid, 0o710)
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o700)
     assert os.stat(root).st_mode & 0o777 == 0o711
     owners = {name: os.stat(session.path(name)).st_uid for name in os.listdir(session.directory)}
     assert {name for name, uid in owners.items() if uid} == {"merged", "run"}
-    done = run(["ls", session.path("run")], timeout=10, user="nobody", cwd="/")
-    assert done.stdout == ""
+    config = os.stat(session.path("config"))
+    assert (config.st_gid, config.st_mode & 0o777) == (pwd.getpwnam("nobody").pw_gid, 0o750)
 
 
 @needs_root
-def test_a_root_that_the_server_user_cannot_reach(root: str) -> None:
-    os.mkdir(root, 0o700)
-    with pytest.raises(SessionError, match=r"The user nobody, as whom the server will run, cannot enter"):
-        Session.create(root, user="nobody")
-    assert os.listdir(root) == []
+def test_each_session_of_root_has_a_user_of_its_own(root: str) -> None:
+    sessions = [Session.create(root, user=None) for _number in range(3)]
+    users = [int(session.record["server_user"]) for session in sessions]
+    assert len(set(users)) == 3
+    for session, uid in zip(sessions, users, strict=True):
+        with pytest.raises(KeyError):
+            pwd.getpwuid(uid)
+        with open(f"/run/instant_recovery/uids/{uid}", encoding="utf-8") as file:
+            assert file.read() == session.directory
+        assert tear_down(session) == []
+        assert not os.path.exists(f"/run/instant_recovery/uids/{uid}")
 
 
 def test_a_user_who_does_not_exist(root: str) -> None:

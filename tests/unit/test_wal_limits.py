@@ -17,12 +17,13 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
@@ -182,13 +183,18 @@ def test_a_pipe_among_archived_wal_is_not_waited_for(tmp_path: Path) -> None:
 # -- the copy's own
 
 
+def silent(_directory: str, _arguments: Sequence[str]) -> Completed:
+    """A pg_waldump that could not tell anything."""
+    return Completed(("pg_waldump",), 1, "", "")
+
+
 def test_a_segment_that_is_mostly_a_hole_is_read_up_to_its_size(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(segment())
     os.truncate(tmp_path / NAME, 1 << 40)
 
     def look() -> tuple[object, int]:
         before = _characters_read()
-        found = tablespace_records(str(tmp_path), START, waldump="/bin/false", timeout=60)
+        found = tablespace_records(str(tmp_path), START, waldump=silent, timeout=60)
         return (found, last_commit(str(tmp_path), START)), _characters_read() - before
 
     found, read = in_little_memory(look)
@@ -199,7 +205,7 @@ def test_a_segment_that_is_mostly_a_hole_is_read_up_to_its_size(tmp_path: Path) 
 def test_a_pipe_in_the_place_of_a_segment_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / NAME)
     with pytest.raises(OSError, match="not a regular file"):
-        tablespace_records(str(tmp_path), START, waldump="/bin/false", timeout=60)
+        tablespace_records(str(tmp_path), START, waldump=silent, timeout=60)
     with pytest.raises(OSError, match="not a regular file"):
         last_commit(str(tmp_path), START)
 
@@ -209,7 +215,11 @@ def test_a_program_that_says_too_much_is_not_believed(tmp_path: Path) -> None:
     waldump = tmp_path / "waldump"
     waldump.write_text("#!/bin/sh\nwhile :; do echo rmgr: Tablespace; done\n")
     waldump.chmod(0o755)
-    found = in_little_memory(lambda: tablespace_records(str(tmp_path), START, waldump=str(waldump), timeout=60))
+
+    def talkative(_directory: str, arguments: Sequence[str]) -> Completed:
+        return run([str(waldump), *arguments], timeout=60, limit=_pg_wal.WALDUMP_OUTPUT, check=False)
+
+    found = in_little_memory(lambda: tablespace_records(str(tmp_path), START, waldump=talkative, timeout=60))
     assert [(record.oid, record.location) for record in found] == [(16400, "/fast")]
 
 
