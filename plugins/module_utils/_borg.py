@@ -8,6 +8,7 @@ interface (docs/internals/frontends), never by wording; its exit status says lit
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import posixpath
@@ -169,7 +170,8 @@ class Repository:
         env, secret = self.environment()
         done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
         if done.returncode not in ACCEPTED:
-            raise self.error(argv, done.returncode, done.stderr, archive=archive)
+            error = self.error(argv, done.returncode, done.stderr, archive=archive)
+            raise self._lost(error, archive, items, len(done.stdout)) if error.msgid in LOST_CONTENT else error
         if len(done.stdout) != sum(item.size for item in items):
             raise BorgError(
                 f"borg returned {len(done.stdout)} bytes for files of archive {archive} that have "
@@ -183,6 +185,16 @@ class Repository:
             contents[item.path] = done.stdout[offset : offset + item.size]
             offset += item.size
         return contents
+
+    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> BorgError:
+        """The error of reading `items` of which so many bytes came, with the name of the one that is damaged."""
+        ends = itertools.accumulate(item.size for item in items)
+        path = next((item.path for item, end in zip(items, ends) if end > came), "")
+        return BorgError(
+            f"{self.location} has lost content of {path} in archive {archive}. {SEE_CHECK}",
+            msgid=error.msgid,
+            **error.details,
+        )
 
     def read_head(self, archive: str, item: Item, size: int) -> bytes:
         """The first `size` bytes of a file, without reading the rest."""
@@ -417,6 +429,8 @@ REPLACED = (
     "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "
     "borg remembers (borg delete --cache-only, ~/.config/borg/security)."
 )
+SEE_CHECK = "See what is damaged with borg check, and use an archive that is not."
+LOST = f"{{repository}} is damaged. {SEE_CHECK} Borg says: {{message}}"
 # What borg's errors mean, by msgid. `message` is borg's own, `question` what it asked, `remote` what ssh last said.
 EXPLANATIONS = {
     "Repository.DoesNotExist": NO_REPOSITORY,
@@ -442,7 +456,10 @@ EXPLANATIONS = {
     "Cache.RepositoryReplay": REPLACED,
     "Cache.RepositoryIDNotUnique": REPLACED,
     "Cache.EncryptionMethodMismatch": REPLACED,
+    "Repository.ObjectNotFound": LOST,
+    "IntegrityError": LOST,
 }
+LOST_CONTENT = ("Repository.ObjectNotFound", "IntegrityError")
 
 
 def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> tuple[str | None, str]:

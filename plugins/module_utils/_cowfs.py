@@ -61,9 +61,10 @@ __all__ = ["BLOCK", "COUNTERS", "WINDOW", "Content", "CowFs", "Lower", "Node", "
 BLOCK = 4096
 ZEROS = bytes(BLOCK)
 #: Unit of fetching from the lower, bytes. Borg decodes whole chunks of about 2 MiB for any read in them: half a chunk
-#: wastes little, and is fetched about as fast as 8 KiB of it. One page less than 1 MiB, the most that the kernel asks
-#: of a FUSE file system at once: 256 pages, of which the buffer, which does not begin with a page, touches one more.
-WINDOW = (1 << 20) - BLOCK
+#: wastes little, and is fetched about as fast as 8 KiB of it. Less than 1 MiB, the most that the kernel asks of a FUSE
+#: file system at once: 256 pages, of which the buffer, which does not begin with a page, touches one more. Less by the
+#: largest usual page of a database: then each page lies in one window.
+WINDOW = (1 << 20) - 4 * BLOCK
 #: Windows fetched ahead of a sequential reader, at most. They are dealt out to the readers in runs, one run to each, so
 #: that few chunks are decoded by two of them: with two readers 32 MiB, about 12 chunks of an average file.
 READ_AHEAD = 64
@@ -1529,11 +1530,15 @@ class Failures:
         self.told: dict[str, list[dict[str, Any]]] = {}
 
     def note(self, side: str, path: str, offset: int | None, reason: str) -> None:
-        self.number += side == LostError.side
+        is_lost = side == LostError.side
+        self.number += is_lost
         told = self.told.setdefault(side, [])
-        if self.path is None or len(told) >= (MOST_TOLD if side == LostError.side else 1):
+        if len(told) < (MOST_TOLD if is_lost else 1):
+            told.append({"path": path, "offset": offset, "reason": reason})
+        elif not is_lost:
             return
-        told.append({"path": path, "offset": offset, "reason": reason})
+        if self.path is None:
+            return
         temporary = f"{self.path}.tmp"
         # A full disk, most likely: the counter tells that something has failed.
         with contextlib.suppress(OSError), open(temporary, "w", opener=_private) as file:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["Failure", "failure", "failures_of", "lost_content"]
+__all__ = ["Failure", "failure", "failures_of", "lost_content", "lost_files"]
 
 LIMIT = 1 << 20  # bytes; the layer writes far less
 NAMED = 5  # files that a sentence names
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a reader or writer got an error; is_partial: all else can still be read and written."""
+    """Why a reader or writer got an error, in a sentence; is_partial: all else can still be read and written."""
 
     reason: str
     is_partial: bool
@@ -37,63 +39,100 @@ def failures_of(upper: str) -> str:
     return f"{upper}.failures"
 
 
-def lost_content(session: Session) -> str | None:
-    """A sentence that names the files of which the repository has lost content, and the cure; None where none is known.
+def lost_files(session: Session) -> list[str]:
+    """The files of which the repository has lost content, as far as somebody has asked for that; 100 at most.
 
-    Known is what somebody has asked for. For whoever fails because of an input/output error, to say why.
+    Paths are below the data directory, or in the archive for what is not there. Whoever got an input/output error may
+    find the reason here, and whoever takes one for the end of a log, that it was none.
     """
+    return [entry.path for entry in _told(session).lost]
+
+
+def lost_content(session: Session) -> str | None:
+    """A sentence that names them, and the cure; None where there are none."""
     told = _told(session)
-    paths = [_within(entry["path"], session.record) for entry in told.get("lost", ())]
-    if not paths:
+    if not told.lost:
         return None
-    number = max(len(paths), int(told.get("lost_files", 0)))
-    named = ", ".join(paths[:NAMED]) + (f" and {number - NAMED} more files" if number > NAMED else "")
-    archive = session.record["archive"] or {}
+    number = max(told.number, len(told.lost))
+    named = ", ".join(entry.path for entry in told.lost[:NAMED])
+    more = f" and {number - NAMED} more files" if number > NAMED else ""
+    repository = (session.record.get("archive") or {}).get("repository") or "REPOSITORY"
     return (
-        f"The repository has lost content of {named}, and reading it gives an input/output error. See what is damaged "
-        f"with borg check {archive.get('repository') or 'REPOSITORY'}, and start a session from an archive that is not."
+        f"The repository has lost content of {named}{more}, and reading it gives an input/output error. See what is "
+        f"damaged with borg check {repository}, and start a session from an archive that is whole."
     )
 
 
 def failure(session: Session) -> Failure:
     """Why the layer gave a reader or writer an error. What is worst comes first."""
-    told = _told(session)
-    if told.get("upper"):
+    told, lost = _told(session), lost_content(session)
+    if told.upper:
         return Failure(
-            f"The session's changes cannot be read or written any more{_where(told['upper'][0], session)}: its disk "
-            "fails. Start another session",
+            f"The session's changes cannot be read or written any more{told.upper}: its disk fails. Start another "
+            "session",
             is_partial=False,
         )
-    lost = lost_content(session)
-    if lost and not told.get("lower"):
+    if lost and not told.lower:
         return Failure(lost, is_partial=True)
-    where = _where(told["lower"][0], session) if told.get("lower") else ""
     return Failure(
-        f"The archive's data cannot be read any more{where}: the repository is out of reach, or the archive was "
-        "deleted, renamed or compacted away. What can be read is right, for the rest start another session",
+        f"The archive's data cannot be read any more{told.lower or ''}: the repository is out of reach or damaged, or "
+        "the archive was deleted, renamed or compacted away. What can be read is right, for the rest start another "
+        "session",
         is_partial=False,
     )
 
 
-def _where(entry: Mapping[str, Any], session: Session) -> str:
-    at = "" if entry["offset"] is None else f" at offset {entry['offset']}"
-    return f" ({_within(entry['path'], session.record)}{at}: {entry['reason']})"
+@dataclass(frozen=True)
+class _Entry:
+    path: str
+    offset: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        """To be put behind a word."""
+        at = "" if self.offset is None else f" at offset {self.offset}"
+        return f" ({self.path or '/'}{at}: {self.reason})"
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the layer has told; number: files with content that is lost, of which it names the first."""
+
+    lost: list[_Entry] = field(default_factory=list)
+    lower: _Entry | None = None
+    upper: _Entry | None = None
+    number: int = 0
+
+
+def _told(session: Session) -> _Told:
+    """Nothing where there was no failure, or where it cannot be understood."""
+    try:
+        name = failures_of(session.record["overlay_upper_dir"])
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            content = json.loads(file.read(LIMIT))
+        entries = {
+            side: [_entry(entry, session.record) for entry in content.get(side, ())]
+            for side in ("lost", "lower", "upper")
+        }
+        first = {side: next(iter(entries[side]), None) for side in ("lower", "upper")}
+        return _Told(entries["lost"], first["lower"], first["upper"], int(content.get("lost_files", 0)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return _Told()
+
+
+def _entry(told: Mapping[str, Any], record: Mapping[str, Any]) -> _Entry:
+    offset = told["offset"]
+    return _Entry(_within(told["path"], record), None if offset is None else int(offset), _plain(told["reason"]))
 
 
 def _within(path: str, record: Mapping[str, Any]) -> str:
     """A path of the archive as the database's documentation has it: below the data directory, if it is there."""
     directory = posixpath.normpath(record.get("data_directory") or ".")
-    inside = path[len(directory) + 1 :] if path.startswith(f"{directory}/") else path
-    return inside.encode("utf-8", "backslashreplace").decode("utf-8") or "/"
+    return _plain(path[len(directory) + 1 :] if path.startswith(f"{directory}/") else path)
 
 
-def _told(session: Session) -> dict[str, Any]:
-    """What the layer has told; nothing where it had no failure, or is another one than ours."""
-    upper = session.record["overlay_upper_dir"]
-    try:
-        descriptor = os.open(failures_of(upper), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            told: dict[str, Any] = json.loads(file.read(LIMIT))
-            return told
-    except (OSError, ValueError):
-        return {}
+def _plain(text: str) -> str:
+    """Names come from the archive: nothing in them may act on a terminal or break a line."""
+    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", printable)

@@ -167,6 +167,8 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
     """
     said = "\n".join(log)
     target = recovery.target if recovery else Target()
+    if unreadable := _unreadable(said):
+        return unreadable
     if "recovery ended before configured recovery target was reached" in said:
         return _not_reached(target, said)
     if "requested recovery stop point is before consistent recovery point" in said:
@@ -193,6 +195,8 @@ def check_outcome(recovery: Recovery | None, log: Sequence[str]) -> str | None:
     From PostgreSQL 13 on a target that was not reached is an error to the server, from 14 on WAL that lacks data is.
     """
     said = "\n".join(log)
+    if unreadable := _unreadable(said):
+        return unreadable
     if "WAL was generated with" in said:
         return MINIMAL
     if recovery is not None and recovery.target.setting is not None and "recovery stopping" not in said:
@@ -227,6 +231,12 @@ def read_recovered(data_directory: str, *, copy: str | None = None) -> dict[str,
     target, reached = found.get("target"), found.get("recovered_to")
     is_whole = isinstance(reached, dict) and reached.keys() == {"time", "lsn", "timeline", "reason"}
     return found if is_whole and (target is None or isinstance(target, str)) else None
+
+
+def _unreadable(said: str) -> str | None:
+    """That recovery met WAL which cannot be read: to the server it ends there, as after a crash."""
+    match = re.search(r"could not read from (?:log|WAL) segment (\w+),.*: Input/output error", said)
+    return f"Segment {match[1]} of the WAL cannot be read: Input/output error. Use another archive." if match else None
 
 
 def _not_reached(target: Target, said: str) -> str:
