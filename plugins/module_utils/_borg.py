@@ -429,7 +429,7 @@ REPLACED = (
     "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "
     "borg remembers (borg delete --cache-only, ~/.config/borg/security)."
 )
-SEE_CHECK = "See what is damaged with borg check, and use an archive that is not."
+SEE_CHECK = "See what is damaged with borg check, and use an archive that is whole."
 LOST = f"{{repository}} is damaged. {SEE_CHECK} Borg says: {{message}}"
 # What borg's errors mean, by msgid. `message` is borg's own, `question` what it asked, `remote` what ssh last said.
 EXPLANATIONS = {
