@@ -634,7 +634,7 @@ def test_many_small_files_fit_where_few_large_ones_do(place: Path, lower: Path) 
     for number in range(count):
         (lower / f"{number}").write_bytes(DATA[number : number + size])
     counters = place / "counters"
-    options = ["--cache-size", str(10 << 20), "--counters", str(counters)]
+    options = ["--cache-size", str(20 << 20), "--counters", str(counters)]
     with Layer(lower=[lower], directory=place / "layer", options=options) as layer, mmap.mmap(-1, size // 2) as buffer:
         for half in range(2):
             for number in range(count):
@@ -644,7 +644,7 @@ def test_many_small_files_fit_where_few_large_ones_do(place: Path, lower: Path) 
                 assert buffer[:] == DATA[number + half * len(buffer) :][: len(buffer)], number
         fetched, _written, cached, _errors = struct.unpack("4Q", counters.read_bytes())
         assert fetched == count * size
-        assert cached <= 10 << 20
+        assert cached <= 20 << 20
 
 
 def test_the_cache_gives_back_what_was_put_into_it(memory: Path) -> None:
