@@ -8,6 +8,7 @@ interface (docs/internals/frontends), never by wording; its exit status says lit
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import posixpath
@@ -199,7 +200,8 @@ class Repository:
         except OutputError as error:
             raise self._wrong_size(f"more than {size}", archive, items, error.stderr) from error
         if done.returncode not in ACCEPTED:
-            raise self.error(argv, done.returncode, done.stderr, archive=archive)
+            failed = self.error(argv, done.returncode, done.stderr, archive=archive)
+            raise self._lost(failed, archive, items, len(done.stdout)) if failed.msgid in LOST_CONTENT else failed
         if len(done.stdout) != size:
             raise self._wrong_size(str(len(done.stdout)), archive, items, done.stderr)
         contents, offset = {}, 0
@@ -215,6 +217,16 @@ class Repository:
             "valid UTF-8.",
             files=[item.path for item in items],
             stderr=_in_words(parse_log(stderr)),
+        )
+
+    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> BorgError:
+        """The error of reading `items` of which so many bytes came, with the name of the one that is damaged."""
+        ends = itertools.accumulate(item.size for item in items)
+        path = next((item.path for item, end in zip(items, ends) if end > came), "")
+        return BorgError(
+            f"{self.location} has lost content of {path} in archive {archive}. {SEE_CHECK}",
+            msgid=error.msgid,
+            **error.details,
         )
 
     def read_head(self, archive: str, item: Item, size: int) -> bytes:
@@ -449,6 +461,8 @@ REPLACED = (
     "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "
     "borg remembers (borg delete --cache-only, ~/.config/borg/security)."
 )
+SEE_CHECK = "See what is damaged with borg check, and use an archive that is whole."
+LOST = f"{{repository}} is damaged. {SEE_CHECK} Borg says: {{message}}"
 # What borg's errors mean, by msgid. `message` is borg's own, `question` what it asked, `remote` what ssh last said.
 EXPLANATIONS = {
     "Repository.DoesNotExist": NO_REPOSITORY,
@@ -474,7 +488,10 @@ EXPLANATIONS = {
     "Cache.RepositoryReplay": REPLACED,
     "Cache.RepositoryIDNotUnique": REPLACED,
     "Cache.EncryptionMethodMismatch": REPLACED,
+    "Repository.ObjectNotFound": LOST,
+    "IntegrityError": LOST,
 }
+LOST_CONTENT = ("Repository.ObjectNotFound", "IntegrityError")
 
 
 def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> tuple[str | None, str]:

@@ -7,7 +7,7 @@
 A stand-alone program (``overlay_mount`` brings this very file to the host): standard library and pyfuse3 only. ::
 
     cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other]
-          [--counters FILE] [--bell FIFO] MOUNTPOINT
+          [--counters FILE] [--failures FILE] [--bell FIFO] MOUNTPOINT
 
 Reading top to bottom:
 
@@ -26,6 +26,7 @@ between two ``await`` is therefore atomic, and every check that an ``await`` may
 from __future__ import annotations
 
 import argparse
+import array
 import collections
 import contextlib
 import ctypes
@@ -34,6 +35,7 @@ import fcntl
 import functools
 import inspect
 import itertools
+import json
 import logging
 import math
 import mmap
@@ -57,10 +59,12 @@ __all__ = ["BLOCK", "COUNTERS", "WINDOW", "Content", "CowFs", "Lower", "Node", "
 
 #: Unit of copying, bytes: a page of the kernel's cache, which sends whole pages; a PostgreSQL page is two of it.
 BLOCK = 4096
+ZEROS = bytes(BLOCK)
 #: Unit of fetching from the lower, bytes. Borg decodes whole chunks of about 2 MiB for any read in them: half a chunk
-#: wastes little, and is fetched about as fast as 8 KiB of it. One page less than 1 MiB, the most that the kernel asks
-#: of a FUSE file system at once: 256 pages, of which the buffer, which does not begin with a page, touches one more.
-WINDOW = (1 << 20) - BLOCK
+#: wastes little, and is fetched about as fast as 8 KiB of it. Less than 1 MiB, the most that the kernel asks of a FUSE
+#: file system at once: 256 pages, of which the buffer, which does not begin with a page, touches one more. Less by the
+#: largest usual page of a database: then each page lies in one window.
+WINDOW = (1 << 20) - 4 * BLOCK
 #: Windows fetched ahead of a sequential reader, at most. They are dealt out to the readers in runs, one run to each, so
 #: that few chunks are decoded by two of them: with two readers 32 MiB, about 12 chunks of an average file.
 READ_AHEAD = 64
@@ -70,8 +74,13 @@ NEAR = 64
 #: Planned windows that a reader fetches before one that is waited for. Taken out of their order, windows have Borg
 #: decode a chunk again: it forgets one that has been read to its end.
 PATIENCE = 16
-#: Fetched windows kept in memory until they have been read. Beyond these, the oldest go to the cache file.
-HOT_WINDOWS = 72
+#: Bytes of fetched windows kept in memory until they have been read, and how many windows at most: those of small files
+#: cost more than their bytes. Beyond these, the oldest go to the cache file.
+HOT_BYTES = 72 * WINDOW
+MOST_HOT = 1000
+#: Unit of the cache file, bytes, and how many windows it keeps at most: what is known of them is in memory.
+PIECE = 4 * BLOCK
+MOST_CACHED = 20_000
 #: Open lower files of each reader, and open upper files: least recently used are closed.
 OPEN_FILES = 256
 #: Seconds for which the kernel may keep names and attributes: all changes go through it, so for ever.
@@ -82,11 +91,21 @@ BATCH = 64
 NAME_MAX = 255
 #: Files that can be made in the upper are kept in reserve too: each file that is changed for the first time needs one.
 FILES_RESERVE = 256
+#: Errors that those who write get as they are; all others are failures, and look like one of the disk (EIO).
+USERS_OWN = (errno.ENOSPC, errno.EFBIG)
+#: Files with a failure that the log names, and of these the file of failures.
+MOST_COMPLAINTS, MOST_TOLD = 1000, 100
+#: Pieces of the lower of which each is known to end a mount that is asked for it: after that many nothing is asked for.
+MOST_LOST = 10_000
+#: How often a request is made anew after the mount that it was made of had ended before it came there.
+ATTEMPTS = 10
 #: What the file of counters holds, in this order, 64 bits each in the machine's byte order: bytes fetched from the
 #: lower, bytes written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
 COUNTERS = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")
 #: Seconds without a fetch after which memory that only serves fetching is given back.
 REST = 30
+#: Of mallopt(3).
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
 #: What asks the program to end.
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
@@ -96,8 +115,10 @@ GRACE = 2
 REVIVAL = 20
 #: Seconds between two looks whether a dead one is back.
 REVIVAL_LOOK = 0.25
-#: What a lower mount answers when its server has died.
+#: What a lower mount answers when its server has died: to requests after that, and to those that it died over.
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+#: Seconds between two looks whether others are done with a mount that one request needs alone.
+TURN_LOOK = 0.01
 
 log = logging.getLogger("cowfs")
 Base: Any = pyfuse3.Operations if pyfuse3 else object
@@ -113,14 +134,15 @@ class CowFs(Base):  # type: ignore[misc]
     # kernel holds of the file: read-write pgbench falls from 100 % to 35 % of native. Its price is paid by `Space`.
     enable_writeback_cache = True
 
-    def __init__(self, lower: Lower, upper: str, owner: tuple[int, int] | None) -> None:
+    def __init__(self, lower: Lower, upper: str, owner: tuple[int, int] | None, failures: Failures) -> None:
         super().__init__()
         self.lower = lower
         self.upper = upper
         self.owner = owner
         self.space = Space(upper, lower.cache)
         self.uppers = FileTable(OPEN_FILES)
-        self.complaints: set[tuple[int, int | None]] = set()
+        self.failures = failures
+        self.complaints: set[tuple[int, int, str]] = set()
         self.hard_links: dict[int, Node] = {}
         self.listings: dict[int, tuple[Node, list[bytes]]] = {}
         self.next_listing = 0
@@ -313,15 +335,20 @@ class CowFs(Base):  # type: ignore[misc]
         directory, names = self.listings[fh]
         if start_id == 0:
             names[:] = await self._names(directory)
-        for position in range(start_id, len(names)):
-            if (position - start_id) % BATCH == 0:
+        own = ((b".", directory), (b"..", directory.parent))  # of these the kernel takes no reference
+        for position, (name, node) in enumerate(own[start_id:], start_id):
+            if not pyfuse3.readdir_reply(token, name, node.entry(), position + 1):
+                return
+        first = max(0, start_id - len(own))
+        for position in range(first, len(names)):
+            if (position - first) % BATCH == 0:
                 await self._adopt_all(directory, names[position : position + BATCH])
             # The kernel enters what it is told: a name that is gone, or another file's by now, must not come back.
-            node = directory.children.get(names[position])
-            if node is not None:
-                if not pyfuse3.readdir_reply(token, names[position], node.entry(), position + 1):
+            found = directory.children.get(names[position])
+            if found is not None:
+                if not pyfuse3.readdir_reply(token, names[position], found.entry(), position + len(own) + 1):
                     return
-                node.lookups += 1
+                found.lookups += 1
 
     async def releasedir(self, fh: int) -> None:
         directory, names = self.listings.pop(fh)
@@ -367,7 +394,7 @@ class CowFs(Base):  # type: ignore[misc]
         """Enter these names, as far as the lower has them and the tree has not."""
         if parent.lower is not None and any(name not in parent.children for name in names):
             # Asked for all of them: what is known now may be forgotten while this waits.
-            for name, found in await self._ask(functools.partial(_stat_all, names), parent.lower):
+            for name, found in await self._ask(_stat_all, parent.lower, *names):
                 self._adopt(parent, name, found)
 
     def _adopt(self, parent: Node, name: bytes, found: os.stat_result) -> None:
@@ -450,12 +477,14 @@ class CowFs(Base):  # type: ignore[misc]
         if await self._names(directory):
             raise pyfuse3.FUSEError(errno.ENOTEMPTY)
 
-    async def _ask(self, function: Callable[[bytes], Any], path: bytes | None) -> Any:
+    async def _ask(self, function: Callable[..., Any], path: bytes | None, *names: bytes) -> Any:
         """A system call on a path of the lower."""
         try:
-            return await self.lower.call(function, path or b"")
+            return await self.lower.call(function, path or b"", *names)
         except OSError as error:
-            raise pyfuse3.FUSEError(self._complain(path or b"", None, LowerError(*error.args))) from None
+            found = error if isinstance(error, LowerError) else LowerError(*error.args)
+            whole = os.path.join(path or b"", *names[:1]) if len(names) == 1 else path or b""
+            raise pyfuse3.FUSEError(self._complain(whole, None, found)) from None
 
     # -- helpers: content
 
@@ -475,19 +504,34 @@ class CowFs(Base):  # type: ignore[misc]
 
     def _complain(self, path: bytes, offset: int | None, error: OSError) -> int:
         """Log a failure once per file and reason; return the error number for the caller."""
-        number = error.errno if error.errno == errno.ENOSPC else errno.EIO
-        if number == errno.EIO:
-            self.lower.counters.add(io_errors=1)
-        key = (hash(path), number)
-        if key not in self.complaints and len(self.complaints) < 1000:
+        number: int = error.errno if error.errno in USERS_OWN else errno.EIO
+        side = error.side if isinstance(error, LowerError) else "upper"
+        key = (hash(path), number, side)
+        if key not in self.complaints and len(self.complaints) < MOST_COMPLAINTS:
             self.complaints.add(key)
-            side = "lower" if isinstance(error, LowerError) else "upper"
-            log.error("%s: %s at offset %s: %s", side, os.fsdecode(path) or "/", offset, error.strerror or error)
+            reason = error.strerror or str(error)
+            where = "" if offset is None else f" at offset {offset}"
+            log.error("%s: %s%s: %s", side, os.fsdecode(path) or "/", where, reason)
+            if number == errno.EIO:
+                self.failures.note(side, os.fsdecode(path), offset, reason)
+        if number == errno.EIO:
+            self.lower.counters.add(io_errors=1)  # last: who sees it finds out why
         return number
 
 
 class LowerError(OSError):
     """The lower cannot be read, as opposed to all that may be wrong with the upper."""
+
+    side = "lower"
+
+
+class LostError(LowerError):
+    """The lower can be read, but has lost this piece of content."""
+
+    side = "lost"
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "the archive has lost content of it: see what borg check says of the repository")
 
 
 class Reporting:
@@ -503,10 +547,15 @@ class Reporting:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, OSError):
-            raise pyfuse3.FUSEError(self.fs._complain(self.node.path(), self.offset, error)) from None
+            raise pyfuse3.FUSEError(self.fs._complain(self._path(error), self.offset, error)) from None
+
+    def _path(self, error: OSError) -> bytes:
+        """What it is called; of what is lost, where the archive has it."""
+        content = self.node.content
+        return content.lower if isinstance(error, LostError) and content else self.node.path()
 
 
-def _stat_all(names: list[bytes], directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+def _stat_all(directory: bytes, *names: bytes) -> list[tuple[bytes, os.stat_result]]:
     """The attributes of those names that exist."""
     found = []
     for name in names:
@@ -587,11 +636,11 @@ class Content:
     def __init__(self, fs: CowFs, ino: int, lower: bytes | None, size: int) -> None:
         self.fs, self.ino, self.lower = fs, ino, lower
         self.limit = self.size = size
-        self.copied: bytearray | None = None  # one bit per block of the lower file; None: no block yet
+        self.copied: Bits | None = None  # blocks of the lower file; None: no block yet
         self.differs = False
         self.last_window = -2 * NEAR
         self.streak = 0
-        self.served = bytearray()  # one bit per window that the kernel has had wholly, as far as they go
+        self.served: Bits | None = None  # windows that the kernel has had wholly; None: no window yet
 
     async def read(self, offset: int, size: int) -> Any:
         end = min(offset + size, self.size)
@@ -649,7 +698,7 @@ class Content:
     def _is_copied(self, block: int) -> bool:
         if block * BLOCK >= self.limit:
             return True
-        return self.copied is not None and bool(self.copied[block >> 3] & 1 << (block & 7))
+        return self.copied is not None and block in self.copied
 
     def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Split a range where upper and lower alternate: (start, stop, from upper)."""
@@ -693,17 +742,17 @@ class Content:
             self.fs.lower.prefetch(self, window + 1, min(window + ahead, (self.limit - 1) // WINDOW))
 
     def was_served(self, window: int) -> bool:
-        return window >> 3 < len(self.served) and bool(self.served[window >> 3] & 1 << (window & 7))
+        return self.served is not None and window in self.served
 
     def note_served(self, window: int) -> None:
-        self.served.extend(bytes(max(0, (window >> 3) + 1 - len(self.served))))
-        self.served[window >> 3] |= 1 << (window & 7)
+        self.served = self.served or Bits()
+        self.served.add(window)
 
     async def _copy_block(self, block: int) -> None:
         start = block * BLOCK
         data = await self._lower_bytes(start, start + BLOCK)
         if not self._is_copied(block):  # Another writer may have been quicker.
-            self._store_upper(start, data[: self.limit - start])  # or a truncation: what it cut off stays off
+            self._store_upper(start, bytes(data[: self.limit - start]))  # or a truncation: what it cut off stays off
             self._mark(start, start + BLOCK)
 
     def _store(self, offset: int, data: bytes) -> None:
@@ -712,22 +761,70 @@ class Content:
         self.size = max(self.size, offset + written)
 
     def _store_upper(self, offset: int, data: bytes) -> int:
-        """Write to the upper file, all of it or ENOSPC: what a full disk kept is not marked, so it does not show."""
+        """Write to the upper file, all of it or ENOSPC: what a full disk kept is not marked, so it does not show.
+
+        Zeros are left out where the upper file has a hole, which reads as zeros: servers write logs full of them ahead.
+        """
         self.differs = True
-        view, done = memoryview(data), 0
-        while done < len(view):
-            done += os.pwrite(self._file(), view[done:], offset + done)
-        self.fs.lower.counters.add(written_bytes=done)
-        return done
+        view = memoryview(data)
+        for start, stop, is_zero in _runs_of_zeros(data, offset):
+            if is_zero and _is_hole(self._file(), offset + start, offset + stop):
+                continue
+            done = start
+            while done < stop:
+                done += os.pwrite(self._file(), view[done:stop], offset + done)
+            self.fs.lower.counters.add(written_bytes=stop - start)
+        return len(data)
 
     def _mark(self, start: int, stop: int) -> None:
         stop = min(stop, self.limit)
         if start >= stop:
             return
-        if self.copied is None:
-            self.copied = bytearray((self.limit + BLOCK * 8 - 1) // (BLOCK * 8))
+        self.copied = self.copied or Bits()
         for block in range(start // BLOCK, (stop + BLOCK - 1) // BLOCK):
-            self.copied[block >> 3] |= 1 << (block & 7)
+            self.copied.add(block)
+
+
+def _runs_of_zeros(data: bytes, offset: int) -> Iterator[tuple[int, int, bool]]:
+    """Split what is to be written at offset where blocks of zeros and others alternate: start, stop, whether zeros."""
+    start, position, was_zero = 0, 0, False
+    while position < len(data):
+        upto = min(len(data), position + BLOCK - (offset + position) % BLOCK)
+        is_zero = upto - position == BLOCK and data.startswith(ZEROS, position)
+        if is_zero != was_zero and position > start:
+            yield start, position, was_zero
+            start = position
+        position, was_zero = upto, is_zero
+    yield start, position, was_zero
+
+
+def _is_hole(file: int, start: int, stop: int) -> bool:
+    try:
+        return os.lseek(file, start, os.SEEK_DATA) >= stop
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nothing but a hole to the end; others: it cannot be told
+
+
+class Bits:
+    """Numbers, a bit for each, in pages that are made when the first of theirs is added.
+
+    The end of a sparse file may be petabytes away: what is touched there must not take memory for all that is before.
+    """
+
+    __slots__ = ("pages",)
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+
+    def __contains__(self, number: int) -> bool:
+        page = self.pages.get(number >> 12)
+        return page is not None and bool(page[number >> 3 & 511] & 1 << (number & 7))
+
+    def add(self, number: int) -> None:
+        page = self.pages.get(number >> 12)
+        if page is None:
+            page = self.pages[number >> 12] = bytearray(512)
+        page[number >> 3 & 511] |= 1 << (number & 7)
 
 
 class Space:
@@ -857,7 +954,9 @@ class Reader:
         self.demands: collections.deque[Any] = collections.deque()
         self.plans: collections.deque[Any] = collections.deque()
         self.wake = trio.Event()
-        self.busy = self.dead = False
+        self.busy = self.dead = self.reserved = False
+        self.calls = 0  # requests for names and attributes under way
+        self.born = -math.inf  # when this mount came in the place of another one
         self.owes_plan = False
         # The mount's root is held: by its path a mount that is gone would look like an empty directory.
         self.root = os.open(mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -879,11 +978,11 @@ class Reader:
     def load(self) -> int:
         return len(self.demands) + self.busy
 
-    def died(self, error: OSError) -> bool:
-        """Whether the error says that the server of this mount has died, which is then remembered."""
+    def died(self, error: OSError, born: float) -> bool:
+        """Whether the error says that the server of this mount, or its predecessor, has died, which is remembered."""
         if error.errno not in DEAD:
             return False
-        if not self.dead:
+        if not self.dead and self.born == born:
             self.dead = True
             log.warning("the lower mount %s is gone: %s", self.mount, error.strerror)
         return True
@@ -911,11 +1010,30 @@ class Reader:
             os.close(self.retired[1])
         self.retired = self.files, self.root
         self.files, self.root, self.device = FileTable(OPEN_FILES), root, device
-        self.dead = False
+        self.dead, self.born = False, trio.current_time()
         log.info("the lower mount %s is back", self.mount)
+
+    def call(self, function: Callable[..., Any], path: bytes, *names: bytes) -> Any:
+        """Runs in a worker thread, beside others."""
+        with self._told_apart():
+            return function(self.path(path), *names)
 
     def fetch(self, path: bytes, index: int) -> bytes:
         """Runs in a worker thread, one at a time."""
+        with self._told_apart():
+            return self._fetched(path, index)
+
+    @contextlib.contextmanager
+    def _told_apart(self) -> Iterator[None]:
+        """Of a mount that is dead all errors are those of a dead one."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EIO:
+                os.statvfs(self.path(b""))
+            raise
+
+    def _fetched(self, path: bytes, index: int) -> bytes:
         try:
             # Direct: what is fetched is kept here, so a second copy in the page cache of the lower mount is waste.
             return self._fetch(path, index, os.O_DIRECT)
@@ -955,7 +1073,12 @@ def _abandon() -> dict[str, bool]:
 
 
 class Lower:
-    """The lower directory, seen through one or several identical mounts."""
+    """The lower directory, seen through one or several identical mounts.
+
+    Borg ends when content is missing, damaged, or not where it was (after C(borg compact), where a new Borg finds it).
+    So a piece of the lower over which a mount has died is asked for once more, of a mount that was made after that, and
+    alone. Should that die as well, the piece is lost: it gives an error from then on, and the rest is served.
+    """
 
     def __init__(self, mounts: list[str], cache: Cache, bell: str | None = None) -> None:
         self.readers = [Reader(mount) for mount in mounts]
@@ -964,21 +1087,125 @@ class Lower:
         self.counters = cache.counters
         self.run = READ_AHEAD // len(mounts)
         self.hot: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
+        self.hot_bytes = 0
         self.awaited: dict[tuple[int, int], Fetch] = {}
         self.died = trio.Event()
+        self.died_at = -math.inf
         self.none_since = math.inf  # when the last of the mounts has died
+        self.suspects: dict[Piece, float] = {}  # what mounts died over, perhaps, and when
+        self.lost: set[Piece] = set()
+        self.on_trial, self.trials = trio.open_memory_channel(math.inf)
 
-    async def call(self, function: Callable[[bytes], Any], path: bytes) -> Any:
-        """A system call on a path of the lower, in a worker thread; the first mount that lives answers."""
-        while await self.some_alive():
-            reader = self.alive()[0]
+    async def call(self, function: Callable[..., Any], path: bytes, *names: bytes) -> Any:
+        """A system call on a path of the lower, in a worker thread; a mount that lives answers."""
+        piece = (path, function.__name__, names)
+        self.check(piece)
+        for _attempt in range(ATTEMPTS):
+            if piece in self.suspects:
+                trial = Request(piece, lambda reader: reader.call(function, path, *names))
+                self.on_trial.send_nowait(trial)
+                return await trial.result()
+            reader = await self._free_one()
+            if reader is None:
+                break
+            born = reader.born
+            reader.calls += 1
             try:
-                return await _in_thread(function, reader.path(path))
+                return await _in_thread(reader.call, function, path, *names)
             except OSError as error:
-                if not reader.died(error):
-                    raise
-                self.died.set()
+                self.judge(reader, born, error, piece)
+            finally:
+                reader.calls -= 1
         raise LowerError(errno.EIO, "no lower mount is left")
+
+    async def _free_one(self) -> Reader | None:
+        """A mount that no request needs alone, or None when none lives any more."""
+        while await self.some_alive():
+            free = [reader for reader in self.alive() if not reader.reserved]
+            if free:
+                return free[0]
+            await trio.sleep(TURN_LOOK)
+        return None
+
+    def check(self, piece: Piece) -> None:
+        """Refuse what is lost."""
+        if piece in self.lost or len(self.lost) >= MOST_LOST:
+            raise LostError
+
+    def judge(self, reader: Reader, born: float, error: OSError, piece: Piece, alone: bool = False) -> None:
+        """What an error of a mount means. Returns where the request is to be made anew, and raises where not."""
+        if not reader.died(error, born):
+            self.suspects.pop(piece, None)
+            raise LostError if error.errno == errno.EIO else LowerError(error.errno, error.strerror)
+        self.died.set()
+        self.died_at = trio.current_time()
+        if error.errno != errno.ECONNABORTED:  # it had died before
+            return
+        self._forget_plans(piece[0])
+        if alone:
+            self.suspects.pop(piece, None)
+            self.lost.add(piece)
+            raise LostError
+        if len(self.suspects) < MOST_LOST:
+            self.suspects.setdefault(piece, self.died_at)
+
+    def _forget_plans(self, path: bytes) -> None:
+        """Do not read ahead in a file over which a mount may have died: the next windows may be of the same chunk."""
+        for reader in self.readers:
+            dropped = [fetch for fetch in reader.plans if fetch.content.lower == path and not fetch.is_awaited]
+            for fetch in dropped:
+                reader.plans.remove(fetch)
+                del self.awaited[fetch.key]
+
+    async def try_suspects(self) -> None:
+        """One after the other, each alone with a mount."""
+        async for request in self.trials:
+            try:
+                self.check(request.piece)
+                request.value = await self._try(request)
+            except OSError as error:
+                request.error = error
+            self._settle(request)
+
+    async def _try(self, request: Request) -> Any:
+        for _attempt in range(ATTEMPTS):
+            reader = await self._reserve(self.suspects.get(request.piece, -math.inf))
+            if reader is None:
+                break
+            born = reader.born
+            try:
+                value = await _in_thread(request.make, reader)
+                self.suspects.pop(request.piece, None)
+                return value
+            except OSError as error:
+                self.judge(reader, born, error, request.piece, alone=True)
+            finally:
+                self._release(reader)
+        raise LowerError(errno.EIO, "its mount has ended, and none has come in its place")
+
+    async def _reserve(self, since: float) -> Reader | None:
+        """A mount that was made after that time, for one request alone; None where none comes.
+
+        Where nobody makes new ones, one that is left.
+        """
+        while await self.some_alive():
+            fresh = [reader for reader in self.alive() if reader.born > since or not self._is_attended()]
+            if fresh:
+                reader = min(fresh, key=lambda one: one.load)
+                reader.reserved = True
+                while reader.busy or reader.calls:
+                    await trio.sleep(TURN_LOOK)
+                if not reader.dead:
+                    return reader
+                self._release(reader)
+            elif trio.current_time() > max(since, self.died_at) + REVIVAL and not self._is_being_mounted():
+                break
+            await trio.sleep(REVIVAL_LOOK)
+        return None
+
+    def _release(self, reader: Reader) -> None:
+        reader.reserved = False
+        reader.wake.set()
 
     async def some_alive(self) -> bool:
         """Whether a mount lives, or has come back in time."""
@@ -990,6 +1217,14 @@ class Lower:
             if is_over or (self.bell is not None and not os.path.lexists(self.bell)):
                 return False
             await trio.sleep(REVIVAL_LOOK)
+        return True
+
+    def _is_attended(self) -> bool:
+        """Whether somebody makes a new mount when one has ended."""
+        try:
+            self._bell().close()
+        except OSError:
+            return False
         return True
 
     def _ring(self) -> None:
@@ -1035,20 +1270,24 @@ class Lower:
             if cached is not None:
                 return cached
             if content.was_served(index):  # The kernel has dropped what it had: read-ahead begins anew.
-                content.served.clear()
+                content.served = None
+            self.check((content.lower, index))
             fetch = self.awaited.get(key) or self._queue(content, index)
             window = await fetch.result()
         piece = window.cut(start, stop)
         if len(piece) != stop - start:
             raise LowerError(errno.EIO, "the archive's file is shorter than its recorded size")
         if window.used_up:  # The kernel has all of it in its page cache.
-            self.hot.pop(key, None)
+            if key in self.hot:
+                self._cool(key)
             content.note_served(index)
         return piece
 
     def prefetch(self, content: Content, first: int, last: int) -> None:
         for index in range(first, last + 1):
-            if len(self.awaited) >= READ_AHEAD:  # What several scans plan together has to find room, too.
+            piece = (content.lower, index)
+            # What several scans plan together has to find room, too; and ahead of what somebody asks for no mount dies.
+            if len(self.awaited) >= READ_AHEAD or piece in self.suspects or piece in self.lost:
                 break
             if not self.knows(content, index):
                 self._queue(content, index, demand=False)
@@ -1061,7 +1300,7 @@ class Lower:
     def forget(self, ino: int) -> None:
         """A file is gone: its windows in memory are of no use (those on disk age out)."""
         for key in [key for key in self.hot if key[0] == ino]:
-            del self.hot[key]
+            self._cool(key)
 
     def _queue(self, content: Content, index: int, demand: bool = True) -> Fetch:
         fetch = Fetch(content, index)
@@ -1070,6 +1309,10 @@ class Lower:
         return fetch
 
     def _assign(self, fetch: Fetch, demand: bool) -> None:
+        if fetch.piece in self.suspects:
+            fetch.reader = None
+            self.on_trial.send_nowait(fetch)
+            return
         alive = self.alive() or self.readers  # When none lives, the dead one's error is the answer.
         fetch.reader = alive[(fetch.content.ino + fetch.index // self.run) % len(alive)]
         if demand:
@@ -1080,26 +1323,46 @@ class Lower:
     async def serve(self, reader: Reader) -> None:
         """The loop of one reader: what somebody waits for first, then what is planned."""
         while True:
-            while not (reader.demands or reader.plans):
+            while reader.reserved or not (reader.demands or reader.plans):
                 reader.wake = trio.Event()
                 await reader.wake.wait()
             fetch = reader.next()
-            reader.busy = True
+            born, reader.busy = reader.born, True
             try:
-                fetch.window = Window(await _in_thread(reader.fetch, fetch.content.lower, fetch.index))
-                self.counters.add(fetched_bytes=len(fetch.window.data))
-                self._keep(fetch.key, fetch.window)
+                fetch.value = await _in_thread(fetch.make, reader)
             except OSError as error:
-                if reader.died(error):
-                    self.died.set()
-                    if await self.some_alive():
-                        self._assign(fetch, demand=True)
-                        continue
                 fetch.error = error
             finally:
                 reader.busy = False
-            del self.awaited[fetch.key]
-            fetch.done.set()
+            if fetch.error is None or not await self._is_made_anew(fetch, reader, born, fetch.error):
+                self._settle(fetch)
+
+    async def _is_made_anew(self, fetch: Fetch, reader: Reader, born: float, error: OSError) -> bool:
+        """What becomes of a fetch that has failed; its error is what to tell where this is the end of it."""
+        fetch.error = LowerError(errno.EIO, "no lower mount is left")
+        fetch.attempts += 1
+        try:
+            self.judge(reader, born, error, fetch.piece)
+        except OSError as final:
+            fetch.error = final
+            return False
+        if fetch.piece in self.suspects:
+            is_to_be = fetch.is_awaited
+        else:
+            is_to_be = fetch.attempts < ATTEMPTS and await self.some_alive()
+        if is_to_be:
+            fetch.error = None
+            self._assign(fetch, demand=True)
+        return is_to_be
+
+    def _settle(self, request: Request) -> None:
+        if isinstance(request, Fetch):
+            if request.error is None:
+                request.value = Window(request.value)
+                self.counters.add(fetched_bytes=len(request.value.data))
+                self._keep(request.key, request.value)
+            del self.awaited[request.key]
+        request.done.set()
 
     async def rest(self) -> None:
         """Give memory back after a while without fetches: a session is idle most of its life."""
@@ -1108,87 +1371,137 @@ class Lower:
             await trio.sleep(REST)
             fetched = self.counters.get("fetched_bytes")
             if fetched == before and self.hot:
-                while self.hot:
-                    key, window = self.hot.popitem(last=False)
-                    self.cache.write(key, window.data)
-                del window
+                for key in list(self.hot):
+                    self.cache.write(key, self._cool(key).data)
                 if trim:
                     trim(0)
             before = fetched
 
     def _keep(self, key: tuple[int, int], window: Window) -> None:
         self.hot[key] = window
-        while len(self.hot) > HOT_WINDOWS:
-            old_key, old = self.hot.popitem(last=False)
-            self.cache.write(old_key, old.data)
+        self.hot_bytes += len(window.data)
+        while self.hot_bytes > HOT_BYTES or len(self.hot) > MOST_HOT:
+            old = next(iter(self.hot))
+            self.cache.write(old, self._cool(old).data)
+
+    def _cool(self, key: tuple[int, int]) -> Window:
+        """Take a window out of memory."""
+        window = self.hot.pop(key)
+        self.hot_bytes -= len(window.data)
+        return window
 
 
-class Fetch:
+#: What of the lower a request is for: a path, and either a window or the name of a system call and its other arguments.
+Piece = tuple[Any, ...]
+
+
+class Request:
+    """Something to be asked of a lower mount: by make(), which runs in a worker thread."""
+
+    __slots__ = ("piece", "make", "done", "value", "error")
+
+    def __init__(self, piece: Piece, make: Callable[[Reader], Any]) -> None:
+        self.piece, self.make = piece, make
+        self.done = trio.Event()
+        self.value: Any = None
+        self.error: OSError | None = None
+
+    async def result(self) -> Any:
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # there may be several who wait
+        return self.value
+
+
+class Fetch(Request):
     """A window on its way."""
 
-    __slots__ = ("content", "index", "key", "done", "window", "error", "reader", "is_awaited")
+    __slots__ = ("content", "index", "key", "reader", "is_awaited", "attempts")
 
     def __init__(self, content: Content, index: int) -> None:
+        path = content.lower or b""
+        super().__init__((path, index), lambda reader: reader.fetch(path, index))
         self.content, self.index = content, index
         self.key = (content.ino, index)
-        self.done = trio.Event()
-        self.window: Any = None
-        self.error: OSError | None = None
         self.reader: Any = None
         self.is_awaited = False
+        self.attempts = 0
 
     async def result(self) -> Window:
         self.is_awaited = True
-        if self in itertools.islice(self.reader.plans, PATIENCE, None):
+        if self.reader is not None and self in itertools.islice(self.reader.plans, PATIENCE, None):
             self.reader.plans.remove(self)
             self.reader.demands.append(self)
-        await self.done.wait()
-        if self.error:
-            raise LowerError(self.error.errno, self.error.strerror)
-        window: Window = self.window
+        window: Window = await super().result()
         return window
 
 
 class Cache:
-    """Windows on disk, in one file without a name (it is gone when the program is), least recently used out first."""
+    """Windows on disk, in one file without a name (it is gone when the program is), least recently used out first.
+
+    The file is handed out in pieces: most windows are much smaller than the largest, where most files are small.
+    """
 
     def __init__(self, directory: str, size: int, counters: Counters) -> None:
         self.counters = counters
-        self.slots = size // WINDOW
+        self.pieces = size // PIECE
         self.file, path = tempfile.mkstemp(dir=directory)
         os.unlink(path)
-        self.used: collections.OrderedDict[tuple[int, int], int] = collections.OrderedDict()
+        self.used: collections.OrderedDict[tuple[int, int], array.array[int]] = collections.OrderedDict()
+        self.free: list[int] = []  # pieces that were used before, the next one last
+        self.begun = 0  # pieces that were ever used: the first ones
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self.used
 
     def read(self, key: tuple[int, int], start: int, stop: int) -> bytes | None:
-        slot = self.used.get(key)
-        if slot is None:
+        pieces = self.used.get(key)
+        if pieces is None:
             return None
         self.used.move_to_end(key)
-        return os.pread(self.file, stop - start, slot * WINDOW + start)
+        return b"".join(os.pread(self.file, upto - at, place) for at, upto, place in _extents(pieces, start, stop))
 
     def write(self, key: tuple[int, int], data: bytes) -> None:
-        if not self.slots:
+        needed = -(-len(data) // PIECE)
+        if not 0 < needed <= self.pieces:
             return
-        slot = self.used.popitem(last=False)[1] if len(self.used) >= self.slots else len(self.used)
+        while len(self.free) + self.pieces - self.begun < needed or len(self.used) >= MOST_CACHED:
+            self.free += reversed(self.used.popitem(last=False)[1])
+        pieces = array.array("I", [self._piece() for _number in range(needed)])
         try:
-            os.pwrite(self.file, data, slot * WINDOW)
+            for at, upto, place in _extents(pieces, 0, len(data)):
+                os.pwrite(self.file, memoryview(data)[at:upto], place)
         except OSError as error:
             self.give_up(str(error.strerror))
             return
-        self.used[key] = slot
-        self.counters.set(cache_bytes=len(self.used) * WINDOW)
+        self.used[key] = pieces
+        self.counters.set(cache_bytes=self.begun * PIECE)
+
+    def _piece(self) -> int:
+        if self.free:
+            return self.free.pop()
+        self.begun += 1
+        return self.begun - 1
 
     def give_up(self, reason: str) -> None:
         """Free its space: the cache is a convenience, changes need the space more."""
-        if self.slots:
+        if self.pieces:
             log.warning("cache given up: %s", reason)
-            self.slots = 0
+            self.pieces = 0
             self.used.clear()
             self.counters.set(cache_bytes=0)
             os.ftruncate(self.file, 0)
+
+
+def _extents(pieces: array.array[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Where bytes start to stop of a window lie in the cache's file: start and stop of each run, and its place."""
+    while start < stop:
+        number = last = start // PIECE
+        while (last + 1) * PIECE < stop and pieces[last + 1] == pieces[last] + 1:
+            last += 1
+        upto = min(stop, (last + 1) * PIECE)
+        yield start, upto, pieces[number] * PIECE + start % PIECE
+        start = upto
 
 
 class Counters:
@@ -1217,6 +1530,40 @@ class Counters:
             self.values[COUNTERS.index(name)] += amount
 
 
+class Failures:
+    """What could not be read or written, for whoever watches: a JSON file, replaced as a whole, with a key for a side.
+
+    C(lost): the archive has lost content of these files; C(lower), C(upper): one of those that could not be read or
+    written for any other reason. Of each its path, the offset (null for names and attributes), and the reason.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.number = 0
+        self.told: dict[str, list[dict[str, Any]]] = {}
+
+    def note(self, side: str, path: str, offset: int | None, reason: str) -> None:
+        is_lost = side == LostError.side
+        self.number += is_lost
+        told = self.told.setdefault(side, [])
+        if len(told) < (MOST_TOLD if is_lost else 1):
+            told.append({"path": path, "offset": offset, "reason": reason})
+        elif not is_lost:
+            return
+        if self.path is None:
+            return
+        temporary = f"{self.path}.tmp"
+        # A full disk, most likely: the counter tells that something has failed.
+        with contextlib.suppress(OSError), open(temporary, "w", opener=_private) as file:
+            json.dump({**self.told, "lost_files": self.number}, file)
+            file.flush()
+            os.rename(temporary, self.path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 # ------------------------------------------------------------------------------------------------------- program
 
 
@@ -1226,8 +1573,9 @@ def main(arguments: list[str] | None = None) -> int:
     with open("/proc/self/comm", "w") as comm:
         comm.write("cowfs")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    save_memory()
     lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)), options.bell)
-    filesystem = CowFs(lower, options.upper, options.owner)
+    filesystem = CowFs(lower, options.upper, options.owner, Failures(options.failures))
     mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs", "nodev", "nosuid"}
     if options.allow_other:
         mount_options.add("allow_other")
@@ -1252,9 +1600,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
     add("--allow-other", action="store_true", help="let other users than this one in")
     add("--counters", help="file to keep counters in")
+    add("--failures", help="file to tell in what could not be read or written")
     add("--bell", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
     return parser.parse_args(arguments)
+
+
+def save_memory() -> None:
+    """Have all threads share one heap, windows included, and what is free at its end given back.
+
+    Otherwise glibc has a heap for each few threads, in each of which windows leave holes: half as much memory again. In
+    none, that is mapped anew each time, a window costs twice the time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt:
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 8 << 20), (M_TRIM_THRESHOLD, 8 << 20)):
+            mallopt(parameter, value)
 
 
 async def serve(filesystem: CowFs) -> None:
@@ -1264,6 +1625,7 @@ async def serve(filesystem: CowFs) -> None:
             nursery.start_soon(filesystem.lower.serve, reader)
         nursery.start_soon(filesystem.lower.rest)
         nursery.start_soon(filesystem.lower.revive)
+        nursery.start_soon(filesystem.lower.try_suspects)
         nursery.start_soon(end_on_signal, filesystem.space, nursery.cancel_scope)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()

@@ -57,6 +57,7 @@ TOO_MUCH = "archive the database on its own, or name another archive."
 OID = re.compile(r"[0-9]{1,10}")
 # Dumps are read only when there is no data directory, one call of borg each: the largest few are enough to name them.
 MAXIMUM_DUMPS = 5
+NAMED = 5  # files that a sentence names
 
 
 class DatabaseChoiceError(RecoveryError):
@@ -482,7 +483,11 @@ def _postgresql_problems(
         where = f" (pg_wal leads to {wal['target']})" if wal["target"] else ""
         problems.append(f"The archive holds no WAL of it{where}.")
     if damaged:
-        problems.append(f"Borg lost content of {len(damaged)} of its files, such as {damaged[0]}.")
+        named = ", ".join(damaged[:NAMED]) + (f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else "")
+        problems.append(
+            f"Borg has lost content of {len(damaged)} of its files, as borg check --repair has found, and they cannot "
+            f"be read: {named}."
+        )
     return problems
 
 

@@ -10,7 +10,6 @@ can be started anew, but what a Borg needs to open the repository it then lacks:
 from __future__ import annotations
 
 import ctypes
-import errno
 import io
 import logging
 import os
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic, now
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import failure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
     layer_counters,
     measure,
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
 
-__all__ = ["ensure_keeper", "failure", "main"]
+__all__ = ["ensure_keeper", "main"]
 
 TICK = 2.0  # seconds between two looks, which cost some system calls; a session is that late at most
 LATER = 30.0  # seconds until the next attempt, after one to end the session that did not succeed
@@ -137,6 +136,7 @@ class _Keeper:
         self.sample = read_sample(session)
         self.next_sample = 0.0
         self.patience = 0.0  # until when no attempt to end the session is made
+        self.errors = 0  # of the layer, that were looked into
         self.usage = _Usage()
 
     def watch(self) -> int:
@@ -169,7 +169,7 @@ class _Keeper:
             self._try(chore)
 
     def _look_at_start(self) -> None:
-        self.usage = _Usage()  # a reset begins with an empty upper
+        self.usage, self.errors = _Usage(), 0  # a reset begins with an empty upper and another layer
         reason = self._too_large() or self._disk_is_full()
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
@@ -270,14 +270,21 @@ class _Keeper:
         return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
 
     def _note_failure(self) -> None:
-        """A read that failed may have been any page of any table: the session is not whole any more."""
+        """A read that failed may have been any page of any table: the session is not whole any more.
+
+        It goes on where the archive has lost some of its content, for the rest is right.
+        """
         errors = layer_counters(self.session).get("io_errors", 0)
-        if not errors or self.session.record["status"] != "active":
+        if errors == self.errors or self.session.record["status"] != "active":
             return
         with self.session.locked():
-            if self.session.record["status"] == "active":
-                self.session.update(status="failed", error_message=failure(self.session))
-                log.error("%s", self.session.record["error_message"])
+            found = failure(self.session) if errors else None
+            if found and self.session.record["status"] == "active":
+                status = "active" if found.is_partial else "failed"
+                if (status, found.reason) != ("active", self.session.record["error_message"]):
+                    self.session.update(status=status, error_message=found.reason)
+                    log.error("%s", found.reason)
+        self.errors = errors
 
     def _take_sample(self) -> None:
         if monotonic() < self.next_sample:
@@ -330,24 +337,6 @@ def _will_make_room(session: Session, free: int, total: int) -> bool:
     return is_watched and free < floor_of(session.record["free_space_floor"], total)
 
 
-def failure(session: Session) -> str:
-    """Why the layer gave a reader or writer an error, in its own words."""
-    errors = [("lower", "")]
-    with suppress(OSError):
-        lines = read_end(session.path("log/overlay.log"), LOOKED_AT).decode("utf-8", "replace").split("\n")
-        said = [line.split(" ERROR ")[1].strip() for line in lines if " ERROR " in line and " at offset " in line]
-        # A full disk is told to writers, and is no failure.
-        told = [error.partition(": ") for error in said if not error.endswith(os.strerror(errno.ENOSPC))]
-        errors += [(side, f" ({what})") for side, _colon, what in told]
-    side, what = errors[-1]
-    if side == "upper":
-        return f"The session's changes cannot be read or written any more{what}: its disk fails. Start another session"
-    return (
-        f"The archive's data cannot be read any more{what}: the repository is out of reach, or the archive was "
-        "deleted, renamed or compacted away. What can be read is right, for the rest start another session"
-    )
-
-
 def _packed() -> bytes:
     """This program as a zip file: this module and those of the collection that it needs, and what calls main."""
     import zipfile  # not for the keeper itself, which is to be small
@@ -367,7 +356,7 @@ def _packed() -> bytes:
 
 # Which these are is tested.
 NEEDED = (
-    *("_audit", "_clock", "_command", "_errors", "_files", "_keeper", "_liveness", "_metrics", "_mounts"),
+    *("_audit", "_clock", "_command", "_errors", "_files", "_keeper", "_liveness", "_lost", "_metrics", "_mounts"),
     *("_ownership", "_processes", "_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program"),
     *("_session", "_shared_memory", "_space", "_teardown", "_uids"),
 )

@@ -26,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_end
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import failures_of
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     Mount,
     is_responding,
@@ -155,6 +156,7 @@ class Overlay:
         program = _program(self.upper)
         undo.callback(_remove, program)
         undo.callback(_remove, counters_of(self.upper))
+        undo.callback(_remove, failures_of(self.upper))
         with open(program, "w", encoding="utf-8") as file:
             file.write(inspect.getsource(_cowfs))
         env = {MARKER: session.directory} if session is not None else {}
@@ -188,7 +190,8 @@ class Overlay:
             command += ["--owner", f"{owner.uid}:{owner.gid}"]
             if owner.uid != os.geteuid():
                 command.append("--allow-other")
-        return [*command, *bell, "--counters", counters_of(self.upper), self.mountpoint]
+        told = ["--counters", counters_of(self.upper), "--failures", failures_of(self.upper)]
+        return [*command, *bell, *told, self.mountpoint]
 
     def _owner(self) -> Account | None:
         if self.owner is None:
@@ -232,6 +235,7 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
     for _process, upper in servers:
         _remove(_program(upper))
         _remove(counters_of(upper))
+        _remove(failures_of(upper))
     if session is not None:
         session.release_claim(CLAIM)
     return True

@@ -158,6 +158,8 @@ def explain(log: Sequence[str], recovery: Recovery | None, missing: str | None) 
     """
     said = "\n".join(log)
     target = recovery.target if recovery else Target()
+    if unreadable := _unreadable(said):
+        return unreadable
     if "recovery ended before configured recovery target was reached" in said:
         return _not_reached(target, said)
     if "requested recovery stop point is before consistent recovery point" in said:
@@ -184,6 +186,8 @@ def check_outcome(recovery: Recovery | None, log: Sequence[str]) -> str | None:
     From PostgreSQL 13 on a target that was not reached is an error to the server, from 14 on WAL that lacks data is.
     """
     said = "\n".join(log)
+    if unreadable := _unreadable(said):
+        return unreadable
     if "WAL was generated with" in said:
         return MINIMAL
     if recovery is not None and recovery.target.setting is not None and "recovery stopping" not in said:
@@ -200,6 +204,12 @@ def check_invalid_pages(log: Sequence[str], left_out: Iterable[str]) -> None:
             f"The WAL changes pages that are not in the copy, of {', '.join(others[:5])}: the copy is damaged, or was "
             "not taken at one moment. Use another archive."
         )
+
+
+def _unreadable(said: str) -> str | None:
+    """That recovery met WAL which cannot be read: to the server it ends there, as after a crash."""
+    match = re.search(r"could not read from (?:log|WAL) segment (\w+),.*: Input/output error", said)
+    return f"Segment {match[1]} of the WAL cannot be read: Input/output error. Use another archive." if match else None
 
 
 def _not_reached(target: Target, said: str) -> str:

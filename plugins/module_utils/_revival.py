@@ -37,13 +37,16 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Archive", "Remount", "packed", "rest_after", "unpacked", "wake"]
+__all__ = ["Archive", "Pace", "Remount", "packed", "rest_after", "unpacked", "wake"]
 
 LISTING, TIMEOUT = 30.0, 60.0  # seconds for a Borg to list its repository's archives, and to mount one
 QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
 # For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
 LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
 ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that is mounted could be mounted again
+# How often it is mounted again: so many times at once, and one more after so many seconds. A lost piece takes two, and
+# the layer, which waits for 20 s, must not wait in vain.
+REMOUNTS = (20, 10.0)
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
 
@@ -123,6 +126,21 @@ class Remount:
         return next((claim for claim in claims if claim["name"] == self.name), {})
 
 
+class Pace:
+    """How often something may be done: some times at once, and over a long time once in so many seconds."""
+
+    def __init__(self, at_once: int, seconds: float) -> None:
+        self.at_once, self.seconds = at_once, seconds
+        self.left = float(at_once)
+        self.counted = 0.0
+
+    def take(self, now: float) -> float:
+        """Do it once; seconds until it may be done again."""
+        self.left = min(self.at_once, self.left + (now - self.counted) / self.seconds) - 1
+        self.counted = now
+        return max(0.0, (1 - self.left) * self.seconds)
+
+
 class Archive:
     """The mounts of a session's archive. Times are of the monotonic clock."""
 
@@ -131,6 +149,8 @@ class Archive:
         self.is_wanted = False  # whether the bell was rung since all were mounted
         self.failures = 0
         self.next_attempt = 0.0
+        self.pace = Pace(*REMOUNTS)
+        self.is_held_back = False
         self.fetched: int | None = None
         self.quiet_since = monotonic()
         self.unrecorded: dict[str, Process] = {}  # Borgs that serve already
@@ -167,7 +187,15 @@ class Archive:
             log.error("the archive cannot be mounted again: %s", problem)
         self.quiet_since = monotonic()
         self.failures = self.failures + 1 if problem else 0
-        self.next_attempt = time.monotonic() + min(60.0, 2.0 ** min(self.failures, 6) - 1)
+        pause = self.pace.take(time.monotonic())
+        if pause and not self.is_held_back:
+            log.warning(
+                "the archive had to be mounted again %d times in a short time, from now on it is once in %g s: each "
+                "read of content that the repository has lost, or moved, ends a Borg",
+                *REMOUNTS,
+            )
+        self.is_held_back = pause > 0
+        self.next_attempt = time.monotonic() + max(pause, min(60.0, 2.0 ** min(self.failures, 6) - 1))
 
     def rest(self, session: Session) -> None:
         """Let go of mounts that have not been read for long, if they can be had back."""

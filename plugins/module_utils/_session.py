@@ -96,6 +96,8 @@ OTHERS = (
     "wal",
     "upper.cowfs",
     "upper.counters",
+    "upper.failures",
+    "upper.failures.tmp",
     "keeper.pyz",
     "sample.json",
     "sample.json.tmp",

@@ -240,7 +240,9 @@ databases:
       description: What C(global/pg_control) says; null for other engines, and when it cannot be understood.
       type: dict
     problems:
-      description: Sentences about what is missing or damaged in the archive.
+      description:
+        - Sentences about what is missing or damaged in the archive.
+        - Of RV(database), with O(require_database), Ansible shows them as warnings, too.
       type: list
       elements: str
   sample:
@@ -358,7 +360,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._database
     choose_database,
     find_databases,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module, warn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
 
 
@@ -406,6 +408,8 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     if chosen is not None:
         catalogue.refuse(chosen)
         _refuse_masking(options["passphrase"], [repository.location, archive.name, *chosen.paths()])
+        for problem in chosen.problems if options["require_database"] else ():
+            warn(problem)  # it is the one to be started
     return {
         **listed,
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),

@@ -18,6 +18,7 @@ import os
 import random
 import signal
 import stat
+import struct
 import subprocess
 import tempfile
 import time
@@ -243,7 +244,68 @@ def test_listing_a_large_directory_that_changes(layer: Layer, lower: Path) -> No
     assert not layer.complaints()
 
 
+def test_a_directory_lists_itself_and_its_parent(layer: Layer, lower: Path) -> None:
+    (lower / "d" / "e").mkdir(parents=True)
+    for number in range(300):
+        (lower / "d" / f"{number}").touch()
+    (layer.root / "made").mkdir()
+    for _turn in range(2):
+        assert {".", ".."} < set(listed(layer.root / "d"))
+        assert listed(layer.root / "d")[:2] == [".", ".."]
+        assert len(listed(layer.root / "d")) == 303
+        assert listed(layer.root / "made") == [".", ".."]
+        drop_names()
+    inode = (layer.root / "d").stat().st_ino
+    assert os.stat(layer.root / "d" / "e" / "..").st_ino == os.stat(layer.root / "d" / ".").st_ino == inode
+    (layer.root / "made").rmdir()
+
+
+def listed(directory: Path) -> list[str]:
+    """Names in the order in which the kernel gives them; Python leaves two of them out."""
+    done = subprocess.run(["ls", "-f", directory], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
 # -- content
+
+
+def test_zeros_are_holes_where_there_is_nothing_else(layer: Layer, lower: Path) -> None:
+    """As servers write their logs ahead."""
+    (lower / "f").write_bytes(DATA)
+    expected = bytearray(DATA + bytes(4 * WINDOW))
+    with (layer.root / "f").open("r+b", buffering=0) as file, (layer.root / "log").open("wb", buffering=0) as log:
+        for start in range(0, 4 * WINDOW, 128 << 10):
+            os.pwrite(file.fileno(), bytes(128 << 10), len(DATA) + start)
+            os.pwrite(log.fileno(), bytes(128 << 10), start)
+        os.pwrite(file.fileno(), bytes(3 * BLOCK), 5 * BLOCK + 100)
+        expected[5 * BLOCK + 100 : 8 * BLOCK + 100] = bytes(3 * BLOCK)
+        os.pwrite(log.fileno(), b"record" + bytes(2 * BLOCK) + b"end", 3 * BLOCK - 6)
+        os.fsync(file.fileno())
+        os.fsync(log.fileno())
+        taken = sum(path.stat().st_blocks for path in layer.changes()) * 512
+        assert taken <= 8 * BLOCK, taken
+        os.pwrite(log.fileno(), bytes(BLOCK), 2 * BLOCK)  # over something else
+    assert cold(layer.root / "f") == bytes(expected)
+    assert cold(layer.root / "log") == (bytes(5 * BLOCK) + b"end").ljust(4 * WINDOW, b"\0")
+
+
+def test_a_sparse_file_of_a_petabyte_takes_no_memory(memory: Path) -> None:
+    end = 1 << 50
+    (memory / "lower").mkdir()
+    with (memory / "lower" / "f").open("wb") as file:
+        file.truncate(end)
+        os.pwrite(file.fileno(), DATA[: 2 * WINDOW], end - 2 * WINDOW)
+    with Layer(lower=[memory / "lower"], directory=memory / "layer") as layer:
+        with (layer.root / "f").open("r+b", buffering=0) as file:
+            for start in (0, end // 2, end - 2 * WINDOW):
+                assert len(os.pread(file.fileno(), 2 * WINDOW, start)) == 2 * WINDOW
+                os.pwrite(file.fileno(), b"changed", start + BLOCK)
+            forget([file.fileno()])
+            for start, data in ((0, bytes(2 * WINDOW)), (end // 2, bytes(2 * WINDOW)), (end - 2 * WINDOW, DATA)):
+                found = os.pread(file.fileno(), 2 * WINDOW, start)
+                assert found == data[:BLOCK] + b"changed" + data[BLOCK + 7 : 2 * WINDOW]
+        assert layer.peak_memory() < MEMORY_LIMIT // 2
+        assert not layer.complaints()
 
 
 def test_a_write_far_beyond_the_end_of_a_small_file(layer: Layer, lower: Path) -> None:
@@ -528,6 +590,66 @@ def test_memory_and_cache_stay_bounded_with_large_files(memory: Path) -> None:
         caches = [found.st_blocks * 512 for found in files if stat.S_ISREG(found.st_mode) and found.st_nlink == 0]
         assert 0 < sum(caches) <= cache
         assert sum(path.stat().st_blocks for path in layer.changes()) * 512 < 16 << 20
+
+
+def test_memory_stays_bounded_with_many_readers_and_writers_at_once(memory: Path) -> None:
+    """Four scans, four random readers and four writers through four mounts."""
+    size = 200 * WINDOW
+    (memory / "lower").mkdir()
+    for number in range(4):
+        with (memory / "lower" / f"{number}").open("wb") as file:
+            for _turn in range(size // WINDOW):
+                file.write(DATA[:WINDOW])
+    lowers = [memory / "lower"] * 4
+    with Layer(lower=lowers, directory=memory / "layer", options=["--cache-size", str(256 << 20)]) as layer:
+        paths = [layer.root / f"{number}" for number in range(4)]
+        with ProcessPoolExecutor(12, mp_context=multiprocessing.get_context("fork")) as pool:
+            end = time.monotonic() + 5
+            runs = [pool.submit(_scan_once, path) for path in paths]
+            runs += [pool.submit(_read_for, path, number, end) for number, path in enumerate(paths)]
+            runs += [pool.submit(_write_for, path, number, end) for number, path in enumerate(paths)]
+            for run in runs:
+                run.result()
+        assert layer.peak_memory() < MEMORY_LIMIT
+        assert not layer.complaints()
+
+
+def _scan_once(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(128 << 10):
+            pass
+
+
+def _read_for(path: Path, seed: int, end: float) -> None:
+    choose, descriptor = random.Random(seed), os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 2 * BLOCK) as buffer:
+        while time.monotonic() < end:
+            os.preadv(descriptor, [buffer], choose.randrange(200 * WINDOW // len(buffer)) * len(buffer))
+
+
+def _write_for(path: Path, seed: int, end: float) -> None:
+    choose, descriptor = random.Random(seed), os.open(path, os.O_RDWR)
+    while time.monotonic() < end:
+        os.pwrite(descriptor, DATA[: choose.choice((2 * BLOCK, WINDOW))], choose.randrange(198 * WINDOW))
+
+
+def test_many_small_files_fit_where_few_large_ones_do(place: Path, lower: Path) -> None:
+    """What is kept of the lower is counted in bytes: half of each file is read, and then the other half."""
+    count, size = 400, 8 * BLOCK
+    for number in range(count):
+        (lower / f"{number}").write_bytes(DATA[number : number + size])
+    counters = place / "counters"
+    options = ["--cache-size", str(20 << 20), "--counters", str(counters)]
+    with Layer(lower=[lower], directory=place / "layer", options=options) as layer, mmap.mmap(-1, size // 2) as buffer:
+        for half in range(2):
+            for number in range(count):
+                descriptor = os.open(layer.root / f"{number}", os.O_RDONLY | os.O_DIRECT)
+                os.preadv(descriptor, [buffer], half * len(buffer))
+                os.close(descriptor)
+                assert buffer[:] == DATA[number + half * len(buffer) :][: len(buffer)], number
+        fetched, _written, cached, _errors = struct.unpack("4Q", counters.read_bytes())
+        assert fetched == count * size
+        assert cached <= 20 << 20
 
 
 def test_the_cache_gives_back_what_was_put_into_it(memory: Path) -> None:

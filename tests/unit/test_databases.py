@@ -202,7 +202,10 @@ def test_a_damaged_control_file_is_a_problem_and_no_failure() -> None:
 def test_lost_content_is_a_problem() -> None:
     items, contents = cluster("pg")
     (found,) = find([*items, file("pg/base/5/1259")._replace(healthy=False)], contents)
-    assert found.problems == ("Borg lost content of 1 of its files, such as pg/base/5/1259.",)
+    assert found.problems == (
+        "Borg has lost content of 1 of its files, as borg check --repair has found, and they cannot be read: "
+        "pg/base/5/1259.",
+    )
 
 
 def test_hard_links_and_repeated_entries_are_read_where_their_content_is() -> None:

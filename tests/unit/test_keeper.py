@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import failure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 if TYPE_CHECKING:
@@ -19,37 +18,6 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1 << 20
 PREFIX = "2026-11-22 23:32:55,076 cowfs ERROR "
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("", "The archive's data cannot be read any more: the repository is out of reach"),
-        (
-            f"{PREFIX}lower: base/5/1259 at offset 8192: no lower mount is left\n",
-            "The archive's data cannot be read any more (base/5/1259 at offset 8192: no lower mount is left): the ",
-        ),
-        (
-            f"{PREFIX}lower: base/5/1259 at offset 0: Input/output error\n"
-            f"{PREFIX}upper: base/5/1259 at offset 0: No space left on device\n",
-            "The archive's data cannot be read any more (base/5/1259 at offset 0: Input/output error): the ",
-        ),
-        (
-            f"{PREFIX}upper: base/5/1259 at offset 8192: Input/output error\n",
-            "The session's changes cannot be read or written any more (base/5/1259 at offset 8192: Input/output error)",
-        ),
-    ],
-)
-def test_which_disk_has_failed(tmp_path: Path, said: str, expected: str) -> None:
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log/overlay.log").write_text(f"2026-11-22 23:32:55,075 cowfs WARNING other words\n{said}")
-    assert failure(Session(str(tmp_path), {})).startswith(expected)
-
-
-def test_a_pipe_in_the_place_of_the_layers_log_is_not_waited_for(tmp_path: Path) -> None:
-    (tmp_path / "log").mkdir()
-    os.mkfifo(tmp_path / "log/overlay.log")
-    assert failure(Session(str(tmp_path), {})).startswith("The archive's data cannot be read any more: ")
 
 
 class Layer:
