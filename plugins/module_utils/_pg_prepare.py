@@ -146,8 +146,7 @@ def catalog_script(*, major: int, verifier: str, read_only: bool) -> str:
     role = (
         f"{SESSION_ROLE} superuser login connection limit -1 valid until 'infinity' password {quote_literal(verifier)}"
     )
-    # In 12's catalog the column may not be null; it holds the name of no slot then.
-    no_slot = "null" if major >= 13 else quote_literal(NO_SLOT)
+    no_slot = "null" if major >= 13 else quote_literal(NO_SLOT)  # 12's column may not be null
     tied = "subenabled or subslotname is not null" if major >= 13 else f"subenabled or subslotname <> {no_slot}"
     versions = "datcollversion, pg_database_collation_actual_version(oid)" if major >= 15 else "null, null"
     statements = (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import now
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account, find_program, identity
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import (
     open_regular,
@@ -662,6 +662,7 @@ def _populate(directory: str, user: str, record: Mapping[str, Any]) -> None:
 
     Nobody else enters it: what the server is to see of it is put into the server's own root directory.
     """
+    identity(user)  # refused where only root could arrange it
     owner = account(user)
     root, name = os.path.split(directory)
     with _held(root) as top:

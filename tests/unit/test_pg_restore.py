@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import WalServer
 
@@ -34,7 +34,7 @@ class Archive:
 
 
 def serve(archive: Any, directory: Path) -> WalServer:
-    return WalServer(archive, str(directory), pwd.getpwuid(os.geteuid()))
+    return WalServer(archive, str(directory), Account("me", os.geteuid(), os.getegid()))
 
 
 def ask(server: WalServer, name: str, target: Path) -> int:

@@ -137,14 +137,6 @@ def test_the_mark_finds_what_was_never_recorded(start: Start, tmp_path: Path) ->
     assert marked(session) == []
 
 
-def test_a_process_that_lost_its_environment_is_found_by_its_log(start: Start, tmp_path: Path) -> None:
-    """PostgreSQL's children write their title over their environment."""
-    process = start(["env", "-i", "sleep", "60"], env={MARKER: str(tmp_path)})
-    until(lambda: describe(process).endswith("(sleep)"))
-    assert MARKER.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes()
-    assert marked(str(tmp_path)) == [process]
-
-
 def test_who_reads_a_log_or_works_in_the_directory_is_not_of_the_session(start: Start, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").touch()
     elsewhere = str(tmp_path / "elsewhere")

@@ -19,12 +19,14 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+    DIRECTORIES,
     ENDED_KEPT,
     PUBLIC_KEYS,
     Session,
     SessionError,
     SessionGoneError,
     claiming,
+    claiming_if_given,
     default_root,
     parse_duration,
     public,
@@ -345,7 +347,7 @@ def test_a_session_that_ended_while_its_lock_was_awaited(root: str) -> None:
 
 
 def test_claiming_is_optional(root: str) -> None:
-    with claiming(None) as nothing:
+    with claiming_if_given(None) as nothing:
         assert nothing is None
     session = create(root)
     with claiming(session.directory) as claimed:
@@ -482,7 +484,7 @@ def test_the_last_record_is_kept_and_the_newest_hundred_are(root: str) -> None:
             file.write(json.dumps({"id": f"old-{number}", "schema_version": 1, "status": "stopped"}))
         os.utime(path, (number, number))
     session = create(root, "mine", engine="postgresql")
-    for name in ("archive", "upper", "merged", "run", "log"):
+    for name in DIRECTORIES:
         os.rmdir(session.path(name))
     with session.locked():
         session.finish(status="failed", error_message="why", stop_reason=None)
