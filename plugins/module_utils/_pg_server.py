@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import lost_content
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import Facts, Found, look_into
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
@@ -148,11 +146,8 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int] = frozen
         _write(plan.request.client(SERVICE_FILE), _service(plan, port, database))
         _log_in(plan, port, database)
         return _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
-    except BaseException as error:
-        lost = lost_content(session)
+    except BaseException:
         stop_server(session)
-        if lost is not None and isinstance(error, RecoveryError):  # whatever the server made of it, this is the reason
-            raise PostgresError(lost, **error.details) from error
         raise
 
 

@@ -366,11 +366,14 @@ elapsed:
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import lost_content
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
     Plan,
@@ -446,8 +449,9 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         stop_server(session)  # what an earlier start that was cut off has left
         if request.port is None:  # it had one before
             request = dataclasses.replace(request, port=session.record["port"])
-        plan = make_plan(request)
-        result = start_server(plan, session=session, avoid=_ports_of_others(session))
+        with _naming_lost_content(session):
+            plan = make_plan(request)
+            result = start_server(plan, session=session, avoid=_ports_of_others(session))
         session.remember("pg_ephemeral", options)
         session.timing("pg_ephemeral", time.monotonic() - begun)
         recorded = {key: result[key] for key in RECORDED}
@@ -455,6 +459,18 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
         shown = {**result, "session": public(session.record)}
     return {**shown, "changed": True, "diff": _difference(plan, result)}
+
+
+@contextmanager
+def _naming_lost_content(session: Session) -> Iterator[None]:
+    """Have content that the repository has lost be the error, whatever the server made of it."""
+    try:
+        yield
+    except RecoveryError as error:
+        lost = lost_content(session)
+        if lost is None:
+            raise
+        raise PostgresError(lost, **error.details) from error
 
 
 def _restart(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import WalServer
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
     Start,
     last_commit,
@@ -266,27 +265,6 @@ def test_a_damaged_note_of_an_earlier_recovery_is_none(
     copy.path("instant_recovery.json").write_text(content)
     result = copy.start(check=True)
     assert "instant_recovery.json removed" in [entry["what"] for entry in result["neutralised"]]
-
-
-def test_a_link_planted_in_the_place_of_a_pipe_is_not_followed(
-    story: Story, place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = place / "precious"
-    target.write_text("keep")
-    enter = WalServer.__enter__
-
-    def plant(server: WalServer) -> WalServer:
-        entered = enter(server)
-        (copy.run / "wal.answer").unlink()
-        (copy.run / "wal.answer").symlink_to(target)
-        return entered
-
-    monkeypatch.setattr(WalServer, "__enter__", plant)
-    copy = copy_of(story.copy("none"))
-    result = copy.start(wal_source=str(story.wal))
-    assert result["failed"]
-    assert "something else was put in place of the pipe" in result["msg"]
-    assert target.read_text() == "keep"
 
 
 def test_a_damaged_segment_behind_the_last_that_is_needed_does_not_matter(

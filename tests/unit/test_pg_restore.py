@@ -52,20 +52,6 @@ def test_a_file_is_served_and_what_is_missing_is_not(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["got", "not"]
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_planted_link_is_not_followed(exists: bool, tmp_path: Path) -> None:
-    target = tmp_path / "precious"
-    if exists:
-        target.write_text("keep")
-    with serve(Archive(), tmp_path) as server:
-        (tmp_path / "wal.answer").unlink()
-        (tmp_path / "wal.answer").symlink_to(target)
-        ask(server, SEGMENTS[0], tmp_path / "got")
-    assert "something else was put in place of the pipe" in str(server.problem)
-    assert target.exists() == exists
-    assert not exists or target.read_text() == "keep"
-
-
 def test_a_pipe_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "wal.answer").mkdir()
     with pytest.raises(RecoveryError, match="cannot be made in"), serve(Archive(), tmp_path):

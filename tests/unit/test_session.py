@@ -154,11 +154,11 @@ def test_a_root_that_another_user_could_exchange(root: str, below: str) -> None:
         os.mkdir(f"{root}/real", 0o700)
         os.symlink("real", f"{root}/linked")
         before = sorted(os.listdir(root))
-        with pytest.raises(SessionError, match=f"cannot be used: {root} belongs to ir-other, who could exchange"):
+        with pytest.raises(SessionError, match=f"cannot be used: {root} belongs to {eve.pw_name}, who could exchange"):
             create(root + below)
         os.chown(f"{root}/sessions", third.pw_uid, third.pw_gid)
-        with pytest.raises(RuntimeError, match=f"cannot be used: {root} belongs to ir-other, who could exchange"):
-            forked(lambda: Session.create(f"{root}/sessions", user="ir-third"), user=third)
+        with pytest.raises(RuntimeError, match=f"cannot be used: {root} belongs to {eve.pw_name}, who could exchange"):
+            forked(lambda: Session.create(f"{root}/sessions", user=third.pw_name), user=third)
         assert sorted(os.listdir(root)) == before
         assert os.listdir(f"{root}/sessions") == os.listdir(f"{root}/real") == []
 
