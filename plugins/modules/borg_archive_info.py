@@ -71,8 +71,8 @@ notes:
   - Fails for a database in an archive that somebody must have made up, also with O(require_database=false). Such an
     archive has a path that leads out of it, lists a path as two things, or has a device node among the database's
     files, or a pipe where the server opens a file.
-  - Fails, too, for an archive that has more than a thousand databases, more than a thousand tablespaces or symbolic links
-    in one of them, or names of directories and links that take more than 512 MiB of memory.
+  - Fails, too, for an archive that has more than a thousand databases, more than a thousand tablespaces or symbolic
+    links in one of them, or names of directories and links that take more than 512 MiB of memory.
   - Borg remembers, below C(~/.config/borg) and C(~/.cache/borg), which repositories were opened.
 seealso:
   - module: phpborg.instant_recovery.borg_mount
