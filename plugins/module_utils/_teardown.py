@@ -26,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     Process,
     descendants,
     describe,
+    identify,
     marked,
     stop_all,
     wait_for_end,
@@ -33,6 +34,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, LOCK, RECORD
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import release
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -174,12 +176,19 @@ def _sweep(session: Session) -> None:
 
 def _remains(session: Session) -> list[str]:
     """What is still there, read from the system and not from what the steps reported."""
-    processes = {*_claimed(session), *marked(session.directory)}
+    processes = {*_claimed(session), *marked(session.directory), *_of_own_user(session)}
     found = [describe(process) for process in sorted(processes, key=lambda one: one.pid) if process.alive()]
     points = [claim["mountpoint"] for claim in session.record["claims"] if claim["kind"] == "mount"]
     claimed = [mount for mount in map(mount_at, points) if mount is not None]
     table = {mount.mount_id: mount for mount in [*mounts_below(session.directory), *claimed]}
     return found + [f"the mount {mount.mountpoint} ({mount.fstype})" for mount in table.values()]
+
+
+def _of_own_user(session: Session) -> list[Process]:
+    """What runs as the user that the session alone has. It ends with the server, so there is none: this would tell."""
+    user = str(session.record["server_user"] or "")
+    found = map(identify, processes_of(int(user))) if user.isdigit() else ()
+    return [process for process in found if process is not None]
 
 
 def _claimed(session: Session) -> list[Process]:

@@ -115,12 +115,12 @@ def clock(place: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def playbooks(place: Path, sample: Sample) -> Iterator[Playbooks]:
+def playbooks(place: Path, copies: Path, sample: Sample) -> Iterator[Playbooks]:
     """Playbooks with a session root and fact cache of the test's own and the sample's passphrase in the environment.
 
     The test fails when a session, or anything of one, is left at its end.
     """
-    root = place / "sessions"
+    root = copies / "sessions"
     runner = Playbooks(directory=place / "ansible", session_root=root, environment=sample.repository.environment)
     yield runner
     left = remains(root)

@@ -44,6 +44,7 @@ def beside(copy: Copy, *paths: Path) -> None:
         there = copy.tree / str(path).lstrip("/")
         there.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", str(path), str(there)], check=True)
+    copy.own()
 
 
 def tables(copy: Copy) -> Fingerprint:

@@ -175,7 +175,7 @@ def test_check_mode_without_the_server(playbooks: Playbooks, sample: Sample) -> 
 
 def refused_session(**options: object) -> str:
     """What the module says that makes a session's record."""
-    result = call(session_module.main, engine="postgresql", server_user_choices=["postgres"], **options)
+    result = call(session_module.main, engine="postgresql", **options)
     assert result["failed"]
     return str(result["msg"])
 

@@ -152,7 +152,6 @@ class Stack:
             call(
                 pg_ephemeral.main,
                 data_directory=os.path.join(merged, self.sample.data_directory),
-                tree=merged,
                 session_directory=str(self.directory),
                 **{"examine": False, **self.server},
             )
