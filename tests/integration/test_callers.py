@@ -169,9 +169,7 @@ def test_a_root_of_another_user_is_not_used(place: Path) -> None:
             os.setuid(eve.pw_uid)
             os.execv("/usr/bin/python3", ["python3", "-c", RACE, str(root)])
         for number in range(5):
-            result = call(
-                session_module.main, session_root=str(root), session_id=f"u{number}"
-            )
+            result = call(session_module.main, session_root=str(root), session_id=f"u{number}")
             assert f"session root {root} cannot be used: " in result["msg"], result
             # Her home is the topmost directory of hers.
             assert f"{eve.pw_dir} belongs to ir-eve, who could exchange what is in it" in result["msg"]
