@@ -135,14 +135,14 @@ def main() -> None:
         child = os.fork()
     except OSError as error:
         _tell(status, error=str(error))
-        sys.exit(1)
+        raise SystemExit(1) from None
     if child == 0:
         _become(spec, status, go)
     os.close(go)
     is_left_alone = spec.daemon and spec.namespaces
     _tell(status, pid=child if spec.namespaces else os.getpid())
     os.close(status)
-    sys.exit(0 if is_left_alone else _supervise(child))
+    raise SystemExit(0 if is_left_alone else _supervise(child))
 
 
 def _become(spec: Specification, status: int, go: int) -> None:
