@@ -67,7 +67,9 @@ def test_a_host_that_is_not_ready(playbooks: Playbooks, sample: Sample) -> None:
 def test_a_session_root_that_cannot_be_used(playbooks: Playbooks, sample: Sample, place: Path) -> None:
     with ordinary_user("ir-readonly") as user:
         run = dataclasses.replace(playbooks, os_user=user.pw_name).start(archive=sample.name)
-        problem = f"session root {playbooks.session_root} cannot be used: {place} is not writable for {user.pw_name}"
+        root = playbooks.session_root
+        assert root is not None
+        problem = f"session root {root} cannot be used: {root.parent} is not writable for {user.pw_name}"
     refuse(run, problem)
     assert "/proc/sessions" in refused_session(session_root="/proc/sessions")
     with small_file_system(place / "small"):

@@ -172,7 +172,7 @@ def test_a_root_of_another_user_is_not_used(place: Path) -> None:
             result = call(session_module.main, session_root=str(root), session_id=f"u{number}")
             assert f"session root {root} cannot be used: " in result["msg"], result
             # Her home is the topmost directory of hers.
-            assert f"{eve.pw_dir} belongs to ir-eve, who could exchange what is in it" in result["msg"]
+            assert f"{eve.pw_dir} belongs to {eve.pw_name}, who could exchange what is in it" in result["msg"]
         os.kill(racer, 9)
         assert os.waitpid(racer, 0)[1] == 9, "there never was anything to exchange"
         assert os.listdir(root) == ["trap"]
