@@ -263,12 +263,12 @@ def cut_off(function: Callable[[], Any], *, write: int) -> int:
     writes = multiprocessing.get_context("fork").Value("i", 0)
     rename = os.rename
 
-    def counted(old: str, new: str) -> None:
+    def counted(old: str, new: str, **where: int) -> None:
         if old.endswith(".json.tmp") or ".unfinished-" in new:
             writes.value += 1
             if writes.value == write:
                 os.kill(os.getpid(), signal.SIGKILL)
-        rename(old, new)
+        rename(old, new, **where)
 
     def cut() -> None:
         os.rename = counted  # type: ignore[assignment]
