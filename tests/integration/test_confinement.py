@@ -90,7 +90,8 @@ def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) ->
         shutil.chown(home, "postgres")
     confined.__dict__.update(confined.as_its_owner(lambda: Copy.of(live, home / "s").__dict__))
     # A port that no other session takes while this one is started anew.
-    confined.options["port"] = 17432 + WALLS.index(walls)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    confined.options["port"] = 17432 + 10 * worker + WALLS.index(walls)
     result = confined.start()
     assert "failed" not in result, (result["msg"], result.get("log_tail"))
     yield confined
