@@ -72,7 +72,7 @@ class Request:
 
     directory: the session's, or one that is laid out like it. account: whom the server runs as. recovered: what an
     earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
-    leave_out to start without them.
+    leave_out to start without them. as_archived: the tree is the archive's mount, where files belong to whom Borg says.
     target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
     that may open connections.
     """
@@ -93,6 +93,7 @@ class Request:
     examine: bool = True
     accept_unconfined: bool = False
     recovered: dict[str, Any] | None = None
+    as_archived: bool = False
 
     @property
     def tree(self) -> str:
@@ -158,7 +159,7 @@ def make_plan(request: Request) -> Plan:
     data = read_data_directory(request.data_directory)
     own = check_settings(request.settings, data.major)
     binaries = require(data.major, bindir=request.bindir)
-    check_account(data, request.account)
+    check_account(data, request.account, is_presented=not request.as_archived)
     if request.port is not None:
         check_port(request.port)
     check_socket_path(request.client(), ".s.PGSQL.65535")

@@ -102,15 +102,18 @@ def read_regular_file(path: str) -> bytes | None:
         return file.read(SMALL_FILE) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
-def check_account(data: DataDirectory, account: Account) -> None:
-    """Raise PostgresError where a server of this data directory cannot run as account."""
+def check_account(data: DataDirectory, account: Account, *, is_presented: bool = True) -> None:
+    """Raise PostgresError where a server of this data directory cannot run as account.
+
+    is_presented: whether the directory is seen as the server will see it, with its owner.
+    """
     if account.uid == 0:
         raise PostgresError(
             "PostgreSQL refuses to run as root: name another user for the server (server_user), or none."
         )
     if os.geteuid() not in (0, account.uid):
         raise PostgresError(f"The server must run as {account.name}, which only root can arrange: use become.")
-    if account.uid != data.uid:
+    if is_presented and account.uid != data.uid:
         raise PostgresError(
             f"data_directory {data.path} belongs to user id {data.uid}, and PostgreSQL runs only as the owner: "
             f"present it as owned by {account.name} (owner of overlay_mount)."

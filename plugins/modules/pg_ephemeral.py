@@ -466,11 +466,11 @@ def _naming_lost_content(session: Session) -> Iterator[None]:
     """Have content that the repository has lost be the error, whatever the server made of it."""
     try:
         yield
-    except RecoveryError as error:
+    except (RecoveryError, OSError) as error:
         lost = lost_content(session)
         if lost is None:
             raise
-        raise PostgresError(lost, **error.details) from error
+        raise PostgresError(lost, **getattr(error, "details", {})) from error
 
 
 def _restart(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:

@@ -215,6 +215,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             directory=top,
             data_directory=_inside(tree, options["data_directory"]),
             account=account(options["user"] or pwd.getpwuid(os.geteuid()).pw_name),
+            as_archived=True,
             target=target,
             wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
             timeout=options["timeout"],
