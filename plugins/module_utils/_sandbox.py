@@ -175,7 +175,7 @@ class Sandbox:
         namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
         specification = {
             "argv": list(argv),
-            "env": {**_environment(self.account), **env},
+            "env": {**_environment(self.account), **self._mark(), **env},
             "uid": self.account.uid,
             "gid": self.account.gid,
             "account": self.account.name if self.account.is_own else None,
@@ -196,6 +196,10 @@ class Sandbox:
             yield launch
         finally:
             launch.close()
+
+    def _mark(self) -> dict[str, str]:
+        """An ordinary user's server is found by it, should the session's record be lost."""
+        return {} if self.session_directory is None else {MARKER: self.session_directory}
 
     def report(self) -> tuple[list[dict[str, str]], list[str]]:
         """What holds on this host, as {what, why}, and warnings about what does not. Raises SandboxError as start."""

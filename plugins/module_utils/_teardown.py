@@ -34,7 +34,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, LOCK, RECORD
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_memory import release
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of, taken_by
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -167,7 +167,7 @@ def _sweep(session: Session) -> None:
     """End whatever else bears the session's mark or is mounted in its directory."""
     for mount in mounts_below(session.directory):
         _unmount_all(mount.mountpoint)
-    stop_all(marked(session.directory), SIGNALS)
+    stop_all([*marked(session.directory), *_of_own_user(session)], SIGNALS)
     # Stopping a server may have freed what hung on it.
     wait_for_end(_claimed(session), timeout=UNMOUNTED_SERVER_ENDS)
     for mount in mounts_below(session.directory):
@@ -185,9 +185,8 @@ def _remains(session: Session) -> list[str]:
 
 
 def _of_own_user(session: Session) -> list[Process]:
-    """What runs as the user that the session alone has. It ends with the server, so there is none: this would tell."""
-    user = str(session.record["server_user"] or "")
-    found = map(identify, processes_of(int(user))) if user.isdigit() else ()
+    """What runs as the user that the session alone has, of which we keep a note elsewhere should the record be gone."""
+    found = (identify(pid) for uid in taken_by(session.directory) for pid in processes_of(uid))
     return [process for process in found if process is not None]
 
 

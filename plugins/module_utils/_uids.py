@@ -24,7 +24,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RANGE", "give_back", "processes_of", "take"]
+__all__ = ["RANGE", "give_back", "processes_of", "take", "taken_by"]
 
 # Numbers that neither distributions nor systemd give to anybody (systemd's documentation, "Users, Groups, UIDs and
 # GIDs on systemd systems", has 60706 to 61183 as unused). One for each session.
@@ -54,6 +54,15 @@ def give_back(uid: int, session_directory: str) -> None:
         path = os.path.join(registry, str(uid))
         if _read(path) == session_directory:
             os.unlink(path)
+
+
+def taken_by(session_directory: str) -> list[int]:
+    """The numbers noted as that session's: one, or none where somebody was named for it."""
+    try:
+        names = os.listdir(REGISTRY)
+    except OSError:
+        return []  # none was ever taken, or we are not root
+    return [int(name) for name in names if name.isdigit() and _read(os.path.join(REGISTRY, name)) == session_directory]
 
 
 def processes_of(uid: int) -> list[int]:

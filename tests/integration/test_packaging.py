@@ -82,16 +82,8 @@ def test_the_tarball_in_an_empty_environment_serves_an_archive(
     installed = place / "galaxy"
     run([*galaxy, "install", "--offline", "-p", str(installed), str(tarball)])
     held = {path.name for path in (installed / INSIDE).iterdir()}
-    assert held == {
-        *PARTS,
-        "CHANGELOG.md",
-        "FILES.json",
-        "LICENSE",
-        "MANIFEST.json",
-        "README.md",
-        "SECURITY.md",
-        "changelogs",
-    }
+    documents = {"CHANGELOG.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "SECURITY.md", "changelogs"}
+    assert held == {*PARTS, *documents}
     start_and_stop(plain_ansible, installed, sample)
 
 
