@@ -347,7 +347,7 @@ def test_limits_hold_while_a_server_recovers(root: Path, sample: Sample) -> None
     with ThreadPoolExecutor(1) as pool:
         serving = pool.submit(forked, stack._serve)
         server = held_server(stack)
-        (stack.directory / "merged/filler").write_bytes(bytes(9 << 20))
+        (stack.directory / "merged/filler").write_bytes(os.urandom(9 << 20))  # zeros would take no room
         with pytest.raises(RuntimeError, match=r"Its changes, .* take [0-9]+ MiB, and max_upper_size is 8 MiB\."):
             serving.result()
     assert identify(server) is None
