@@ -262,7 +262,7 @@ def test_borg_reads_what_is_taken_just_as_we_do() -> None:
     if borg.borg is None or borg.borg_libraries is None:
         pytest.skip("there is no borg that is a Python script")
     rng = random.Random(9)
-    texts = {"".join(rng.choices(PIECES, k=rng.randint(1, 8))) for _ in range(60_000)}
+    texts = {"".join(rng.choices(PIECES, k=rng.randint(1, 8))) for _number in range(60_000)}
     texts |= {f"{repository}::{name}" for repository in REPOSITORIES for name in NAMES}
     taken = {}
     for text in texts:
