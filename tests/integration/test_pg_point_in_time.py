@@ -525,7 +525,7 @@ def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
             (lambda content: content[:5000], "has 5000 bytes instead of 16777216"),
             (lambda content: content[:24] + bytes(8) + content[32:], "belongs to another cluster"),
             (lambda content: gzip.compress(content)[:500], "cannot be read (Compressed file ended"),
-            (lambda content: bz2.compress(content)[:-8], "cannot be read (Compressed data ended"),
+            (lambda content: bz2.compress(content)[:-8], "cannot be read (Compressed file ended"),
         ]
     ):
         wal = place / f"damaged{number}"
