@@ -374,3 +374,16 @@ def test_removing_a_tree_that_is_not_there(tmp_path: Path) -> None:
     assert remove_tree(str(tmp_path / "missing")) == []
     (tmp_path / "link").symlink_to(tmp_path)
     assert remove_tree(str(tmp_path / "link")) == [f"{tmp_path}/link (Not a directory)"]
+
+
+def test_a_tree_deeper_than_any_stack_is_removed(tmp_path: Path) -> None:
+    """A hostile server makes it step by step; no path would lead to its end."""
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _step in range(1500):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    assert remove_tree(str(tmp_path)) == []
+    assert os.listdir(tmp_path) == []
