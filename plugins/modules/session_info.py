@@ -72,7 +72,8 @@ sessions:
     status:
       description:
         - C(starting), C(active), C(stopping), C(stopped) or C(failed) as recorded.
-        - C(failed) while it still runs, where the archive could not be read any more.
+        - C(failed) while it still runs, where the archive could not be read any more. Where the repository has lost the
+          content of some files it stays C(active), and C(error_message) names them.
         - C(orphaned) where that is not true any more, because a process, a mount or the port is gone, or because a
           start or stop was cut off. Stopping the session removes what is left of it.
       type: str
@@ -137,7 +138,7 @@ sessions:
       description: When it is to end by itself.
       type: str
     error_message:
-      description: Why it failed, is orphaned or could not be removed.
+      description: Why it failed, is orphaned or could not be removed, or which files of the archive cannot be read.
       type: str
     timings:
       description: Seconds per step of the start, their C(total), and the C(overhead) that no step accounts for.
