@@ -1539,6 +1539,9 @@ class Failures:
 
     def __init__(self, path: str | None) -> None:
         self.path = path
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # of a layer that was here before a reset
         self.number = 0
         self.told: dict[str, list[dict[str, Any]]] = {}
 

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +187,43 @@ def test_a_table_and_an_index_lose_content(
     assert stack.info()["error_message"] is None
     assert stack.connection().sql("select count(*) from kept") == "1000"
     assert stack.change("absent")["session"]["status"] == "stopped"
+
+
+def test_who_reads_beside_it_is_not_taken_for_lost(root: Path, made: Made, place: Path) -> None:
+    """Through the only mount, over which each of them may have died."""
+    sample = made.copy(place)
+    flip(sample.repository, made.chunk("table", 20))
+    stack = stack_of(root, sample, readers=1).start("layered")
+    data = stack.directory / "merged" / sample.data_directory
+    with ThreadPoolExecutor(5) as pool:
+        lost = pool.submit(read_by_blocks, data / made.roles["table"])
+        others = [pool.submit(read_all, data, number, made.roles["table"]) for number in range(4)]
+        assert lost.result() == {errno.EIO}
+        assert sum(other.result() for other in others) > 900
+    assert deaths(stack) == 2
+    assert lost_files(Session.open(str(stack.directory))) == [made.roles["table"]]
+    stack.change("absent")
+
+
+def read_by_blocks(path: Path) -> set[int]:
+    """The errors that reading each 8 KiB of a file gave, from its end to its beginning."""
+    errors = set()
+    with path.open("rb", buffering=0) as file:
+        for start in range(path.stat().st_size - 8192, -8192, -8192):
+            try:
+                os.pread(file.fileno(), 8192, start)
+            except OSError as error:
+                errors.add(error.errno or 0)
+    return errors
+
+
+def read_all(top: Path, number: int, besides: str) -> int:
+    """Read every fourth file, from that number on, and list all directories; how many files."""
+    paths = sorted(path for path in top.rglob("*") if path.is_file())[number::4]
+    for path in paths:
+        if path != top / besides:
+            path.read_bytes()
+    return len(paths)
 
 
 @pytest.mark.parametrize(("role", "damage"), [("catalogue", flip), ("control", delete), ("log", flip)])

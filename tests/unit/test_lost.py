@@ -82,6 +82,8 @@ def test_of_many_files_some_are_named(session: Session) -> None:
     assert said is not None
     assert "content of 0, 1, 2, 3, 4 and 295 more files, and" in said
     assert len(lost_files(session)) == _cowfs.MOST_TOLD
+    tell(session)  # another layer, after a reset
+    assert lost_files(session) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"lost": 1}', b'{"lost": [{}]}', b"\xff"])
