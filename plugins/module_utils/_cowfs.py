@@ -1010,7 +1010,7 @@ class Reader:
             os.close(self.retired[1])
         self.retired = self.files, self.root
         self.files, self.root, self.device = FileTable(OPEN_FILES), root, device
-        self.dead, self.born = False, trio.current_time()
+        self.dead, self.born = False, monotonic()
         log.info("the lower mount %s is back", self.mount)
 
     def call(self, function: Callable[..., Any], path: bytes, *names: bytes) -> Any:
@@ -1138,7 +1138,7 @@ class Lower:
             self.suspects.pop(piece, None)
             raise LostError if error.errno == errno.EIO else LowerError(error.errno, error.strerror)
         self.died.set()
-        self.died_at = trio.current_time()
+        self.died_at = monotonic()
         if error.errno != errno.ECONNABORTED:  # it had died before
             return
         self._forget_plans(piece[0])
@@ -1198,7 +1198,7 @@ class Lower:
                 if not reader.dead:
                     return reader
                 self._release(reader)
-            elif trio.current_time() > max(since, self.died_at) + REVIVAL and not self._is_being_mounted():
+            elif monotonic() > max(since, self.died_at) + REVIVAL and not self._is_being_mounted():
                 break
             await trio.sleep(REVIVAL_LOOK)
         return None
