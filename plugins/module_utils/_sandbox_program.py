@@ -435,10 +435,14 @@ def _grant(ruleset: int, path: str, rights: int) -> None:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
-    granted = rights if stat.S_ISDIR(os.fstat(descriptor).st_mode) else rights & _OF_FILES
-    rule = _PATH_RULE.pack(granted, descriptor)
-    _checked(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0), f"landlock_add_rule {path}")
-    os.close(descriptor)
+    try:
+        # A FUSE mount can be closed to all but who made it, down to its attributes: then there is nothing to grant.
+        with suppress(PermissionError):
+            granted = rights if stat.S_ISDIR(os.fstat(descriptor).st_mode) else rights & _OF_FILES
+            rule = _PATH_RULE.pack(granted, descriptor)
+            _checked(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0), f"landlock_add_rule {path}")
+    finally:
+        os.close(descriptor)
 
 
 # ---- seccomp: what neither namespaces nor Landlock govern
