@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, Connection, fingerprint
 from tests.support.host import free_port, is_listening, remains
 from tests.support.modules import call
-from tests.support.playbook import CHECKOUT, Playbooks, Run
+from tests.support.playbook import Playbooks, Run
 from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
@@ -237,17 +236,3 @@ def assert_clean(playbooks: Playbooks, session: dict[str, Any]) -> None:
 def succeed(run: Run) -> Run:
     assert run.returncode == 0, run.output
     return run
-
-
-def test_playbooks_parse_by_file_name() -> None:
-    """In the checkout, with its ansible.cfg."""
-    for path in sorted((CHECKOUT / "playbooks").glob("*.yml")):
-        done = subprocess.run(
-            [*Playbooks(directory=CHECKOUT).command("ansible-playbook"), "--syntax-check", str(path)],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr

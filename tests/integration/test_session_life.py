@@ -44,9 +44,9 @@ def _begin(place: Path, sample: Sample, clock: Clock) -> Iterator[Callable[..., 
 
     made: list[Stack] = []
 
-    def begin(*, root: Path = root, **options: Any) -> Stack:
-        # An archive that comes and goes would only take time.
-        made.append(Stack(root, sample, {"rest_after": "0", **options}))
+    def begin(*, root: Path = root, readers: int = 1, **options: Any) -> Stack:
+        # An archive that comes and goes, or is mounted twice, would only take time.
+        made.append(Stack(root, sample, {"rest_after": "0", **options}, readers=readers))
         # A reset lets go of the port for a moment: sessions of another worker's root would take the first free one.
         made[-1].server = {**made[-1].server, "port": free_port()}
         return made[-1].start()
@@ -240,7 +240,7 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
 def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
     begin: Callable[..., Stack], sample: Sample, clock: Clock
 ) -> None:
-    stack = begin(rest_after="1h")
+    stack = begin(readers=2, rest_after="1h")
     before, archives = stack.info()["metrics"], memory_of(stack, "archive-1", "archive-2")
     borgs = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
     assert len(borgs) == 2
