@@ -416,8 +416,8 @@ def write(stack: Stack, *, megabytes: int) -> None:
 
 
 def write_beside(stack: Stack, *, megabytes: int) -> None:
-    """What a client makes the server write into the directory of its socket."""
-    place = stack.info()["socket_directory"]
+    """What a client makes the server write into its own directory, outside of the tree."""
+    place = stack.directory / "run"
     stack.connection().sql(f"copy (select 1) to program 'head -c {megabytes * MEGABYTE} /dev/zero > {place}/large'")
 
 
