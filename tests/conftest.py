@@ -21,7 +21,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 COLLECTIONS = CHECKOUT / ".cache" / "collections"
 UNIT = CHECKOUT / "tests" / "unit"
-COMMON = "INSTANT_RECOVERY_COMMON"
+COMMON = "INSTANT_RECOVERY_COMMON"  # as in tests.support.once, which is not imported before paths are set
 
 link = COLLECTIONS / "ansible_collections" / "phpborg" / "instant_recovery"
 if not link.is_symlink():

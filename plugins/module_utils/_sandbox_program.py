@@ -149,6 +149,7 @@ def _become(spec: Specification, status: int, go: int) -> None:
     """Lock this process up and execute the program; never returns."""
     try:
         os.setsid()
+        os.umask(0o022)  # a keeper has a stricter one, and its user could not enter what is made here
         if spec.namespaces:
             _make_root(spec)
         if not os.read(go, 1):

@@ -118,10 +118,16 @@ def clock(place: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
 def playbooks(place: Path, copies: Path, sample: Sample) -> Iterator[Playbooks]:
     """Playbooks with a session root and fact cache of the test's own and the sample's passphrase in the environment.
 
-    The test fails when a session, or anything of one, is left at its end.
+    An archive is mounted once, not once for each processor, unless the test says otherwise. The test fails when a
+    session, or anything of one, is left at its end.
     """
     root = copies / "sessions"
-    runner = Playbooks(directory=place / "ansible", session_root=root, environment=sample.repository.environment)
+    runner = Playbooks(
+        directory=place / "ansible",
+        session_root=root,
+        environment=sample.repository.environment,
+        extra_vars={"readers": 1},
+    )
     yield runner
     left = remains(root)
     if left:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CHUNKS = ("--chunker-params", f"fixed,{1 << 16}")
 DIRECTORIES = 8
-SECONDS = 45.0  # in which a read of what is lost has failed, on a busy machine: a Borg is mounted twice for it
+SECONDS = 120.0  # in which a read of what is lost has failed, on a busy machine: a Borg is mounted twice for it
 
 
 @dataclass(frozen=True)

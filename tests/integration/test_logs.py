@@ -21,6 +21,7 @@ from tests.support.clock import PATIENCE
 from tests.support.host import remains
 from tests.support.playbook import CHECKOUT, Playbooks
 from tests.support.sshd import Sshd
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -44,10 +45,15 @@ def client(root: Path) -> InstantRecovery:
 
 
 @pytest.fixture(scope="module")
-def session(client: InstantRecovery, sample: Sample) -> Iterator[Session]:
-    """A session that tests leave running."""
-    with client.start(sample.name, borg_passphrase=sample.repository.passphrase) as session:
+def session(client: InstantRecovery, root: Path, sample: Sample) -> Iterator[Session]:
+    """A session that tests leave running; made by the modules, which takes less time than a play."""
+    stack = Stack(root, sample, readers=1)
+    try:
+        stack.start()
+        (session,) = client.list()
         yield session
+    finally:
+        stack.change("absent")
 
 
 @pytest.fixture(autouse=True)

@@ -52,10 +52,10 @@ def _remains(top: str) -> list[str]:
 
 def processes_below(root: str | Path) -> list[tuple[int, str]]:
     """(pid, command line) of processes that name, use or were marked with a path below `root`, not the caller's."""
-    top = str(root)
+    top, family = str(root), _own_family()
     found = []
     for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit() or int(directory.name) in _own_family():
+        if not directory.name.isdigit() or int(directory.name) in family:
             continue
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["made_once"]
+__all__ = ["COMMON", "made_once", "shared"]
+
+COMMON = "INSTANT_RECOVERY_COMMON"  # names the directory, which tests/conftest.py removes at the end of the run
 
 T = TypeVar("T")
 
 
-def made_once(name: str, make: Callable[[Path], T]) -> T:
-    """What make returned to the first caller of this run; it is given a directory, which other users can enter.
-
-    tests/conftest.py removes the directory at the end of the run. A caller whose make fails leaves it to the next one.
-    """
-    place = Path(os.environ["INSTANT_RECOVERY_COMMON"], name)
+def shared(name: str) -> Path:
+    """A directory that all workers of this run use, and other users can enter."""
+    place = Path(os.environ[COMMON], name)
     for directory in (place.parent, place):
         directory.mkdir(exist_ok=True)
-        directory.chmod(0o711)
+        directory.chmod(0o755)
+    return place
+
+
+def made_once(name: str, make: Callable[[Path], T]) -> T:
+    """What make returned to the first caller of this run; it is given a directory.
+
+    A caller whose make fails leaves it to the next one.
+    """
+    place = shared(name)
     result = place / "made.pickle"
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

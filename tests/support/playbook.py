@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+from tests.support.once import COMMON, shared
+
 __all__ = ["CHECKOUT", "Playbooks", "Run", "Task"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -150,6 +152,9 @@ class Playbooks:
             "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0",
             "INSTANT_RECOVERY_RECORDER": str(record),
         }
+        if COMMON in os.environ:  # a run of the tests; the benchmarks must not gain by it
+            environment["ANSIBLE_CALLBACKS_ENABLED"] += ",payloads"
+            environment["INSTANT_RECOVERY_PAYLOADS"] = str(shared("payloads"))
         if self.os_user is not None:
             environment["PYTHONPATH"] = str(self._packages())
         return {**environment, **self.environment}

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["ordinary_user", "passwordless_sudo"]
 
-LOCKED, WARNED = 1, 12  # exit statuses of useradd and userdel
+LOCKED, BUSY, WARNED = 1, 8, 12  # exit statuses of useradd and userdel
 PATIENCE = 300.0  # seconds that others may be at work on /etc/passwd
 
 
@@ -35,8 +35,7 @@ def ordinary_user(purpose: str) -> Iterator[pwd.struct_passwd]:
     try:
         yield user
     finally:
-        _kill_processes(user.pw_uid)
-        _run("userdel", "--remove", name)
+        _run("userdel", "--remove", name, before=lambda: _kill_processes(user.pw_uid))
 
 
 @contextlib.contextmanager
@@ -58,13 +57,15 @@ def _kill_processes(uid: int) -> None:
                 os.kill(int(directory.name), signal.SIGKILL)
 
 
-def _run(*argv: str) -> None:
+def _run(*argv: str, before: Callable[[], None] = lambda: None) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
+        before()
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
         # userdel warns about a mail spool that never was, useradd about a skeleton: the account is what counts.
         if done.returncode in (0, WARNED):
             return
-        if done.returncode != LOCKED or time.monotonic() > deadline:
+        # A process may have begun another one just before it was killed.
+        if done.returncode not in (LOCKED, BUSY) or time.monotonic() > deadline:
             raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
         time.sleep(0.2)

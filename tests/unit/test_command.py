@@ -132,8 +132,8 @@ def test_no_more_is_taken_than_is_allowed() -> None:
     with pytest.raises(
         OutputError, match=r"^sh wrote more than 1000 bytes, all that is taken of it, and was ended: why"
     ):
-        run_bytes(shell("echo why >&2; cat /dev/zero"), timeout=60, limit=1000)
-    assert time.monotonic() - begun < 10
+        run_bytes(shell("echo why >&2; cat /dev/zero"), timeout=600, limit=1000)
+    assert time.monotonic() - begun < 300
 
 
 def test_of_endless_complaints_the_last_are_kept() -> None:

@@ -96,10 +96,8 @@ def test_a_role_keeps_to_its_own_names_and_entry_points(name: str) -> None:
     assert load(f"roles/{name}/meta/main.yml")["galaxy_info"]["license"]
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: path.stem)
-def test_a_playbook_runs_by_file_name_and_by_full_name(playbook: Path) -> None:
-    check_syntax(str(playbook))
-    check_syntax(f"{COLLECTION}.{playbook.stem}")
+def test_playbooks_run_by_file_name_and_by_full_name() -> None:
+    check_syntax(*map(str, PLAYBOOKS), *(f"{COLLECTION}.{playbook.stem}" for playbook in PLAYBOOKS))
 
 
 def test_the_commands_of_the_readme_exist_and_parse() -> None:
