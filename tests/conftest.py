@@ -60,6 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to go on where xdist does not see the groups: see pyproject.toml on pytest."""
+    if session.config.getoption("loadgroup", default=False):
+        unseen = [item for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if unseen:
+            raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}: {unseen[0]}")
+
+
 def _scopes(item: pytest.Function) -> set[str]:
     definitions = item._fixtureinfo.name2fixturedefs
     return {definitions[name][-1].scope for name in item.fixturenames if name in definitions}

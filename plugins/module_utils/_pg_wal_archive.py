@@ -201,8 +201,8 @@ def _xz(content: bytes, limit: int) -> bytes:
     for _stream in range(MOST_STREAMS):
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
         found += stream.decompress(content, limit - len(found))
-        while not stream.eof and len(found) < limit:
-            if stream.needs_input:
+        while len(found) < limit and not stream.eof:
+            if stream.needs_input:  # pylint: disable=using-constant-test  # it is a property
                 raise EOFError("Compressed file ended before its end was reached")
             found += stream.decompress(b"", limit - len(found))
         content = stream.unused_data.lstrip(b"\0")  # there may be padding

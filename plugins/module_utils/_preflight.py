@@ -13,6 +13,7 @@ import pwd
 import re
 import stat
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ __all__ = [
     "examine",
     "mounting_problems",
     "parse_floor",
+    "parse_memory",
     "parse_size",
 ]
 
 DRIVERS = ("auto", "block", "overlayfs")
 FUSE_LIBRARIES = ("pyfuse3", "llfuse")
+PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
 
 COPIES_WHOLE_FILES = (
     "driver overlayfs copies a file whole when it is first opened for writing, and database servers open most of their "
@@ -154,10 +157,21 @@ def parse_floor(floor: str) -> str:
 
 def parse_size(size: str, *, option: str) -> int:
     """Bytes from 1000, 500M or 2G (powers of 1024). Raises RecoveryError that names the option for anything else."""
-    try:
-        return int(human_to_bytes(size))
-    except ValueError:
-        raise RecoveryError(f"{option} {size} is not a size; write for example 500M or 2G") from None
+    with suppress(ValueError):
+        number = int(human_to_bytes(size))
+        if number >= 0:
+            return number
+    raise RecoveryError(f"{option} {size} is not a size; write for example 500M or 2G")
+
+
+def parse_memory(size: str, *, option: str) -> int:
+    """Bytes from a size, or from a part of the host's memory such as 50%. Raises RecoveryError as parse_size."""
+    part = PERCENT.fullmatch(size.strip())
+    if part is None:
+        return parse_size(size, option=option)
+    if not 0 < float(part[1]) <= 100:
+        raise RecoveryError(f"{option} {size} is no part of the host's memory; write for example 50%")
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * float(part[1]) / 100)
 
 
 def _recommended(host: Host) -> set[str]:

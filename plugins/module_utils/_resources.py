@@ -31,6 +31,7 @@ __all__ = ["LEAST_MEMORY", "UNLIMITED", "WEIGHTS", "confine", "io_priority_of", 
 # In a session's record: bytes (0: any), and weights as control groups have them, of which everybody has 100.
 UNLIMITED = {"memory_max": 0, "cpu_weight": 100, "io_weight": 100}
 WEIGHTS = range(1, 10001)
+MOST_TASKS = 5000  # processes and threads: those that a server may have (_sandbox.MOST_PROCESSES), and ours
 LEAST_MEMORY = 256 << 20  # bytes; with less a session does not start: Borg alone takes most of that
 
 USUAL_ROOT = "/var/lib/instant_recovery"
@@ -119,7 +120,7 @@ def _start_scope(name: str, pids: Sequence[int], slice_name: str, directory: str
         *("Delegate", "b", "true"),
         *("TimeoutStopUSec", "t", str(STOPPING)),
     ]
-    slices = [] if _exists(slice_name) else [slice_name, "5" if limits["memory_max"] else "4", *_caps(limits)]
+    slices = [] if _exists(slice_name) else [slice_name, "6" if limits["memory_max"] else "5", *_caps(limits)]
     call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", "6", *scope, "1" if slices else "0", *slices]
     _run("busctl", "--system", "call", *MANAGER, *call)
 
@@ -128,7 +129,8 @@ def _caps(limits: Mapping[str, Any]) -> list[str]:
     """The slice's properties, for busctl: that it ends with its last scope, and what is limited."""
     memory = ("MemoryMax", "t", str(limits["memory_max"])) if limits["memory_max"] else ()
     weights = ("CPUWeight", "t", str(limits["cpu_weight"]), "IOWeight", "t", str(limits["io_weight"]))
-    return [*("StopWhenUnneeded", "b", "true", "CollectMode", "s", "inactive-or-failed"), *memory, *weights]
+    ends = ("StopWhenUnneeded", "b", "true", "CollectMode", "s", "inactive-or-failed")
+    return [*ends, *memory, *weights, "TasksMax", "t", str(MOST_TASKS)]
 
 
 def _exists(slice_name: str) -> bool:

@@ -164,9 +164,9 @@ class Sandbox:
             launch.await_execution()
         return done.checked() if check else done
 
-    def text(self, argv: Sequence[str], **options: Any) -> Completed:
+    def text(self, argv: Sequence[str], *, timeout: float, **options: Any) -> Completed:
         """As run, with the output as text."""
-        return self.run(argv, **options).text()
+        return self.run(argv, timeout=timeout, **options).text()
 
     @contextmanager
     def _launch(

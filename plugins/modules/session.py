@@ -122,11 +122,11 @@ options:
     default: "0"
   memory_max:
     description:
-      - Memory that the session may take, such as V(4G), and V(256M) at least. V(0) is any.
+      - Memory that the session may take, such as V(4G) or V(25%) of the host's, and V(256M) at least. V(0) is any.
       - Where systemd runs the host and the module runs as root, it is for all of the session's processes together, with
         what the kernel keeps of their files. Otherwise for the private data of each process of the server.
     type: str
-    default: "0"
+    default: 50%
   cpu_weight:
     description:
       - Share of the processors when they are short, from 1 to 10000. A service of the host has 100.
@@ -319,6 +319,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
     Report,
     examine,
     parse_floor,
+    parse_memory,
     parse_size,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import check_textfile
@@ -375,7 +376,7 @@ def main() -> None:
             "idle_timeout": {"type": "str"},
             "free_space_floor": {"type": "str", "default": "5%"},
             "max_upper_size": {"type": "str", "default": "0"},
-            "memory_max": {"type": "str", "default": "0"},
+            "memory_max": {"type": "str", "default": "50%"},
             "cpu_weight": {"type": "int", "default": UNLIMITED["cpu_weight"]},
             "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
             "max_sessions": {"type": "int", "default": 50},
@@ -450,8 +451,10 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
 
 def _shares(params: dict[str, Any]) -> dict[str, int]:
     """What the session may take of the host's memory, processors and disks."""
-    memory = parse_size(params["memory_max"], option="memory_max")
-    if 0 < memory < LEAST_MEMORY or memory < 0:
+    memory = parse_memory(params["memory_max"], option="memory_max")
+    if params["memory_max"].endswith("%"):
+        memory = max(memory, LEAST_MEMORY)
+    if 0 < memory < LEAST_MEMORY:
         raise SessionError(f"memory_max {params['memory_max']} is too little for a session: choose 256M or more.")
     for name in ("cpu_weight", "io_weight"):
         if params[name] not in WEIGHTS:

@@ -127,10 +127,10 @@ class Session:
     def connect(self, database: str | None = None, **options: Any) -> connection:
         """A psycopg2 connection to the session's server, as a superuser.
 
-        `database` and `options` go to psycopg2.connect and win over the session's own. A session on this host is
-        reached with its generated password, by those who may read it: the user whom the server runs as, and root. The
-        server of a session elsewhere can only be reached through a tunnel: give its end as `host` and `port`. Raises
-        ConnectError, and psycopg2's errors.
+        `database` and `options` go to psycopg2.connect and win over the session's own, and those over the PG variables
+        of the environment. A session on this host is reached through its socket, by whoever started it. The server of a
+        session elsewhere can only be reached through a tunnel: give its end as `host` and `port`. Raises ConnectError,
+        and psycopg2's errors.
         """
         if self.engine != "postgresql" or self.connection_string is None:
             raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
@@ -142,12 +142,21 @@ class Session:
                 f" {self.port}:{self.socket_directory}/.s.PGSQL.{self.port} {self.host}"
                 f" and then: connect(host='127.0.0.1', port={self.port})"
             )
-        parameters: dict[str, Any] = parse_dsn(self.connection_string)
-        parameters["dbname"] = database or parameters.get("dbname")
-        if "host" in options:
-            parameters.pop("passfile", None)  # of another host; the socket at the tunnel's other end asks for none
+        told = parse_dsn(self.connection_string)
+        # Through the socket, as the client line does: its port may be another's when the server has died.
+        parameters = {
+            **OWN_WORDS,
+            "host": self.socket_directory,
+            "port": self.port,
+            "user": self.user,
+            "dbname": database or told.get("dbname"),
+        }
         connected: connection = psycopg2.connect(**{**parameters, **options})
         return connected
+
+
+# The server has none of these, and the environment may insist on them.
+OWN_WORDS = {"hostaddr": "", "sslmode": "disable", "gssencmode": "disable", "target_session_attrs": "any"}
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

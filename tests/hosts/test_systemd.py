@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 UNITS = "*instant_recovery*"
 MEMORY = 1 << 30
 SHARE = {"memory_max": "1G", "cpu_weight": 20, "io_weight": 10}
-USUAL = {"CPUWeight": "100", "MemoryMax": "infinity", "IOWeight": "100"}
+USUAL = {"CPUWeight": "100", "IOWeight": "100"}
 
 
 @pytest.fixture(name="playbooks")
@@ -97,6 +98,8 @@ def test_without_limits_the_units_have_none(host: Container, playbooks: Playbook
     session = succeed(playbooks.start(archive=sample.name)).session
     name = check_units(host, session)
     assert {key: host.property(name, key) for key in USUAL} == USUAL
+    assert 0.45 < int(host.property(name, "MemoryMax")) / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < 0.55
+    assert host.property(name, "TasksMax") == "5000"
     # Stopping the slice ends all of the session, and only of this one.
     other = succeed(playbooks.start(archive=sample.name)).session
     host.run("systemctl", "stop", name)

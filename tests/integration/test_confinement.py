@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import re
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -47,14 +45,8 @@ class Confined(Copy):
     walls: str = "all"
     network: str = "none"
 
-    def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
-        return self.as_its_owner(lambda: super(Confined, self)._call(state, check=check, **options))
-
-    def end(self) -> list[str]:
-        return self.as_its_owner(lambda: super(Confined, self).end())
-
-    def as_its_owner(self, function: Callable[[], Any]) -> Any:
-        """What function returns with a kernel that has only these walls, called by whoever the session belongs to."""
+    def as_caller(self, function: Callable[[], Any]) -> Any:
+        """What function returns with a kernel that has only these walls."""
 
         def behind() -> Any:
             if self.walls in ("root's namespaces", "a user's namespaces"):
@@ -63,7 +55,7 @@ class Confined(Copy):
                 _sandbox._has_namespaces = lambda: False
             return function()
 
-        return forked(behind, user=None if self.walls in WALLS[:2] else pwd.getpwnam("postgres"))
+        return forked(behind, user=self.caller)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +77,8 @@ def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) ->
     if walls == "Landlock" and landlock_version() < 6:
         pytest.skip("the kernel's Landlock is not enough by itself")
     home = Path(tempfile.mkdtemp(prefix="home-", dir=shared_place))
-    confined = Confined(home, home, walls=walls)
-    if walls not in WALLS[:2]:
-        shutil.chown(home, "postgres")
-    confined.__dict__.update(confined.as_its_owner(lambda: Copy.of(live, home / "s").__dict__))
+    made = Copy.of(live, home / "s", caller=None if walls in WALLS[:2] else "postgres")
+    confined = Confined(directory=made.directory, data=made.data, caller=made.caller, walls=walls)
     # A port that no other session takes while this one is started anew.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     confined.options["port"] = 17432 + 10 * worker + WALLS.index(walls)

@@ -237,7 +237,7 @@ def check_stop_again(stack: Stack) -> None:
 @pytest.fixture(scope="module")
 def writes_of_a_start(shared_place: Path, sample: Sample) -> int:
     stack = Stack(shared_place / "counted", sample)
-    writes = cut_off(lambda: stack.start(), write=0)
+    writes = cut_off(stack.start, write=0)
     call(session_module.main, session_root=str(stack.root), state="absent", session_id="all")
     return writes
 

@@ -27,7 +27,8 @@ from tests.support.cluster import Cluster, Connection
 from tests.support.host import remains
 from tests.support.playbook import Playbooks
 from tests.support.repository import Repository
-from tests.support.trace import changes, tracing_interpreter
+from tests.support.clock import MINUTE, Clock, wait_until
+from tests.support.trace import changes, touched_outside_rooms, tracing_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,6 +286,7 @@ class Story:
     trace: Path
     root: Path
     place: Path
+    reset_at: float
 
 
 @contextlib.contextmanager
@@ -372,11 +374,15 @@ def story(shared_place: Path) -> Iterator[Story]:
     production = Production(place)
     repository = Repository(directory=place / "repository", base=place / "borg")
     repository.create()
-    trace = place / "trace"
+    trace, clock = place / "trace", Clock(place / "clock")
     playbooks = Playbooks(
         directory=place / "ansible",
         session_root=place / "sessions",
-        environment={**repository.environment, "TMPDIR": str(place / "temporary")},
+        environment={
+            **repository.environment,
+            "TMPDIR": str(place / "temporary"),
+            "INSTANT_RECOVERY_CLOCK": str(clock.path),
+        },
         extra_vars={"ansible_python_interpreter": str(tracing_interpreter(trace))},
     )
     with production.cluster:
@@ -392,6 +398,15 @@ def story(shared_place: Path) -> Iterator[Story]:
             assert started.returncode == 0, started.output
             try:
                 not_refused = list(use(started.session, production))
+                sample = place / "sessions" / started.session["id"] / "sample.json"
+                sample.unlink(missing_ok=True)
+                clock.forward(5 * MINUTE)
+                wait_until(sample.exists)  # the keeper has asked the server for its clients
+                listed = playbooks.run("list")
+                assert listed.returncode == 0, listed.output
+                reset_at = time.time()
+                reset = playbooks.run("reset", session_id=started.session["id"])
+                assert reset.returncode == 0, reset.output
             finally:
                 stopped = playbooks.stop("all")
             assert stopped.returncode == 0, stopped.output
@@ -401,7 +416,7 @@ def story(shared_place: Path) -> Iterator[Story]:
             after = {**production.of_server(), **files}
             (result,) = (task.result for task in started.tasks if task.action.endswith(".pg_ephemeral"))
             whats = [entry["what"] for entry in result["neutralised"]]
-            yield Story(before, after, whats, result["data"], started.output, trace, place / "sessions", place)
+            yield Story(before, after, whats, result["data"], started.output, trace, place / "sessions", place, reset_at)
 
 
 def test_production_does_not_notice_any_hazard(story: Story) -> None:
@@ -456,3 +471,30 @@ def test_every_write_of_a_session_lies_in_its_directory(story: Story) -> None:
     for part in ("session.json", "client/pgpass", "run/.s.PGSQL.", "merged/.*/base/", "merged/.*/wal/", "upper/"):
         assert any(re.match(part, path) for path in inside), (part, said_by_strace(story.trace))
     assert list((story.place / "temporary").iterdir()) == []
+
+
+def test_nobody_outside_a_room_touches_what_the_server_can_write(story: Story) -> None:
+    """From the server's first program on, whatever of ours starts, watches, lists, resets or stops the session.
+
+    What can be written is the merged tree and the directory of the socket. Only the end of a session, when no process
+    of the server's is left, opens directories there, by descriptors and never through a link, to remove them.
+    """
+    outside, programs = touched_outside_rooms(story.trace)
+    (session,) = {path.removeprefix(f"{story.root}/").partition("/")[0] for path in inside_paths(story, outside)}
+    writable = re.compile(f"{re.escape(str(story.root / session))}/(merged|run)/.+")
+    servers = sorted(touch.time for touch in programs if touch.path.endswith("/bin/postgres"))
+    first, again = servers[0], next(time for time in servers if time > story.reset_at)
+    mounted = [touch.time for touch in outside if touch.call == "mount" and touch.path == str(story.root / session / "merged")]
+    assert len(mounted) == 2, mounted
+    touched = [touch for touch in outside if writable.fullmatch(touch.path)]
+    assert [touch for touch in touched if touch.time < first], "the copy is cut loose before its server is started"
+    late = [touch for touch in touched if first < touch.time < mounted[1] or touch.time > again]
+    assert [touch for touch in late if touch not in removals(late)] == []
+
+
+def inside_paths(story: Story, touches: list[Any]) -> set[str]:
+    return {touch.path for touch in touches if re.match(rf"{re.escape(str(story.root))}/\d{{8}}-", touch.path)}
+
+
+def removals(touches: list[Any]) -> list[Any]:
+    return []

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -18,9 +19,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import Connection
+from tests.support.forked import forked
 from tests.support.modules import call
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.cluster import Cluster
 
 __all__ = ["Copy"]
@@ -28,15 +32,31 @@ __all__ = ["Copy"]
 
 @dataclass
 class Copy:
-    """A session in `directory`, whose copy of a cluster is in `data`, and calls of the module on it."""
+    """A session in `directory`, whose copy of a cluster is in `data`, and calls of the module on it by `caller`."""
 
     directory: Path
     data: Path
     options: dict[str, Any] = field(default_factory=dict)
+    caller: pwd.struct_passwd | None = None
 
     @classmethod
-    def of(cls, cluster: Cluster, root: Path, *, user: str | None = None) -> Copy:
-        """A copy of a cluster's files in a new session, below merged where the cluster has it below the root."""
+    def of(cls, cluster: Cluster, root: Path, *, user: str | None = None, caller: str | None = None) -> Copy:
+        """A copy of a cluster's files in a new session, below merged where the cluster has it below the root.
+
+        caller is who makes the session and everything in it: this process's user, unless it is named.
+        """
+        entry = pwd.getpwnam(caller) if caller else None
+        if entry is None:
+            return cls._made(cluster, root, user)
+        if not root.exists():
+            root.mkdir(mode=0o700)
+            os.chown(root, entry.pw_uid, entry.pw_gid)
+        copy = forked(lambda: cls._made(cluster, root, user), user=entry)
+        copy.caller = entry
+        return copy
+
+    @classmethod
+    def _made(cls, cluster: Cluster, root: Path, user: str | None) -> Copy:
         session = Session.create(str(root), user=user, fields={"engine": "postgresql"})
         merged = Path(session.path("merged"))
         copy = cls(Path(session.directory), merged / str(cluster.data).lstrip("/"))
@@ -74,7 +94,7 @@ class Copy:
 
     def own(self, *paths: Path) -> None:
         """Give everything in the copy, or these paths, to the server's user, as the layer would present it."""
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and self.caller is None:
             owner = f"{account(self.user).uid}:{account(self.user).gid}"
             subprocess.run(["chown", "-hR", owner, *(map(str, paths) if paths else [str(self.tree)])], check=True)
 
@@ -95,7 +115,11 @@ class Copy:
 
     def end(self) -> list[str]:
         """End the session; what is left of it."""
-        return tear_down(Session.open(str(self.directory)))
+        return self.as_caller(lambda: tear_down(Session.open(str(self.directory))))
+
+    def as_caller(self, function: Callable[[], Any]) -> Any:
+        """What function returns when the session's owner calls it."""
+        return function() if self.caller is None else forked(function, user=self.caller)
 
     def sql(self, statement: str, *, database: str = "postgres", user: str = "instant_recovery", port: int = 0) -> str:
         return self.connection(user=user, port=port).sql(statement, database=database)
@@ -117,4 +141,4 @@ class Copy:
 
     def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
         where = {"session_directory": str(self.directory), "state": state}
-        return call(pg_ephemeral.main, check=check, **where, **options)
+        return self.as_caller(lambda: call(pg_ephemeral.main, check=check, **where, **options))

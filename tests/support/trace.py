@@ -1,6 +1,6 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What processes changed in the file system, as the kernel was asked for it: strace, and a reader of what it writes."""
+"""What processes did in the file system, as the kernel was asked for it: strace, and a reader of what it writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Change", "changes", "tracing_interpreter"]
+__all__ = ["Change", "Touch", "changes", "touched_outside_rooms", "tracing_interpreter"]
 
 OPENS = ("open", "openat", "openat2", "creat")
 CHANGES = (
@@ -27,17 +27,32 @@ CHANGES = (
 )
 # Where a process is, and whom it starts there; a socket is a file, too.
 STARTS = ("clone", "clone3", "fork", "vfork")
-OTHERS = ("chdir", "fchdir", "bind", *STARTS)
+OTHERS = ("chdir", "fchdir", "bind", "connect", "execve", "mount", *STARTS)
+ENTERS = ("pivot_root", "landlock_restrict_self")  # from then on a process is in a room of its own
 WRITES = re.compile(r"\bO_(?:WRONLY|RDWR|CREAT|TRUNC|TMPFILE|APPEND)\b")
-CALL = re.compile(r"(?P<time>[0-9.]+) (?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>-?\d+)")
+# The result of clone() in another name space of processes is followed by the number that the process has in this one.
+CALL = re.compile(
+    r"(?P<time>[0-9.]+) (?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>-?\d+)"
+    r"(?:<(?P<opened>(?:[^<>\\]|\\.)*)>)?(?: /\* (?P<here>\d+) in strace)?"
+)
 # An open directory with its path, or a path in quotes: their order is that of the call.
 PATH = re.compile(r'(?:AT_FDCWD|\d+)<(?P<directory>(?:[^<>\\]|\\.)*)>|"(?P<path>(?:[^"\\]|\\.)*)"')
+DESCRIPTOR = re.compile(r"(?<=\")/proc/self/fd/(\d+)")
 
 
 @dataclass(frozen=True)
 class Change:
     """A call that succeeded, and a path that it changed, or opened so that it could be; no link is left in it."""
 
+    call: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A path that a process of ours opened, connected to or mounted on while it was in no room, and when (seconds)."""
+
+    time: float
     call: str
     path: str
 
@@ -49,8 +64,9 @@ def tracing_interpreter(directory: Path) -> Path:
     """
     directory.mkdir()
     program = directory.with_name(f"{directory.name}-python")
-    names = ",".join((*OPENS, *CHANGES, *OTHERS))
+    names = ",".join((*OPENS, *CHANGES, *OTHERS, *ENTERS))
     trace = ["strace", "-D", "-ff", "--seccomp-bpf", "-qq", "-ttt", "-y", "-s", "4096", "-e", "signal=none"]
+    trace += ["--decode-pids=pidns"]
     trace += ["-e", f"trace={names}"]
     python = shlex.quote(sys.executable)
     # Each run has a prefix of its own: process numbers come round again.
@@ -65,9 +81,51 @@ def tracing_interpreter(directory: Path) -> Path:
 
 def changes(directory: Path) -> Iterator[Change]:
     """All that the traced processes changed, in no particular order. Links on the way are looked at as they are now."""
-    for path in directory.iterdir():
-        if path.suffix != ".said":
-            yield from _changes_of(path, _first_directory(path))
+    for path in _traced(directory):
+        yield from _changes_of(path, _first_directory(path))
+
+
+def touched_outside_rooms(directory: Path) -> tuple[list[Touch], list[Touch]]:
+    """What processes touched that were in no room, and the programs that were executed in rooms."""
+    traced = {path: list(_calls(path, _first_directory(path))) for path in _traced(directory)}
+    starts: dict[int, list[tuple[float, Path]]] = {}
+    for path, calls in traced.items():
+        for call in calls:
+            if call.name in STARTS:
+                starts.setdefault(call.result, []).append((call.time, path))
+
+    def entered(path: Path) -> float:
+        """When the process of this file entered a room: before its first call, where its parent was in one."""
+        began = traced[path][0].time if traced[path] else 0.0
+        parents = [start for start in starts.get(int(path.suffix[1:]), []) if start[0] <= began and start[1] != path]
+        if parents:
+            moment, parent = max(parents)
+            if entered(parent) <= moment:
+                return 0.0
+        return min((call.time for call in traced[path] if call.name in ENTERS), default=float("inf"))
+
+    outside, inside = [], []
+    for path, calls in traced.items():
+        moment = entered(path)
+        for call in calls:
+            touches = [Touch(call.time, call.name, touched) for touched in _touched(call)]
+            if call.time < moment:
+                outside += touches
+            elif call.name == "execve":
+                inside += touches[:1]
+    return outside, inside
+
+
+def _touched(call: _Call) -> list[str]:
+    if call.name in ("connect", "bind"):
+        return _paths(call.arguments.partition("sun_path=")[2], call.directory) if "sun_path=" in call.arguments else []
+    if call.name == "mount":  # what, where, which kind
+        return _paths(call.arguments, call.directory)[1:2]
+    return _paths(call.arguments, call.directory) if call.name in (*OPENS, *CHANGES, "execve") else []
+
+
+def _traced(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.suffix != ".said"]
 
 
 def _first_directory(path: Path) -> str:
@@ -98,13 +156,18 @@ class _Call(NamedTuple):
 
 
 def _calls(path: Path, directory: str) -> Iterator[_Call]:
+    opened: dict[str, str] = {}  # paths by descriptors: some calls name a file as /proc/self/fd/DESCRIPTOR
     for line in path.read_text(errors="surrogateescape").splitlines():
         match = CALL.match(line)
         if match is None or int(match["result"]) < 0:
             continue
         if match["name"] in ("chdir", "fchdir"):
             directory = os.path.join(directory, *_paths(match["arguments"], directory))
-        yield _Call(float(match["time"]), match["name"], match["arguments"], int(match["result"]), directory)
+        if match["opened"]:
+            opened[match["result"]] = match["opened"]
+        arguments = DESCRIPTOR.sub(lambda found: opened.get(found[1], found[0]), match["arguments"])
+        result = int(match["here"] or match["result"])
+        yield _Call(float(match["time"]), match["name"], arguments, result, directory)
 
 
 def _changes_of(path: Path, directory: str) -> Iterator[Change]:

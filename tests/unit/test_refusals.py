@@ -84,7 +84,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
 #: What nothing is to be said of, although some of it is unknown: it resembles nothing, or is a role's own name.
 TAKEN = [
     {**ARCHIVE, "host_driver": "auto", "note": "x", "roots": "x", "awx_job_id": 7, "port": "15433"},
-    {**ARCHIVE, "ports": [1], "accept_unknown": True, "memory_max": "1.5G", "recovery_target_time": "2026-11-22 14:05"},
+    {**ARCHIVE, "ports": [1], "accept_unknown": True, "memory_max": "1.5%", "recovery_target_time": "2026-11-22 14:05"},
 ]
 
 
@@ -123,7 +123,7 @@ def test_a_start_is_refused(number: int, said: list[list[str]]) -> None:
     assert "\n" not in sentences[0]
 
 
-@pytest.mark.parametrize(("name", "value", "text"), VALUES, ids=[f"{name}={value}"[:40] for name, value, _ in VALUES])
+@pytest.mark.parametrize(("name", "value", "text"), VALUES, ids=[f"{name}={value}"[:40] for name, value, _text in VALUES])
 def test_a_value_is_refused(name: str, value: Any, text: str, said: list[list[str]]) -> None:
     sentences = [one for case in said[len(TAKEN) + len(CASES) :] for one in case]
     alone = (one for one in sentences if "given together" not in one)

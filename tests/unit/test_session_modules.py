@@ -193,6 +193,8 @@ def test_a_session_that_ends_cannot_become_active(root: str) -> None:
 
 
 def test_a_wrong_share(root: str) -> None:
+    assert "memory_max 200% is no part of the host's memory" in session(root, memory_max="200%")["msg"]
+    assert "memory_max -1 is not a size" in session(root, memory_max="-1")["msg"]
     assert "memory_max 1M is too little for a session: choose 256M" in session(root, memory_max="1M")["msg"]
     assert "cpu_weight 0 is no weight: choose 1 to 10000" in session(root, cpu_weight=0)["msg"]
     assert "io_weight 10001 is no weight" in session(root, io_weight=10001)["msg"]

@@ -1,0 +1,392 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attacks from inside the copy on those who start, watch and use it, beside a production that they aim at.
+
+The first attackers are functions in the archive's catalogs, which run before anybody can connect; the others are a
+superuser of the session. Each attack is tried on a session of root's, and on one of an ordinary user: the very one to
+whom production belongs, since nobody's rights are more.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import Cluster
+from tests.support.copies import Copy
+from tests.support.host import processes_below
+from tests.support.modules import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [needs_root, pytest.mark.xdist_group("attacks")]
+
+PATIENCE = 30.0  # seconds
+
+# Runs PROGRAM with the data directory and the process of the backend as its arguments, in the single-user run alone.
+CATALOG = """
+set allow_system_table_mods = on;
+create function pg_catalog.evil() returns boolean language plpgsql as $function$
+declare data text := pg_catalog.current_setting('data_directory');
+begin
+    if pg_catalog.current_setting('cluster_name') <> '' then
+        execute pg_catalog.format('copy (select 1) to program %L', pg_catalog.format(
+            'cd /; echo {program} | base64 -d > %s/evil.py; setsid python3 -I -S %s/evil.py %s %s <&- >&- 2>&- & sleep 0.3',
+            data, data, data, pg_catalog.pg_backend_pid()));
+    end if;
+    return true;
+end $function$;
+do $body$ begin
+    execute 'create or replace view pg_catalog.pg_roles as '
+        || pg_catalog.rtrim(pg_catalog.pg_get_viewdef('pg_catalog.pg_roles'::regclass), ';')
+        || ' where pg_catalog.evil()';
+end $body$;
+"""
+# Puts a link to TARGET in the place of the data directory: at once, or when the backend has ended.
+SWAP = """
+import ctypes, os, sys
+data, pid = sys.argv[1], sys.argv[2]
+os.symlink(TARGET, data + ".link")
+open(data + "/was-here", "w").close()
+def ended():
+    try:
+        return open(f"/proc/{pid}/stat", "rb").read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+while LATER and not ended():
+    pass
+ctypes.CDLL(None).renameat2(-100, os.fsencode(data), -100, os.fsencode(data + ".link"), 2)
+"""
+
+
+@dataclass
+class Production:
+    """A cluster at work, which must stay as it is."""
+
+    cluster: Cluster
+    state: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> dict[str, str]:
+        """Checksum of every file, which process it is and since when."""
+        files = (path for path in self.cluster.data.rglob("*") if path.is_file())
+        state = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        started = self.cluster.sql("select pg_postmaster_start_time()", database="postgres")
+        return {**state, "started": started, "pid": str(self.cluster.pid)}
+
+
+QUIET = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "wal_level": "minimal", "max_wal_senders": "0"}
+
+
+@pytest.fixture(scope="module")
+def running(shared_place: Path) -> Iterator[Cluster]:
+    """Its log is outside of its data: a look is noted there."""
+    with Cluster(directory=shared_place / "attacked-production", settings=QUIET) as cluster:
+        cluster.sql("create table t as select generate_series(1, 100) id; checkpoint", database="postgres")
+        yield cluster
+
+
+@pytest.fixture
+def production(running: Cluster) -> Iterator[Production]:
+    """Fails the test in which it changes."""
+    production = Production(running)
+    before = production.look()
+    yield production
+    assert production.look() == before
+
+
+@pytest.fixture(scope="module")
+def clean(shared_place: Path) -> Iterator[Cluster]:
+    with Cluster(directory=shared_place / "clean") as cluster:
+        cluster.sql("create table t as select generate_series(1, 100) id", database="postgres")
+        cluster.stop()
+        yield cluster
+
+
+@pytest.fixture
+def archived(place: Path, clean: Cluster) -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters that somebody has prepared with SQL before they were archived."""
+    made: list[Cluster] = []
+
+    def make(statement: str, *, database: str = "postgres", drop: str | None = None) -> Cluster:
+        cluster = Cluster(directory=place / f"archived{len(made)}")
+        made.append(cluster)
+        cluster.run.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(clean.data), str(cluster.data)], check=True)
+        for path in (cluster.directory, cluster.run):
+            shutil.chown(path, "postgres")
+        with (cluster.data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"unix_socket_directories = '{cluster.run}'\n")
+        cluster.start()
+        cluster.sql(statement, database=database)
+        if drop is not None:
+            cluster.sql(f'drop database "{drop}"', database=database)
+        cluster.stop()
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.fixture(params=["root", "postgres"], ids=["root", "owner-of-production"])
+def session(request: pytest.FixtureRequest) -> Iterator[Callable[[Cluster], Copy]]:
+    """Makes sessions of one of the two; each must leave nothing when it is ended."""
+    home = Path(f"/srv/ir-attacks-{os.getpid()}")
+    made: list[Copy] = []
+    home.mkdir(mode=0o711)
+
+    def make(cluster: Cluster) -> Copy:
+        caller = None if request.param == "root" else request.param
+        made.append(Copy.of(cluster, home / f"sessions{len(made)}", caller=caller))
+        return made[-1]
+
+    try:
+        yield make
+        for copy in made:
+            assert copy.end() == []
+            assert not copy.directory.exists()
+        assert processes_below(home) == []
+    finally:
+        shutil.rmtree(home)
+
+
+def hostile(program: str) -> str:
+    return CATALOG.format(program=base64.b64encode(program.encode()).decode())
+
+
+def info(copy: Copy) -> dict[str, Any]:
+    """What is told of the session, for which its server is asked."""
+    root = str(copy.directory.parent)
+    (found,) = copy.as_caller(lambda: call(session_info.main, session_root=root))["sessions"]
+    told: dict[str, Any] = found
+    return told
+
+
+def printed_client(result: dict[str, Any], statement: str) -> str:
+    """What the printed line says to whoever types it: here root, whoever the session belongs to."""
+    argv = [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, "service=instant_recovery"]
+    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"]}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
+@dataclass
+class Listener:
+    """Somebody who pretends to be the server, and keeps what he was told."""
+
+    address: tuple[str, int]
+    heard: list[bytes] = field(default_factory=list)
+
+    @contextmanager
+    def listening(self) -> Iterator[Listener]:
+        with socket.create_server(self.address) as server:
+            server.settimeout(0.1)
+            done = threading.Event()
+
+            def serve() -> None:
+                while not done.is_set():
+                    try:
+                        client, _address = server.accept()
+                    except TimeoutError:
+                        continue
+                    with client:
+                        client.settimeout(5)
+                        self.heard.append(client.recv(1000))
+                        client.sendall(b"R\0\0\0\x08\0\0\0\x03")  # tell me your password in clear
+                        self.heard.append(client.recv(1000))
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                yield self
+            finally:
+                done.set()
+                thread.join()
+
+
+# -- code in the archive's catalogs
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at-once", "after-the-run"])
+def test_a_data_directory_that_becomes_a_link_to_productions(
+    later: bool,
+    production: Production,
+    archived: Callable[..., Cluster],
+    session: Callable[[Cluster], Copy],
+) -> None:
+    program = SWAP.replace("TARGET", repr(str(production.cluster.data))).replace("LATER", str(later))
+    copy = session(archived(hostile(program), database="template1"))
+    result = copy.start()
+    swapped, ran = copy.data.is_symlink(), copy.data.with_suffix(".link")
+    assert (ran if swapped else copy.data).joinpath("was-here").exists() or ran.is_symlink(), "it was never run"
+    if later:
+        # What is left behind of the run has ended with it: the link comes too late or never.
+        assert "failed" not in result, (result["msg"], result.get("log_tail"))
+        assert copy.sql("select count(*) from t") == "100"
+    else:
+        assert swapped
+        assert result["failed"]
+        assert "Traceback" not in result["msg"]
+    assert not (production.cluster.data / "instant_recovery.json").exists()
+
+
+def test_a_left_out_tablespace_that_becomes_a_link_to_productions(
+    place: Path,
+    production: Production,
+    archived: Callable[..., Cluster],
+    session: Callable[[Cluster], Copy],
+) -> None:
+    """What recovery has put there is removed after the archive's code has run."""
+    space, victim = place / "space", place / "victim"
+    for path in (space, victim):
+        path.mkdir(mode=0o700)
+        shutil.chown(path, "postgres")
+    (victim / "precious").write_text("of production")
+    shutil.chown(victim / "precious", "postgres")
+    program = (
+        "import glob, os, sys\n"
+        "for path in glob.glob(sys.argv[1] + '/instant_recovery_left_out/*'):\n"
+        "    os.rename(path, path + '.aside')\n"
+        f"    os.symlink({str(victim)!r}, path)\n"
+        "open(sys.argv[1] + '/was-here', 'w').close()\n"
+    )
+    source = archived(f"create tablespace lost location '{space}'")
+    source.start()
+    source.sql("create table gone tablespace lost as select 1 id", database="postgres")
+    source.sql(hostile(program), database="template1")
+    source.stop(mode="immediate")
+    copy = session(source)
+    result = copy.start(missing_tablespaces="leave_out")
+    assert (copy.data / "was-here").exists(), result
+    assert [path for path in copy.data.glob("instant_recovery_left_out/*") if path.is_symlink()]
+    assert (victim / "precious").read_text() == "of production"
+
+
+def test_a_name_of_several_lines(
+    production: Production, archived: Callable[..., Cluster], session: Callable[[Cluster], Copy]
+) -> None:
+    """It would have added an address to the file that clients connect by."""
+    name = "!\nhostaddr=127.0.0.9"
+    copy = session(archived(f'create database "{name}"', database="template1", drop="postgres"))
+    first = copy.start()
+    assert "failed" not in first, (first["msg"], first.get("log_tail"))
+    assert first["databases"] == [name]
+    copy.stop()
+    with Listener(("127.0.0.9", first["port"])).listening() as impostor:
+        result = copy.start(port=first["port"])
+        assert "failed" not in result, (result["msg"], result.get("log_tail"))
+        assert info(copy)["metrics"]["clients"] == 0
+        assert printed_client(result, "show data_directory") == str(copy.data)
+        assert (
+            copy.sql(
+                "select datname = E'!\\nhostaddr=127.0.0.9' from pg_database where datallowconn and not datistemplate",
+                database="template1",
+            )
+            == "t"
+        )
+        assert impostor.heard == []
+
+
+# -- a superuser of the session
+
+
+def test_neither_file_nor_socket_of_its_clients_can_be_exchanged(
+    place: Path, production: Production, clean: Cluster, session: Callable[[Cluster], Copy]
+) -> None:
+    """The way to production, with the rights of root or of production's owner, would lead through them."""
+    copy = session(clean)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    evil = f"[instant_recovery]\nhost={production.cluster.run}\nport=5432\nuser={production.cluster.superuser}\n"
+    before = {path.name: path.read_bytes() for path in copy.client.iterdir() if path.is_file()}
+    assert set(before) == {"pgpass", "pg_service.conf"}
+    for name in before:
+        for path in (copy.client / name, copy.run / name, copy.directory / "config" / name):
+            write = f"copy (select unnest(string_to_array('{evil}', E'\\n'))) to '{path}'"
+            if path.parent == copy.run:
+                copy.sql(write)  # its own directory, in which nobody looks for anything
+                continue
+            with pytest.raises(RuntimeError, match="could not open file"):
+                copy.sql(write)
+    # Its socket can be replaced where it was made, not where clients look for it.
+    name = f".s.PGSQL.{result['port']}"
+    impostor = (
+        "import os, socket, sys; os.rename(sys.argv[1], sys.argv[1] + chr(46)); s = socket.socket(socket.AF_UNIX); "
+        "s.bind(sys.argv[1]); s.listen(); open(sys.argv[1] + chr(45), chr(119)).close(); "
+        "c = s.accept(); open(sys.argv[1] + chr(43), chr(119)).close()"
+    )
+    copy.sql(f"copy (select 1) to program 'setsid python3 -I -S -c \"{impostor}\" {copy.run}/{name} <&- >&- 2>&- &'")
+    wait_for((copy.run / f"{name}-").exists)
+    assert info(copy)["metrics"]["clients"] == 0
+    assert printed_client(result, "show data_directory") == str(copy.data)
+    assert not (copy.run / f"{name}+").exists()
+    assert {path.name: path.read_bytes() for path in copy.client.iterdir() if path.is_file()} == before
+
+
+def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(
+    production: Production, clean: Cluster, session: Callable[[Cluster], Copy]
+) -> None:
+    copy = session(clean)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    password = (copy.client / "pgpass").read_text()
+    os.kill(result["pid"], signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{result['pid']}").exists())
+    with Listener(("127.0.0.1", result["port"])).listening() as impostor:
+        told = info(copy)
+        assert (told["status"], told["metrics"]["clients"]) == ("orphaned", None)
+        done = subprocess.run(
+            [f"{result['bindir']}/psql", "-X", "-w", "-c", "select 1", "service=instant_recovery"],
+            env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"]},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode != 0
+        assert impostor.heard == []
+    again = copy.start()
+    assert "failed" not in again, (again["msg"], again.get("log_tail"))
+    assert (copy.client / "pgpass").read_text() != password
+
+
+def test_no_command_of_ours_takes_a_word_from_the_copy(
+    production: Production, clean: Cluster, session: Callable[[Cluster], Copy]
+) -> None:
+    """A process in its pid file, a lock, a record: whatever lies in the copy or beside the socket decides nothing."""
+    copy = session(clean)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    pid = str(production.cluster.pid)
+    claim = json.dumps({"name": "server", "kind": "process", "process": {"pid": int(pid)}})
+    for path in (copy.data / "postmaster.pid", copy.data / "instant_recovery.json", copy.run / "session.json"):
+        text = claim if path.suffix == ".json" else f"{pid}\\n{production.cluster.data}\\n1\\n5432"
+        copy.sql(f"copy (select unnest(string_to_array(E'{text}', E'\\n'))) to '{path}' (format csv, quote '^')")
+    copy.sql(f"copy (select '{pid}') to '{copy.run}/.s.PGSQL.{result['port']}.lock'")
+    assert info(copy)["status"] == "orphaned" or info(copy)["metrics"]["clients"] == 0
+    assert copy.stop()["changed"]
+    assert pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name == "postgres"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
