@@ -67,8 +67,8 @@ class ArchiveMount:
 
     With one reader at `mountpoint` itself, with more at `mountpoint`/1, /2 and so on. `paths` are those of the archive
     (none: all of it). `owner` is the user to whom everything shall seem to belong. Without a session's directory the
-    logs go to `log_directory`, and without that they are kept only for an error message. `ends_with_caller`: a mount
-    for as long as this process needs it, and not longer, should it be killed.
+    logs go to `log_directory`, and without that they are kept only for an error message. `tied_to` is a descriptor that
+    borg inherits (_mounts.unmounted_with_its_users): a mount for as long as this process needs it, should it be killed.
     """
 
     repository: Repository
@@ -80,7 +80,7 @@ class ArchiveMount:
     owner: str | None = None
     allow_other: bool = False
     log_directory: str | None = None
-    ends_with_caller: bool = False
+    tied_to: int | None = None
 
     @property
     def mountpoints(self) -> list[str]:
@@ -174,7 +174,9 @@ class ArchiveMount:
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
         with self.repository.environment_with_pipe() as (secret, descriptors):
-            bound: dict[str, Any] = {"preexec_fn": _end_with_caller()} if self.ends_with_caller else {}
+            bound: dict[str, Any] = {}
+            if self.tied_to is not None:
+                descriptors, bound = (*descriptors, self.tied_to), {"preexec_fn": _end_with_caller()}
             process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
         undo.callback(server.end)
@@ -224,12 +226,12 @@ class ArchiveMount:
 
 
 def _end_with_caller() -> Callable[[], None]:
-    """What a child has to do so that it gets SIGINT, the one signal at which borg unmounts, when its parent ends."""
+    """What a child has to do so that it is killed when its parent ends: it only reads, and holds no lock."""
     # Looked up here: between fork and exec as little as possible is done.
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     return bind
 

@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, open_pidfd
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    Process,
+    open_pidfd,
+    spawn,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import ExitStack
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "mounts_below",
     "parse_mountinfo",
     "unmount",
+    "unmounted_with_its_users",
     "wait_until",
 ]
 
@@ -174,7 +179,7 @@ def unmount(mountpoint: str, *, timeout: float = 10.0) -> None:
     healthy = not mount.is_fuse or is_responding(mount.mountpoint, timeout=min(timeout, 5.0))
     for lazy in (False, True) if healthy else (True,):
         try:
-            done = run(_unmount_command(mount, lazy=lazy), timeout=timeout, check=False)
+            done = run(_unmount_command(mount.mountpoint, lazy=lazy, fuse=mount.is_fuse), timeout=timeout, check=False)
             said = last_line(done.stderr) or said
         except CommandError as error:
             said = str(error)
@@ -207,11 +212,29 @@ def _remove_directory(path: str) -> None:
         os.rmdir(path)
 
 
-def _unmount_command(mount: Mount, *, lazy: bool) -> list[str]:
-    if mount.is_fuse and os.geteuid() != 0:
+@contextmanager
+def unmounted_with_its_users(mountpoint: str) -> Iterator[int]:
+    """A descriptor for a FUSE server to inherit, which is to mount at mountpoint.
+
+    What is mounted there is unmounted when neither the server nor the caller has the descriptor any more, however they
+    end. A program of its own waits for that: it reads the other end of a pipe.
+    """
+    reading, writing = os.pipe()
+    script = f'cat /proc/self/fd/{reading}; exec "$@" 2>/dev/null'
+    try:
+        argv = ["/bin/sh", "-c", script, "sh", *_unmount_command(mountpoint, lazy=True, fuse=True)]
+        spawn(argv, log=os.devnull, env={}, pass_fds=(reading,))
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _unmount_command(mountpoint: str, *, lazy: bool, fuse: bool) -> list[str]:
+    if fuse and os.geteuid() != 0:
         helper = find_program("fusermount3") or find_program("fusermount") or "fusermount3"
-        return [helper, "-u", *(["-z"] if lazy else []), mount.mountpoint]
-    return [find_program("umount") or "umount", *(["--lazy"] if lazy else []), mount.mountpoint]
+        return [helper, "-u", *(["-z"] if lazy else []), mountpoint]
+    return [find_program("umount") or "umount", *(["--lazy"] if lazy else []), mountpoint]
 
 
 def _from_the_top(found: Sequence[Mount]) -> list[Mount]:

@@ -172,6 +172,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mou
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import unmounted_with_its_users
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import resolve_within
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
     ARGUMENTS,
@@ -257,15 +258,15 @@ def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint
     repository, name = parse_archive(archive)
     if repository is not None:
         options = {**options, "repository": repository}
+    undo.callback(_remove_directory, mountpoint)
     mount = ArchiveMount(
         repository=Repository.from_options({**options, "archive": name}),
         archive=name,
         mountpoint=mountpoint,
         paths=tuple(paths),
         owner=options["user"],
-        ends_with_caller=True,
+        tied_to=undo.enter_context(unmounted_with_its_users(mountpoint)),
     )
-    undo.callback(_remove_directory, mountpoint)
     mount.mount(None)
     undo.callback(unmount_archives, mountpoint, None)
     return mountpoint

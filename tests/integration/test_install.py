@@ -24,7 +24,9 @@ pytestmark = [needs_root, pytest.mark.skipif(shutil.which("apt-get") is None, re
 
 def test_everything_that_is_missing_is_installed(playbooks: Playbooks, sample: Sample, place: Path) -> None:
     packages = ("borgbackup", "fuse3", "python3-pyfuse3", f"postgresql-{sample.major}", "postgresql-common")
-    bare = dataclasses.replace(playbooks, wrapper=bare_system(place, *packages))
+    # Both systems share one directory.
+    here = dataclasses.replace(playbooks, session_root=place / "sessions")
+    bare = dataclasses.replace(here, wrapper=bare_system(place, *packages))
     started = bare.start(archive=sample.name, install_packages=True, timeout=900)
     assert started.returncode == 0, started.output
     installed = [task for task in started.tasks if task.action == "ansible.builtin.package"]
@@ -34,7 +36,7 @@ def test_everything_that_is_missing_is_installed(playbooks: Playbooks, sample: S
     assert started.session["driver"] == "block"
 
     # Its processes and mounts went with that system, as at a reboot. The directory is still here.
-    (listed,) = playbooks.sessions().stats["instant_recovery_sessions"]
+    (listed,) = here.sessions().stats["instant_recovery_sessions"]
     assert (listed["id"], listed["status"]) == (started.session["id"], "orphaned")
-    stopped = playbooks.stop(started.session["id"])
+    stopped = here.stop(started.session["id"])
     assert stopped.returncode == 0, stopped.output
