@@ -176,7 +176,7 @@ class ArchiveMount:
         with self.repository.environment_with_pipe() as (secret, descriptors):
             bound: dict[str, Any] = {}
             if self.tied_to is not None:
-                descriptors, bound = (*descriptors, self.tied_to), {"preexec_fn": _end_with_caller()}
+                descriptors, bound = [*descriptors, self.tied_to], {"preexec_fn": _end_with_caller()}
             process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
         undo.callback(server.end)

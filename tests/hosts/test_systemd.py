@@ -98,7 +98,9 @@ def test_without_limits_the_units_have_none(host: Container, playbooks: Playbook
     session = succeed(playbooks.start(archive=sample.name)).session
     name = check_units(host, session)
     assert {key: host.property(name, key) for key in USUAL} == USUAL
-    assert 0.45 < int(host.property(name, "MemoryMax")) / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < 0.55
+    assert (
+        0.45 < int(host.property(name, "MemoryMax")) / (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < 0.55
+    )
     assert host.property(name, "TasksMax") == "5000"
     # Stopping the slice ends all of the session, and only of this one.
     other = succeed(playbooks.start(archive=sample.name)).session

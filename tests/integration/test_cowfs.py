@@ -641,12 +641,14 @@ def test_many_small_files_fit_where_few_large_ones_do(place: Path, lower: Path) 
     counters = place / "counters"
     options = ["--cache-size", str(20 << 20), "--counters", str(counters)]
     with Layer(lower=[lower], directory=place / "layer", options=options) as layer, mmap.mmap(-1, size // 2) as buffer:
+        # They stay open: of a file that nobody has, the kernel may forget everything.
+        opened = [os.open(layer.root / f"{number}", os.O_RDONLY | os.O_DIRECT) for number in range(count)]
         for half in range(2):
-            for number in range(count):
-                descriptor = os.open(layer.root / f"{number}", os.O_RDONLY | os.O_DIRECT)
+            for number, descriptor in enumerate(opened):
                 os.preadv(descriptor, [buffer], half * len(buffer))
-                os.close(descriptor)
                 assert buffer[:] == DATA[number + half * len(buffer) :][: len(buffer)], number
+        for descriptor in opened:
+            os.close(descriptor)
         fetched, _written, cached, _errors = struct.unpack("4Q", counters.read_bytes())
         assert fetched == count * size
         assert cached <= 20 << 20

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, session_info
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
@@ -460,11 +461,21 @@ def _started(root: Path, sample: Sample) -> dict[str, Any]:
 def test_start_and_stop_of_one_session_exclude_each_other(root: Path, sample: Sample) -> None:
     """A stop in the middle of a step waits for it; the steps after it are refused."""
     stack = Stack(root, sample).start("layered")
+    session, born = Session.open(str(stack.directory)), root.parent / "born"
+
+    def stop() -> dict[str, Any]:
+        born.touch()
+        wait_until(session.is_locked, pause=0.001)
+        return stack.change("absent")
+
     with ThreadPoolExecutor(1) as pool:
-        stopping = pool.submit(forked, lambda: stack.change("absent"))
+        stopping = pool.submit(forked, stop)
+        wait_until(born.exists)  # a child of the step itself would hold its lock
         with contextlib.suppress(AssertionError):
             stack._serve()
-        assert stopping.result()["session"]["status"] == "stopped"
+        stopped = stopping.result()
+        assert "failed" not in stopped, stopped["msg"]
+        assert stopped["session"]["status"] == "stopped"
     assert remains(root) == []
 
 

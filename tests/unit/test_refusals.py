@@ -123,7 +123,9 @@ def test_a_start_is_refused(number: int, said: list[list[str]]) -> None:
     assert "\n" not in sentences[0]
 
 
-@pytest.mark.parametrize(("name", "value", "text"), VALUES, ids=[f"{name}={value}"[:40] for name, value, _text in VALUES])
+@pytest.mark.parametrize(
+    ("name", "value", "text"), VALUES, ids=[f"{name}={value}"[:40] for name, value, _text in VALUES]
+)
 def test_a_value_is_refused(name: str, value: Any, text: str, said: list[list[str]]) -> None:
     sentences = [one for case in said[len(TAKEN) + len(CASES) :] for one in case]
     alone = (one for one in sentences if "given together" not in one)
