@@ -272,7 +272,7 @@ PG_DUMP = b"--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database versi
         ("all.sql", b"--\n-- PostgreSQL database cluster dump\n--\n", "postgresql", None),
         ("shop.dump", b"PGDMP\x01\x0e\x00", "postgresql", None),
         ("toc.dat", b"PGDMP\x01\x0e\x00", "postgresql", None),
-        ("shop.sql.gz", gzip.compress(PG_DUMP + bytes(100_000)), "postgresql", "15.18"),
+        ("shop.sql.gz", gzip.compress(PG_DUMP + bytes(100_000), mtime=0), "postgresql", "15.18"),
         ("shop.sql.bz2", bz2.compress(PG_DUMP), "postgresql", "15.18"),
         ("shop.sql.xz", lzma.compress(PG_DUMP), "postgresql", "15.18"),
         ("shop.sql", b"-- MariaDB dump 10.19\n--\n-- Server version\t10.11.6-MariaDB\n", "mariadb", "10.11.6"),
