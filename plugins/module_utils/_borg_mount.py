@@ -3,7 +3,8 @@
 """Read-only FUSE mounts of one archive: several identical ones for parallel reading, all of them or none.
 
 `borg mount` runs in the foreground as a daemon of ours, so that its process is known and its words are kept. What is
-mounted where is decided by the mount table and by the arguments of the process that serves the mount.
+mounted where is decided by the mount table and by the arguments of the process that serves the mount, which the
+session's record claims.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prefligh
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
     MARKER,
     Process,
-    identify,
+    command_lines,
     spawn,
     stop_all,
     wait_for_end,
@@ -89,12 +90,12 @@ class ArchiveMount:
             return [self.mountpoint]
         return [os.path.join(self.mountpoint, str(number)) for number in range(1, self.readers + 1)]
 
-    def missing(self) -> list[str]:
+    def missing(self, session: Session | None) -> list[str]:
         """The mount points where the archive is not mounted. Raises BorgError where something else is."""
         location = self.repository.archive_location(self.archive)
         missing = []
         for mountpoint in self.mountpoints:
-            standing = _standing(mountpoint)
+            standing = _standing(mountpoint, session)
             if standing is None or standing.is_dead:
                 missing.append(mountpoint)
             elif standing.location != location:
@@ -103,9 +104,9 @@ class ArchiveMount:
                 )
         return missing
 
-    def pids(self) -> list[int]:
+    def pids(self, session: Session | None) -> list[int]:
         """The processes that serve the mounts, in the order of `mountpoints`."""
-        serving = _serving()
+        serving = _serving(session)
         return [serving[mountpoint].process.pid for mountpoint in self.mountpoints if mountpoint in serving]
 
     def mount(self, session: Session | None) -> list[str]:
@@ -113,7 +114,7 @@ class ArchiveMount:
 
         After an error nothing of it is left. Raises BorgError, MountError and SessionError.
         """
-        missing = self.missing()
+        missing = self.missing(session)
         for mountpoint in missing:
             unmount(mountpoint)  # what a borg that was killed left behind
         with _log_directory(session, self.log_directory) as logs, ExitStack() as undo:
@@ -250,7 +251,7 @@ def mounted_archives(mountpoint: str) -> list[str]:
 def unmount_archives(mountpoint: str, session: Session | None) -> list[str]:
     """Unmount what `mounted_archives` says and wait for its borg to end; returns the mount points."""
     mounted = mounted_archives(mountpoint)
-    serving = _serving()
+    serving = _serving(session)
     servers = [serving[point].process for point in mounted if point in serving]
     for point in mounted:
         unmount(point)
@@ -295,13 +296,13 @@ class _Standing:
     is_dead: bool = False
 
 
-def _standing(mountpoint: str) -> _Standing | None:
+def _standing(mountpoint: str, session: Session | None) -> _Standing | None:
     mount = mount_at(mountpoint)
     if mount is None:
         return None
     if mount.source != SOURCE:
         return _Standing(f"{mount.source} ({mount.fstype})")
-    server = _serving().get(mount.mountpoint)
+    server = _serving(session).get(mount.mountpoint)
     if server is not None:
         return _Standing(f"archive {server.location}", server.location)
     return _Standing("a Borg mount of unknown origin", is_dead=not is_responding(mount.mountpoint))
@@ -313,18 +314,12 @@ class _Serving:
     location: str
 
 
-def _serving() -> dict[str, _Serving]:
-    """The borg processes that serve an archive, by mount point, known by their arguments."""
+def _serving(session: Session | None) -> dict[str, _Serving]:
+    """The borg processes that serve an archive, by mount point: the session's, or without one all of this user's."""
     found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-                argv = os.fsdecode(cmdline.read()).split("\0")
-        except OSError:
-            continue
+    for process, argv in command_lines(None if session is None else session.processes()):
         position = next((index for index, argument in enumerate(argv) if "::" in argument), 0)
-        process = identify(int(pid)) if "mount" in argv[:position] and position + 1 < len(argv) else None
-        if process is not None:
+        if "mount" in argv[:position] and position + 1 < len(argv):
             found[argv[position + 1]] = _Serving(process, argv[position])
     return found
 

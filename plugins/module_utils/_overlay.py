@@ -38,7 +38,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts i
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
     MARKER,
     Process,
-    identify,
+    command_lines,
     spawn,
     stop_all,
     wait_for_end,
@@ -107,9 +107,9 @@ class Overlay:
             raise OverlayError(f"The layer at {self.mountpoint} is dead: its process was killed. Unmount it first.")
         return True
 
-    def pid(self) -> int | None:
+    def pid(self, session: Session | None) -> int | None:
         """The process that serves it; None for the kernel's."""
-        return next((process.pid for process, _upper in _servers(self.mountpoint)), None)
+        return next((process.pid for process, _upper in _servers(self.mountpoint, session)), None)
 
     def check(self) -> None:
         """Raise OverlayError for what cannot be mounted, before anything is done."""
@@ -227,7 +227,7 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
         return False
     if mount.fstype not in FSTYPES.values():
         raise OverlayError(f"{mountpoint} holds {mount.source} ({mount.fstype}), which is no layer of ours.")
-    servers = _servers(mountpoint)
+    servers = _servers(mountpoint, session)
     unmount(mountpoint)
     left = stop_all(wait_for_end([process for process, _upper in servers], timeout=SIGNALS[0][1]), SIGNALS)
     if left:
@@ -251,19 +251,14 @@ def counters_of(upper: str) -> str:
     return f"{upper}.counters"
 
 
-def _servers(mountpoint: str) -> list[tuple[Process, str]]:
-    """The programs that serve mountpoint, with their upper directory, known by their arguments."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-                arguments = os.fsdecode(cmdline.read()).split("\0")[:-1]
-        except OSError:
-            continue
-        process = identify(int(pid))
-        if process and arguments and arguments[-1] == mountpoint and "--upper" in arguments:
-            found.append((process, arguments[arguments.index("--upper") + 1]))
-    return found
+def _servers(mountpoint: str, session: Session | None) -> list[tuple[Process, str]]:
+    """The programs that serve mountpoint, with their upper directory: the session's, or without one this user's."""
+    found = command_lines(None if session is None else session.processes())
+    return [
+        (process, arguments[arguments.index("--upper") + 1])
+        for process, arguments in found
+        if arguments and arguments[-1] == mountpoint and "--upper" in arguments
+    ]
 
 
 def _default_cache(upper: str) -> int:

@@ -139,6 +139,21 @@ def descendants(*processes: Process) -> list[Process]:
     return [found for found in map(identify, pids) if found is not None]
 
 
+def command_lines(claimed: Iterable[Process] | None) -> Iterator[tuple[Process, list[str]]]:
+    """Processes that live, with their arguments: those that a record claims, or all of this user's own.
+
+    Where there is a record it alone counts: anybody can have any arguments.
+    """
+    if claimed is None:
+        own = (int(name) for name in os.listdir("/proc") if name.isdigit() and _is_own(int(name)))
+        claimed = filter(None, map(identify, own))
+    for process in claimed:
+        with suppress(OSError), open(f"/proc/{process.pid}/cmdline", "rb") as cmdline:
+            arguments = os.fsdecode(cmdline.read()).split("\0")[:-1]
+            if process.alive():
+                yield process, arguments
+
+
 def describe(process: Process) -> str:
     """Such as C(process 4711 (postgres)), for messages."""
     try:

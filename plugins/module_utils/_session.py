@@ -290,6 +290,10 @@ class Session:
             if self._depth == 0:
                 os.close(self._lock)
 
+    def processes(self) -> list[Process]:
+        """The processes that the record claims, whether they still run or not."""
+        return [Process.from_dict(claim["process"]) for claim in self.record["claims"] if claim["process"]]
+
     def is_locked(self) -> bool:
         """Whether somebody else is at work on the session just now."""
         if self._depth > 0:

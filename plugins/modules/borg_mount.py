@@ -198,15 +198,19 @@ def main() -> None:
 def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     begun = time.monotonic()
     request = _request(options)
-    if check_mode:
-        missing = request.missing()
-    else:
-        with claiming_if_given(options["session_directory"]) as session:
+    directory = options["session_directory"]
+    if check_mode and directory is not None and not os.path.isdir(directory):
+        directory = None  # it would have been made
+    with claiming_if_given(directory) as session:
+        if check_mode:
+            missing = request.missing(session)
+        else:
             missing = request.mount(session)
             if session is not None:
                 _record(session, request, missing, time.monotonic() - begun)
+        pids = request.pids(session)
     before = [mountpoint for mountpoint in request.mountpoints if mountpoint not in missing]
-    return _result(request.mountpoint, before=before, after=request.mountpoints, pids=request.pids())
+    return _result(request.mountpoint, before=before, after=request.mountpoints, pids=pids)
 
 
 def _record(session: Session, request: ArchiveMount, mounted_now: list[str], seconds: float) -> None:

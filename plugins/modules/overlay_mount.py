@@ -210,7 +210,8 @@ def _mount(module: AnsibleModule) -> dict[str, Any]:
                 session.remember("overlay_mount", {**module.params, "driver": overlay.driver, "python": overlay.python})
                 session.timing("overlay_mount", time.monotonic() - begun)
     else:
-        pid = overlay.pid()
+        with claiming_if_given(module.params["session_directory"]) as session:
+            pid = overlay.pid(session)
     return _result(overlay.mountpoint, before=before, after=True, driver=overlay.driver, upper=overlay.upper, pid=pid)
 
 

@@ -77,6 +77,7 @@ def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) ->
     if walls == "Landlock" and landlock_version() < 6:
         pytest.skip("the kernel's Landlock is not enough by itself")
     home = Path(tempfile.mkdtemp(prefix="home-", dir=shared_place))
+    home.chmod(0o711)
     made = Copy.of(live, home / "s", caller=None if walls in WALLS[:2] else "postgres")
     confined = Confined(directory=made.directory, data=made.data, caller=made.caller, walls=walls)
     # A port that no other session takes while this one is started anew.
