@@ -86,7 +86,7 @@ options:
     description:
       - Seconds that each run of Borg may take, until it has mounted in the case of a mount.
     type: float
-    default: 300
+    default: 1800
 requirements:
   - borg 1.2 or 1.4
 """

@@ -25,6 +25,7 @@ from fnmatch import fnmatchcase
 from typing import IO, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    CommandError,
     OutputError,
     environment,
     find_program,
@@ -32,7 +33,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run_bytes,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
     check_archive_name,
     check_repository,
@@ -65,7 +66,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "bypass_lock": {"type": "bool"},
     "accept_unencrypted": {"type": "bool", "default": False},
     "accept_relocated": {"type": "bool", "default": False},
-    "timeout": {"type": "float", "default": 300},
+    "timeout": {"type": "float", "default": 1800},
 }
 # Of which one at most may be given.
 SECRETS = ("passphrase", "passcommand", "passphrase_file")
@@ -117,7 +118,7 @@ class Repository:
     bypass_lock: bool = True
     accept_unencrypted: bool = False
     accept_relocated: bool = False
-    timeout: float = 300
+    timeout: float = 1800
 
     def __post_init__(self) -> None:
         check_repository(self.location)
@@ -163,7 +164,8 @@ class Repository:
         else:
             argv = self.command("list", "--json", of=[self.location])
         env, secret = self.environment()
-        done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
+        with self._in_time(argv):
+            done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
         if done.returncode not in ACCEPTED:
             raise self.error(argv, done.returncode, done.stderr)
         return parse_archives(done.stdout, repository=self.location)
@@ -196,7 +198,8 @@ class Repository:
         env, secret = self.environment()
         size = sum(item.size for item in items)
         try:
-            done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size)
+            with self._in_time(argv):
+                done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size)
         except OutputError as error:
             raise self._wrong_size(f"more than {size}", archive, items, error.stderr) from error
         if done.returncode not in ACCEPTED:
@@ -209,6 +212,21 @@ class Repository:
             contents[item.path] = done.stdout[offset : offset + item.size]
             offset += item.size
         return contents
+
+    @contextmanager
+    def _in_time(self, argv: Sequence[str]) -> Iterator[None]:
+        """Says what to do where a borg takes longer than it may."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except CommandError as error:
+            if error.returncode is not None:
+                raise
+            raise self._late(argv) from error
+
+    def _late(self, argv: Sequence[str]) -> BorgError:
+        return BorgError(f"borg did not finish within {self.timeout:g} s: {MORE_TIME}.", command=list(argv))
 
     def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> BorgError:
         return BorgError(
@@ -351,9 +369,7 @@ class Repository:
             if at_end and returncode not in ACCEPTED:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - LONGEST_LOG))
                 if timed_out:
-                    raise BorgError(
-                        f"borg did not finish within {self.timeout:g} s. Raise timeout.", command=list(argv)
-                    )
+                    raise self._late(argv)
                 raise self.error(argv, returncode, log.read().decode("utf-8", "replace"), archive=archive)
 
 

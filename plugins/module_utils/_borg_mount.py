@@ -21,7 +21,7 @@ from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import BorgError, Repository, plain_path
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import read_beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
     is_responding,
@@ -201,8 +201,8 @@ class ArchiveMount:
         for server, responds in zip(servers, responding):
             if not mounted or not responds:
                 raise BorgError(
-                    f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s. "
-                    "Raise timeout, or see what borg waits for.",
+                    f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s: "
+                    f"{MORE_TIME}, or see what borg waits for.",
                     command=list(server.argv),
                     stderr=server.said(),
                 )

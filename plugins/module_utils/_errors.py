@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from ansible.module_utils.basic import AnsibleModule
 
-__all__ = ["RecoveryError", "run_module", "warn"]
+__all__ = ["MORE_TIME", "RecoveryError", "run_module", "warn"]
+
+# What to do about a step of a start that was ended because it took too long.
+MORE_TIME = "give it more time (start_timeout of the playbook, timeout of a module)"
 
 _warnings: list[str] = []
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, OutputError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     has_locale,
@@ -292,7 +293,7 @@ def _run(
     except OutputError:
         raise
     except CommandError:
-        problem = f"Recovery of the copy did not finish within {timeout:g} s: give it more time (timeout)."
+        problem = f"Recovery of the copy did not finish within {timeout:g} s: {MORE_TIME}."
         raise PostgresError(problem, log_tail=log_tail(log)) from None
     return done.returncode, done.stdout.decode("utf-8", "replace")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import Facts, Found, look_into
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
@@ -342,7 +343,7 @@ def _start(plan: Plan, argv: list[str], port: int, session: Session, deadline: f
         if process is not None and not is_ready:
             _end(process)
     said = log_tail(log, begin=begin)
-    late = f"was not ready within {plan.request.timeout:g} s: give it more time (timeout)."
+    late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
     problem = late if is_late else f"did not start: {reason(said)}"
     raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import OutputError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular, read_beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 
@@ -403,7 +403,7 @@ class _Effort:
         """Raise RecoveryError when the time is over."""
         if time.monotonic() > self._deadline:
             raise RecoveryError(
-                f"The WAL was not gone through for tablespaces within {self._timeout:g} s. Raise timeout."
+                f"The WAL was not gone through for tablespaces within {self._timeout:g} s: {MORE_TIME}."
             )
 
 

@@ -65,7 +65,7 @@ options:
   timeout:
     description: Seconds that recovery and start may take together.
     type: int
-    default: 600
+    default: 1800
   state:
     description:
       - V(started) leaves a server alone that runs already.
@@ -425,7 +425,7 @@ def main() -> None:
             **ARGUMENTS,
             "wal_source": {"type": "path"},
             "examine": {"type": "bool", "default": True},
-            "timeout": {"type": "int", "default": 600},
+            "timeout": {"type": "int", "default": 1800},
             "state": {"type": "str", "choices": list(ACTIONS), "default": "started"},
         },
         required_if=[("state", "started", ["data_directory"])],

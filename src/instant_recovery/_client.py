@@ -76,6 +76,7 @@ class StartOptions(TypedDict, total=False):
     borg_remote_path: str | None
     accept_unencrypted: bool | None
     accept_relocated: bool | None
+    start_timeout: int | None
     accept_unconfined: bool | None
     lock: Literal["auto", "hold", "bypass"] | None
 

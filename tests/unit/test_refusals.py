@@ -49,6 +49,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("io_weight", "10001", "1 to 10000"),
     ("memory_max", "lots", "512M or 4G"),
     ("max_sessions", "many", "is no number"),
+    ("start_timeout", "1h", "write seconds, such as 3600"),
     *(("port", port, "is no port: .* 1024 to 65535") for port in ("65536", "-1", "80", "http")),
 ]
 #: What else cannot be meant, and the beginning of what is said of it.
