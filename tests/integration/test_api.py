@@ -469,6 +469,7 @@ def test_remote_session(real: InstantRecovery, sample: Sample, place: Path) -> N
             deployment_location="remote",
             source_host="db1",
             borg_passphrase=sample.repository.passphrase,
+            accept_relocated=True,  # root has opened other tests' copies of this repository
         ) as session:
             with pytest.raises(ConnectError, match="ssh -N -L") as caught:
                 session.connect()

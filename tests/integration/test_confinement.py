@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -25,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import landlock_version
 
 from tests.integration.conftest import needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import Cluster
 from tests.support.copies import Copy
 from tests.support.forked import forked
@@ -276,6 +278,19 @@ def test_nothing_survives_a_stop(live: Cluster, copy: Confined) -> None:
     assert copy.stop()["changed"]
     copy.network = "stopped"
     assert subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True).stdout == b""
+
+
+def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None:
+    if copy.walls == "Landlock":
+        pytest.skip("without namespaces nothing ends what the killed supervisor had found: see SECURITY.md")
+    mark = f"12{os.getpid()}"
+    said_by(copy, f"(exec env -i setsid sleep {mark} </dev/null >/dev/null 2>&1) & sleep 0.1")
+    alive = subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True, text=True).stdout
+    assert alive
+    os.kill(copy.record["server"]["pid"], signal.SIGKILL)
+    wait_until(
+        lambda: subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True).stdout == b""
+    )
 
 
 def test_a_host_without_walls_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

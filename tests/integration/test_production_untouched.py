@@ -375,14 +375,11 @@ def story(shared_place: Path) -> Iterator[Story]:
     repository = Repository(directory=place / "repository", base=place / "borg")
     repository.create()
     trace, clock = place / "trace", Clock(place / "clock")
+    ours = {"TMPDIR": str(place / "temporary"), "INSTANT_RECOVERY_CLOCK": str(clock.path)}
     playbooks = Playbooks(
         directory=place / "ansible",
         session_root=place / "sessions",
-        environment={
-            **repository.environment,
-            "TMPDIR": str(place / "temporary"),
-            "INSTANT_RECOVERY_CLOCK": str(clock.path),
-        },
+        environment={**repository.environment, **ours},
         extra_vars={"ansible_python_interpreter": str(tracing_interpreter(trace))},
     )
     with production.cluster:
@@ -398,15 +395,7 @@ def story(shared_place: Path) -> Iterator[Story]:
             assert started.returncode == 0, started.output
             try:
                 not_refused = list(use(started.session, production))
-                sample = place / "sessions" / started.session["id"] / "sample.json"
-                sample.unlink(missing_ok=True)
-                clock.forward(5 * MINUTE)
-                wait_until(sample.exists)  # the keeper has asked the server for its clients
-                listed = playbooks.run("list")
-                assert listed.returncode == 0, listed.output
-                reset_at = time.time()
-                reset = playbooks.run("reset", session_id=started.session["id"])
-                assert reset.returncode == 0, reset.output
+                reset_at = look_and_reset(playbooks, started.session["id"], clock)
             finally:
                 stopped = playbooks.stop("all")
             assert stopped.returncode == 0, stopped.output
@@ -419,6 +408,21 @@ def story(shared_place: Path) -> Iterator[Story]:
             yield Story(
                 before, after, whats, result["data"], started.output, trace, place / "sessions", place, reset_at
             )
+
+
+def look_and_reset(playbooks: Playbooks, session_id: str, clock: Clock) -> float:
+    """Have the keeper and the list ask the server for its clients, and then the session reset; when that began."""
+    assert playbooks.session_root is not None
+    sample = playbooks.session_root / session_id / "sample.json"
+    sample.unlink(missing_ok=True)
+    clock.forward(5 * MINUTE)
+    wait_until(sample.exists)
+    listed = playbooks.run("list")
+    assert listed.returncode == 0, listed.output
+    moment = time.time()
+    reset = playbooks.run("reset", session_id=session_id)
+    assert reset.returncode == 0, reset.output
+    return moment
 
 
 def test_production_does_not_notice_any_hazard(story: Story) -> None:

@@ -121,21 +121,6 @@ def test_a_module_killed_between_starting_and_recording(session: Session, root: 
     assert remains(root) == []
 
 
-def test_children_that_outlived_a_killed_server(session: Session, root: str) -> None:
-    """PostgreSQL's go on for a while, and have written their title over the mark in their environment."""
-    session.claim(name="server", kind="process", signals=[["SIGTERM", 5]])
-    server = start(session, ["sh", "-c", "env -i sleep 60 & wait"])
-    session.amend_claim("server", process=server)
-    while len(marked(session.directory)) < 2:
-        time.sleep(0.01)
-    (child,) = [process for process in marked(session.directory) if process != server]
-    stop(server, [("SIGKILL", 5)])
-    assert child.alive()
-    assert tear_down(session) == []
-    assert not child.alive()
-    assert remains(root) == []
-
-
 def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Session, tmp_path: Path) -> None:
     """The lower mounts' servers, which are recorded, and their children are not mistaken for it."""
     session.claim(name="archive", kind="mount", mountpoint=session.path("archive"))
