@@ -334,9 +334,8 @@ def test_neither_file_nor_socket_of_its_clients_can_be_exchanged(
         "s.bind(sys.argv[1]); s.listen(); open(sys.argv[1] + chr(45), chr(119)).close(); "
         "c = s.accept(); open(sys.argv[1] + chr(43), chr(119)).close()"
     )
-    copy.sql(
-        f"copy (select 1 where false) to program 'setsid python3 -I -S -c \"{impostor}\" {copy.run}/{name} <&- >&- 2>&- &'"
-    )
+    program = f'setsid python3 -I -S -c "{impostor}" {copy.run}/{name} <&- >&- 2>&- &'
+    copy.sql(f"copy (select 1 where false) to program '{program}'")
     wait_for((copy.run / f"{name}-").exists)
     assert info(copy)["metrics"]["clients"] == 0
     assert printed_client(result, "show data_directory") == str(copy.data)

@@ -269,15 +269,18 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
         subprocess.run(["ipcrm", "-m", number], check=True)
 
 
+def running(command: str) -> bool:
+    return subprocess.run(["pgrep", "-fx", command], check=False, capture_output=True).returncode == 0
+
+
 def test_nothing_survives_a_stop(live: Cluster, copy: Confined) -> None:
     """Neither a process that hides its descent nor one that was started before anybody could connect."""
     mark = f"11{os.getpid()}"
     said_by(copy, f"(exec env -i setsid sleep {mark} </dev/null >/dev/null 2>&1) & sleep 0.1")
-    alive = subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True, text=True).stdout
-    assert alive
+    assert running(f"sleep {mark}")
     assert copy.stop()["changed"]
     copy.network = "stopped"
-    assert subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True).stdout == b""
+    assert not running(f"sleep {mark}")
 
 
 def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None:
@@ -285,12 +288,9 @@ def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None
         pytest.skip("without namespaces nothing ends what the killed supervisor had found: see SECURITY.md")
     mark = f"12{os.getpid()}"
     said_by(copy, f"(exec env -i setsid sleep {mark} </dev/null >/dev/null 2>&1) & sleep 0.1")
-    alive = subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True, text=True).stdout
-    assert alive
+    assert running(f"sleep {mark}")
     os.kill(copy.record["server"]["pid"], signal.SIGKILL)
-    wait_until(
-        lambda: subprocess.run(["pgrep", "-fx", f"sleep {mark}"], check=False, capture_output=True).stdout == b""
-    )
+    wait_until(lambda: not running(f"sleep {mark}"))
 
 
 def test_a_host_without_walls_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,8 @@ def touched_outside_rooms(directory: Path) -> tuple[list[Touch], list[Touch]]:
 
 def _touched(call: _Call) -> list[str]:
     if call.name in ("connect", "bind"):
-        return _paths(call.arguments.partition("sun_path=")[2], call.directory) if "sun_path=" in call.arguments else []
+        _head, socket, path = call.arguments.partition('sun_path="')  # an abstract one is sun_path=@"…"
+        return _paths(f'"{path}', call.directory) if socket else []
     if call.name == "mount":  # what, where, which kind
         return _paths(call.arguments, call.directory)[1:2]
     return _paths(call.arguments, call.directory) if call.name in (*OPENS, *CHANGES, "execve") else []
@@ -175,7 +176,7 @@ def _changes_of(path: Path, directory: str) -> Iterator[Change]:
         if name in CHANGES or (name in OPENS and (name == "creat" or WRITES.search(arguments))):
             # What a symbolic link says is no path that is changed.
             paths = _paths(arguments, here)[-1:] if name.startswith("symlink") else _paths(arguments, here)
-        elif name == "bind" and "sun_path=" in arguments:
+        elif name == "bind" and 'sun_path="' in arguments:  # an abstract one is sun_path=@"…"
             paths = _paths(arguments.partition("sun_path=")[2], here)
         else:
             continue
