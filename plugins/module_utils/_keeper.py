@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import requester
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic, now
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine, expiry, unattended
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import (
+    examine,
+    expiry,
+    is_abandoned,
+    unattended,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import failure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
     layer_counters,
@@ -170,7 +175,7 @@ class _Keeper:
 
     def _look_at_start(self) -> None:
         self.usage, self.errors = _Usage(), 0  # a reset begins with an empty upper and another layer
-        reason = self._too_large() or self._disk_is_full()
+        reason = self._too_large() or self._disk_is_full() or self._is_abandoned()
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
             log.error("cutting the start off: %s", reason)
@@ -182,6 +187,9 @@ class _Keeper:
                     stop_all([Process.from_dict(claim["process"])], claim.get("signals", SIGNALS))
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
+
+    def _is_abandoned(self) -> str | None:
+        return "the play that started it has ended" if is_abandoned(self.session) else None
 
     def _try(self, chore: Callable[[], None]) -> None:
         """None of them may keep a session from ending."""

@@ -27,11 +27,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Findings", "examine", "expiry", "unattended"]
+__all__ = ["Findings", "examine", "expiry", "is_abandoned", "unattended"]
 
 LISTENING = "0A"  # the state's number in /proc/net/tcp
 # Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
 IDLE = 300  # seconds without a change after which a start or stop that nobody works on was cut off
+RECONNECTS = 30.0  # seconds that a play without a connection may take to come through another one
 PAUSE = 10  # seconds without a change that are worth telling
 OVERDUE = 60  # seconds after its end at which a session should have stopped by itself
 READER = re.compile(r"(.+)-[0-9]+")  # claims of mounts that can stand in for one another
@@ -99,6 +100,17 @@ def unattended(session: Session) -> float:
     return 0.0 if session.is_locked() else time.time() - os.path.getmtime(session.path(RECORD))
 
 
+def is_abandoned(session: Session) -> bool:
+    """Whether the play that starts the session is gone, as far as it can be seen from here.
+
+    One that comes through ssh is seen by its connection, and may come through another one in a moment.
+    """
+    starter = session.record["starter"]
+    if starter is None or Process.from_dict(starter).alive():
+        return False
+    return not starter["is_connection"] or unattended(session) > RECONNECTS
+
+
 def expiry(record: dict[str, Any]) -> float:
     """When the session is to end, in seconds since the epoch; 0: never."""
     text = record["expires_at"]
@@ -139,9 +151,7 @@ def _lost_logs(checks: dict[str, Any]) -> list[str]:
 
 def _cut_off(session: Session) -> list[str]:
     """Whether nobody goes on with a start, and how far it came."""
-    starter = session.record["starter"]
-    is_abandoned = starter is not None and not Process.from_dict(starter).alive()
-    if not is_abandoned and unattended(session) <= IDLE:
+    if not is_abandoned(session) and unattended(session) <= IDLE:
         return []
     steps = _steps(session)
     return [f"The start was cut off after {steps[-1]}" if steps else "The start was cut off"]

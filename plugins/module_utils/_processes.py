@@ -32,6 +32,7 @@ __all__ = [
     "MARKER",
     "Process",
     "ancestors",
+    "connection",
     "controller",
     "descendants",
     "describe",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 MARKER = "INSTANT_RECOVERY_SESSION"  # set to the session's directory in every process of a session
+SSH_SERVERS = ("sshd", "sshd-session", "dropbear")  # sshd-session: OpenSSH 9.8 and newer
 POLL_INTERVAL = 0.05  # seconds; only for kernels before 5.3, which cannot tell when a foreign process ends
 
 _spawned: list[subprocess.Popen[bytes]] = []
@@ -97,6 +99,18 @@ def controller() -> Process | None:
             # The interpreter may come first.
             names = [os.path.basename(word) for word in cmdline.read().split(b"\0")[:2]]
             if any(name.startswith(b"ansible-playbook") for name in names):
+                return identify(pid)
+    return None
+
+
+def connection() -> Process | None:
+    """The ssh server's process for the connection through which this module was sent; None on the controller itself.
+
+    It lives as long as the connection, which Ansible keeps for a minute after the last task (ControlPersist).
+    """
+    for pid in ancestors()[1:]:
+        with suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
+            if name.read().strip() in SSH_SERVERS:
                 return identify(pid)
     return None
 

@@ -30,7 +30,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files im
     replace_file,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import exposure, user_name
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, controller
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process, connection, controller
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import UNLIMITED, confine
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import give_back, take
 
@@ -150,6 +150,7 @@ def claiming(session_directory: str, *, timeout: float = 30) -> Iterator[Session
     """
     with _opened(session_directory).locked(timeout=timeout) as session:
         session.refusal()  # of somebody else's work
+        session.attend()
         try:
             yield session
         except RecoveryError as error:
@@ -398,6 +399,15 @@ class Session:
                 fields["timings"] = _summed(self.record, moment)
             self.update(status="active", **fields)
 
+    def attend(self) -> None:
+        """Note that the play which starts the session comes through another connection now."""
+        starter = self.record["starter"]
+        if self.record["status"] != "starting" or starter is None or Process.from_dict(starter).alive():
+            return
+        other = _starter()
+        if other is not None:
+            self.update(starter=other)
+
     def rewind(self) -> None:
         """Mark a session whose changes are being dropped as one that starts again, in the time that it has left."""
         with self.locked():
@@ -538,9 +548,10 @@ def _new_record(directory: str, user: str, fields: Mapping[str, Any]) -> dict[st
 
 
 def _starter() -> dict[str, Any] | None:
-    """Who goes on with a start between two modules, as far as that can be seen from here."""
-    process = controller()
-    return process.as_dict() if process else None
+    """Who goes on with a start between two modules, as far as that can be seen from here: a play, or its connection."""
+    play = controller()
+    process = play or connection()
+    return None if process is None else {**process.as_dict(), "is_connection": play is None}
 
 
 def _blank(session_id: str, error_message: str | None) -> dict[str, Any]:

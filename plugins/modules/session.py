@@ -424,6 +424,9 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
             max_sessions=params["max_sessions"],
             who=requester(params["requested_by"]),
         )
+        if session.record["starter"] is not None:  # who is missed as soon as it is gone
+            with session.locked():
+                ensure_keeper(session)
         made, user = _result(session.directory, {}, public(session.record)), session.record["server_user"]
     sessions = len(Session.all(root)) + check_mode
     cpus = max(1, len(os.sched_getaffinity(0)) // max(1, sessions))
