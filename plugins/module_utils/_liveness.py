@@ -14,7 +14,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import now
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import is_responding, mount_at
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
+    is_mounted_for,
+    is_responding,
+    mount_at,
+    reached_through,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
@@ -62,8 +67,10 @@ def examine(session: Session) -> Findings:
 
 def _look(session: Session) -> Findings:
     record = session.record
+    kept = [one["process"] for one in record["claims"] if one["name"] == KEEPER and one["process"]]
+    keeper = Process.from_dict(kept[0]) if kept else None
     checks: dict[str, Any] = {
-        "mounts": [_check_mount(claim) for claim in record["claims"] if claim["kind"] == "mount"],
+        "mounts": [_check_mount(claim, keeper) for claim in record["claims"] if claim["kind"] == "mount"],
         "processes": [_check_process(claim) for claim in record["claims"] if claim["process"]],
         "port": _is_listening(record["port"]) if record["port"] else None,
     }
@@ -85,14 +92,14 @@ def _look(session: Session) -> Findings:
         ]
         if checks["port"] is False:
             wrong.append(f"Nothing listens on port {record['port']}")
-    keeper = _keeper_note(session, checks)
-    if keeper and any(one["resting"] for one in checks["mounts"]):
+    lonely = _keeper_note(session, checks)
+    if lonely and any(one["resting"] for one in checks["mounts"]):
         wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
-    if keeper and expiry(record) and now() > expiry(record) + OVERDUE:
+    if lonely and expiry(record) and now() > expiry(record) + OVERDUE:
         wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
     notes = [f"The mount {name} is gone, the others are read instead" for name in lost]
     notes += [f"The mount {name} is gone, so the session cannot be reset" for name in logs]
-    return Findings(checks, wrong, [*notes, *keeper])
+    return Findings(checks, wrong, [*notes, *lonely])
 
 
 def unattended(session: Session) -> float:
@@ -176,14 +183,19 @@ def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
     return []
 
 
-def _check_mount(claim: dict[str, Any]) -> dict[str, Any]:
-    mountpoint = claim["mountpoint"]
-    mounted = mount_at(mountpoint) is not None
+def _check_mount(claim: dict[str, Any], keeper: Process | None) -> dict[str, Any]:
+    """As the session's keeper sees it, who may live in another namespace of mounts: a job runner's, PrivateTmp."""
+    mountpoint = place = claim["mountpoint"]
+    mounted = None if keeper is None else is_mounted_for(keeper, mountpoint)
+    if keeper is not None and mounted is not None:
+        place = reached_through(keeper, mountpoint)
+    else:
+        mounted = mount_at(mountpoint) is not None
     return {
         "name": claim["name"],
         "mountpoint": mountpoint,
         "mounted": mounted,
-        "responding": mounted and is_responding(mountpoint),
+        "responding": mounted and is_responding(place),
         "resting": bool(claim.get("resting")),
     }
 

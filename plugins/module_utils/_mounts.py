@@ -39,12 +39,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Mount",
     "MountError",
+    "is_mounted_for",
     "is_responding",
     "make_mount_point",
     "mount_at",
     "mounts",
     "mounts_below",
     "parse_mountinfo",
+    "reached_through",
     "unmount",
     "unmounted_with_its_users",
     "wait_until",
@@ -95,7 +97,28 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 def mounts() -> list[Mount]:
     """The mounts of this process's name space."""
-    with open(TABLE, "rb") as table:
+    return _table(TABLE)
+
+
+def is_mounted_for(process: Process, path: str) -> bool | None:
+    """Whether something is mounted at path in the other namespace of mounts in which a process is; None: it is in ours.
+
+    What lies at path there can be reached from here at reached_through(process, path).
+    """
+    with suppress(OSError):
+        if os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            found = _table(f"/proc/{process.pid}/mountinfo")
+            return process.alive() and any(mount.mountpoint == path for mount in found)
+    return None
+
+
+def reached_through(process: Process, path: str) -> str:
+    """How path as a process sees it can be reached from another namespace of mounts (proc(5), /proc/PID/root)."""
+    return f"/proc/{process.pid}/root{path}"
+
+
+def _table(path: str) -> list[Mount]:
+    with open(path, "rb") as table:
         return parse_mountinfo(os.fsdecode(table.read()))
 
 

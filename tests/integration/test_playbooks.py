@@ -63,6 +63,20 @@ def test_start_query_stop(playbooks: Playbooks, sample: Sample) -> None:
     assert cached_fact(playbooks)["status"] == "stopped"
 
 
+@needs_root
+def test_a_session_of_another_mount_namespace(playbooks: Playbooks, sample: Sample) -> None:
+    """As a job runner or a unit with PrivateTmp starts it; who looks from the host sees the same."""
+    inside = dataclasses.replace(playbooks, wrapper=["unshare", "--mount", "--propagation", "private"])
+    session = succeed(inside.start(archive=sample.name)).session
+    (listed,) = call(session_info.main, session_root=str(playbooks.session_root))["sessions"]
+    assert (listed["status"], listed["error_message"]) == ("active", None)
+    assert [(one["mounted"], one["responding"]) for one in listed["checks"]["mounts"]] == [(True, True)] * 2
+    assert fingerprint(connection(session, sample)) == sample.tables
+    assert call(session_module.main, session_root=str(playbooks.session_root), state="reaped")["reaped"] == []
+    assert succeed(playbooks.stop(session["id"])).changed
+    assert remains(str(playbooks.session_root)) == []
+
+
 def test_sessions_do_not_see_each_other(playbooks: Playbooks, sample: Sample) -> None:
     """A session can be written to; a second one of the same archive, and the archive, know nothing of it."""
     before = sample.repository.digest()
