@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.forked import forked
 
@@ -83,7 +84,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
 ]
 #: What nothing is to be said of, although some of it is unknown: it resembles nothing, or is a role's own name.
+# Surveys send an empty answer for what nobody has answered.
+SPECS = yaml.safe_load((PLAYBOOKS.parent / "roles/session/meta/argument_specs.yml").read_text())["argument_specs"]
+EMPTY = [name.removeprefix("session_") for name in SPECS["start"]["options"] if name[8:] not in ("id", "root")]
 TAKEN = [
+    *({**dict.fromkeys([*EMPTY, "source_host"], empty), **ARCHIVE} for empty in ("", None)),
     {**ARCHIVE, "host_driver": "auto", "note": "x", "roots": "x", "awx_job_id": 7, "port": "15433"},
     {**ARCHIVE, "ports": [1], "accept_unknown": True, "memory_max": "1.5%", "recovery_target_time": "2026-11-22 14:05"},
 ]
