@@ -200,6 +200,7 @@ class UsualMounted(Mounted):
 
     def _serve(self, begun: dict[str, Any], source: Source) -> tuple[Server, Callable[[], object]]:
         directories = begun["directories"]
+        Path(begun["session_directory"]).chmod(0o711)  # a server that nobody confines goes there by itself
         settings = {
             "port": str(self.port),
             "listen_addresses": "",
@@ -240,7 +241,6 @@ def _ephemeral(begun: dict[str, Any], source: Source) -> Server:
     started = done(
         pg_ephemeral.main,
         data_directory=f"{tree}/{source.data_directory}",
-        tree=tree,
         session_directory=begun["session_directory"],
         examine=False,  # as in the playbook
     )
