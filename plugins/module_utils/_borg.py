@@ -186,13 +186,13 @@ class Repository:
         For very many there are several calls: what a command line can hold is limited.
         """
         contents: dict[str, bytes] = {}
-        for paths in _in_command_lines(dict.fromkeys(item.path for item in items)):
-            contents.update(self._read_files(archive, [item for item in items if item.path in paths]))
+        for patterns in _in_command_lines(dict.fromkeys(map(_pattern, items))):
+            contents.update(self._read_files(archive, [item for item in items if _pattern(item) in patterns]))
         return contents
 
     def _read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
-        paths = dict.fromkeys(f"pf:{item.path}" for item in items)
-        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *paths])
+        patterns = dict.fromkeys(map(_pattern, items))
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *patterns])
         env, secret = self.environment()
         size = sum(item.size for item in items)
         try:
@@ -231,7 +231,7 @@ class Repository:
 
     def read_head(self, archive: str, item: Item, size: int) -> bytes:
         """The first `size` bytes of a file, without reading the rest."""
-        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), f"pf:{item.path}"])
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), _pattern(item)])
         with self._output(argv, archive=archive) as output:
             return output.read(size)
 
@@ -247,16 +247,19 @@ class Repository:
     ) -> list[str]:
         """argv of a borg that stays in the foreground and serves the archive, or only `paths`, at `mountpoint`.
 
-        `owner` (uid, gid) is who is to own everything, instead of the archived owners.
+        `owner` (uid, gid) is who is to own everything, instead of the archived owners. Where any of `paths` begins with
+        `./`, those of the archive do, and they are served without it: a mount has no way to an entry called `.`.
         """
+        is_dotted = any(path.startswith("./") for path in paths)
         # As libfuse does by itself, as far as we know: the archive's nodes are not this host's devices.
         options = ["ro", "nodev", "nosuid"]
         if owner is not None:
             options += [f"uid={owner[0]}", f"gid={owner[1]}"]
         if allow_other:
             options.append("allow_other")
-        strip = ["--strip-components", str(strip_components)] if strip_components else []
-        what = [self.archive_location(archive), mountpoint, *_patterns(paths)]
+        components = strip_components + is_dotted
+        strip = ["--strip-components", str(components)] if components else []
+        what = [self.archive_location(archive), mountpoint, *_patterns(paths, is_dotted=is_dotted)]
         return self.command("mount", "--foreground", "-o", ",".join(options), *strip, of=what)
 
     def command(self, name: str, *options: str, of: Sequence[str]) -> list[str]:
@@ -414,14 +417,17 @@ def parse_archives(text: str, *, repository: str) -> list[Archive]:
 def parse_item(line: bytes | str) -> Item:
     """One line of `borg list --json-lines --format {size}`."""
     entry = json.loads(line)
+    is_dotted, target = entry["path"].startswith("./"), entry["linktarget"]
+    # A pipe or a device node with several names is one under each of them.
+    kind = "h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"]
     return Item(
-        path=entry["path"],
-        # A pipe or a device node with several names is one under each of them.
-        type="h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"],
+        path=entry["path"][2:] if is_dotted else entry["path"],
+        type=kind,
         size=entry["size"],
         user=str(entry["user"]),
-        target=entry["linktarget"],
+        target=target[2:] if kind == "h" and target.startswith("./") else target,
         healthy=entry.get("healthy", True),
+        is_dotted=is_dotted,
     )
 
 
@@ -434,8 +440,10 @@ LONGEST_SECRET = 65536  # characters: it has to find room in a pipe
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
 LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
-# Bytes of paths on one command line, of which Linux takes 2 MiB with all else that is on it.
+# Bytes of patterns on one command line, of which Linux takes 2 MiB with all else that is on it.
 COMMAND_LINE = 1 << 20
+# The beginning of patterns for paths that begin with `./`: of patterns of the other kinds borg takes that away.
+DOTTED = r"re:^\./"
 LISTED = 10
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -529,16 +537,16 @@ def parse_log(text: str) -> list[LogEntry]:
     return entries
 
 
-def _in_command_lines(paths: Iterable[str]) -> Iterator[set[str]]:
-    """The paths in as many sets as it needs command lines."""
+def _in_command_lines(patterns: Iterable[str]) -> Iterator[set[str]]:
+    """The patterns in as many sets as it needs command lines."""
     some: set[str] = set()
     size = 0
-    for path in paths:
-        length = len(os.fsencode(path)) + 16  # with what the kernel and the pattern's kind need
+    for pattern in patterns:
+        length = len(os.fsencode(pattern)) + 16  # with what the kernel needs
         if some and size + length > COMMAND_LINE:
             yield some
             some, size = set(), 0
-        some.add(path)
+        some.add(pattern)
         size += length
     if some:
         yield some
@@ -578,10 +586,17 @@ def _answer(accepted: bool, name: str) -> str:
     return "yes" if accepted else os.environ.get(name, "no")
 
 
-def _patterns(paths: Sequence[str]) -> list[str]:
+def _patterns(paths: Sequence[str], *, is_dotted: bool) -> list[str]:
     """Paths of an archive as patterns of borg's that mean them and everything below; the root needs no pattern."""
     plain = [plain_path(path) for path in paths]
+    if is_dotted:
+        return [DOTTED] if "." in plain else [f"{DOTTED}{re.escape(path)}(?:/|\\Z)" for path in plain]
     return [] if "." in plain else [f"pp:{path}" for path in plain]
+
+
+def _pattern(item: Item) -> str:
+    """A pattern of borg's that means this item alone."""
+    return f"{DOTTED}{re.escape(item.path)}\\Z" if item.is_dotted else f"pf:{item.path}"
 
 
 def _read_secret(path: str) -> str:

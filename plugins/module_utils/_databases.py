@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, listed, shown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import (
     PgControl,
     PgControlError,
@@ -57,7 +57,6 @@ TOO_MUCH = "archive the database on its own, or name another archive."
 OID = re.compile(r"[0-9]{1,10}")
 # Dumps are read only when there is no data directory, one call of borg each: the largest few are enough to name them.
 MAXIMUM_DUMPS = 5
-NAMED = 5  # files that a sentence names
 
 
 class DatabaseChoiceError(RecoveryError):
@@ -68,7 +67,8 @@ class Item(NamedTuple):
     """One entry of an archive. `path` as borg lists it; `type` as in `ls -l`; `user` a name, or a number without one.
 
     `target` is a symbolic link's target, or the path in the archive whose content a hard link shares (`type` is then
-    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros.
+    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros. `is_dotted`:
+    borg has it with `./` before the path, as `tar -cf - . | borg import-tar` makes it.
     """
 
     path: str
@@ -77,6 +77,7 @@ class Item(NamedTuple):
     user: str
     target: str = ""
     healthy: bool = True
+    is_dotted: bool = False
 
 
 # Content by path of items that are given in the archive's order; what cannot be read is left out.
@@ -246,6 +247,9 @@ class Catalogue:
     _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
     _dumps: list[Item] = field(default_factory=list)
+    # First components of paths that begin with `./`, and of all others.
+    _dotted: set[str] = field(default_factory=set)
+    _plain: set[str] = field(default_factory=set)
     _kept: int = 0
 
     def __post_init__(self) -> None:
@@ -256,6 +260,7 @@ class Catalogue:
         self._suspects.note(item, self.links, self._sizes, self.markers)
         self.files += item.type == "-"
         self.size += item.size
+        self._note_top(item)
         directory, name = posixpath.split(item.path)
         if item.type == "d":
             self._add_directory(item.path, directory, name)
@@ -280,6 +285,12 @@ class Catalogue:
     def _keep(self, *names: str) -> None:
         self._kept += sum(map(len, names)) + KEPT_OVERHEAD * len(names)
         _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
+
+    def _note_top(self, item: Item) -> None:
+        top, tops = item.path.partition("/")[0], self._dotted if item.is_dotted else self._plain
+        if top not in tops and top != ".":
+            self._keep(top)
+            tops.add(top)
 
     def _add_directory(self, path: str, parent: str, name: str) -> None:
         path = "" if path == "." else path
@@ -370,6 +381,22 @@ class Catalogue:
         is_postgresql = database.engine == "postgresql"
         self._suspects.refuse(parts, self.links, has_entries, database.data_directory if is_postgresql else None)
 
+    def as_mounted(self, paths: Sequence[str]) -> list[str]:
+        """Paths as a mount has to be asked for them: with `./` in front where the archive has it.
+
+        Raises ArchiveRefusedError where it has that in front of some of what is there, but not of all.
+        """
+        dotted, plain = (
+            [path for path in paths if (tops if path in ("", ".") else path.partition("/")[0] in tops)]
+            for tops in (self._dotted, self._plain)
+        )
+        if dotted and plain:
+            raise ArchiveRefusedError(
+                f"has paths that begin with ./ (of {shown(dotted[0])}) and paths that do not (of {shown(plain[0])}), "
+                "which Borg cannot show in one mount: extract it, and archive its files with borg create."
+            )
+        return [f"./{'' if path == '.' else path}" for path in paths] if dotted else list(paths)
+
     def segments(self, directory: str) -> int | None:
         """How many WAL segments are in the directory; None when there is no such directory."""
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
@@ -378,7 +405,12 @@ class Catalogue:
         """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name."""
         own = [(database.wal_directory or {}).get("archived_path") for database in databases]
         return [
-            {"path": path, "segments": segments.number, "first": segments.first, "last": segments.last}
+            {
+                "path": self.as_mounted([path])[0],
+                "segments": segments.number,
+                "first": segments.first,
+                "last": segments.last,
+            }
             for path, segments in sorted(self._archived.items())
             if not any(directory is not None and _is_below(path, directory) for directory in own)
         ]
@@ -483,10 +515,9 @@ def _postgresql_problems(
         where = f" (pg_wal leads to {wal['target']})" if wal["target"] else ""
         problems.append(f"The archive holds no WAL of it{where}.")
     if damaged:
-        named = ", ".join(damaged[:NAMED]) + (f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else "")
         problems.append(
             f"Borg has lost content of {len(damaged)} of its files, as borg check --repair has found, and they cannot "
-            f"be read: {named}."
+            f"be read: {listed(damaged)}."
         )
     return problems
 

@@ -305,6 +305,8 @@ paths:
   description:
     - What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive, its
       configuration included.
+    - They begin with C(./) where Borg has the archive's paths like that, as C(borg import-tar) may make them. In a
+      mount, and in RV(database), they do not.
   type: list
   elements: str
   returned: success
@@ -410,9 +412,10 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         if options["require_database"]:
             raise
         chosen = None
+    paths = catalogue.as_mounted(chosen.paths()) if chosen else []
     if chosen is not None:
         catalogue.refuse(chosen)
-        _refuse_masking(options["passphrase"], [repository.location, archive.name, *chosen.paths()])
+        _refuse_masking(options["passphrase"], [repository.location, archive.name, *paths])
         for problem in chosen.problems if options["require_database"] else ():
             warn(problem)  # it is the one to be started
     return {
@@ -420,7 +423,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
         "databases": [database.as_dict() for database in databases],
         "database": chosen.as_dict() if chosen else None,
-        "paths": chosen.paths() if chosen else [],
+        "paths": paths,
         "wal_archives": catalogue.wal_archives(databases),
     }
 
