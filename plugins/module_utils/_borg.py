@@ -31,8 +31,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
     run_bytes,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+    Beginning,
+    beginning,
+    compressed_size,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, shown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
     check_archive_name,
     check_repository,
@@ -77,6 +82,10 @@ class BorgError(RecoveryError):
     def __init__(self, message: str, *, msgid: str | None = None, **details: Any) -> None:
         super().__init__(message, **details)
         self.msgid = msgid
+
+
+class ContentError(BorgError):
+    """Of some files, borg did not return the content, or not all."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +219,8 @@ class Repository:
             offset += item.size
         return contents
 
-    def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> BorgError:
-        return BorgError(
+    def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> ContentError:
+        return ContentError(
             f"borg returned {returned} bytes for files of archive {archive} that have "
             f"{sum(item.size for item in items)}. Run borg check on {self.location}, and see whether the paths are "
             "valid UTF-8.",
@@ -219,21 +228,42 @@ class Repository:
             stderr=_in_words(parse_log(stderr)),
         )
 
-    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> BorgError:
+    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> ContentError:
         """The error of reading `items` of which so many bytes came, with the name of the one that is damaged."""
         ends = itertools.accumulate(item.size for item in items)
         path = next((item.path for item, end in zip(items, ends) if end > came), "")
-        return BorgError(
-            f"{self.location} has lost content of {path} in archive {archive}. {SEE_CHECK}",
+        return ContentError(
+            f"{self.location} has lost content of {shown(path)} in archive {archive}. {SEE_CHECK}",
             msgid=error.msgid,
             **error.details,
         )
 
-    def read_head(self, archive: str, item: Item, size: int) -> bytes:
-        """The first `size` bytes of a file, without reading the rest."""
+    def read_beginnings(self, archive: str, items: Sequence[Item], size: int) -> dict[str, Beginning]:
+        """The first `size` bytes of what `items` hold, which are in the archive's order, by path, decompressed.
+
+        Small files are read with one call of borg, each of the others with its own, which is ended soon. Content that
+        the repository has lost is no error here.
+        """
+        contents: dict[str, bytes] = {}
+        with suppress(ContentError):
+            contents = self.read_files(archive, [item for item in items if item.size <= SMALL])
+        found = {path: beginning(content, size) for path, content in contents.items()}
+        for item in items:
+            if item.path not in found:
+                found[item.path] = self._read_beginning(archive, item, size)
+        return found
+
+    def _read_beginning(self, archive: str, item: Item, size: int) -> Beginning:
         argv = self.command("extract", "--stdout", of=[self.archive_location(archive), _pattern(item)])
-        with self._output(argv, archive=archive) as output:
-            return output.read(size)
+        try:
+            with self._output(argv, archive=archive) as output:
+                data = output.read(size)
+                data += output.read(compressed_size(data, size) - len(data))
+        except BorgError as error:
+            if error.msgid not in LOST_CONTENT:
+                raise
+            return Beginning(b"", problem=str(self._lost(error, archive, [item], 0)).rstrip("."))
+        return beginning(data, size)
 
     def mount_command(
         self,
@@ -445,6 +475,7 @@ COMMAND_LINE = 1 << 20
 # The beginning of patterns for paths that begin with `./`: of patterns of the other kinds borg takes that away.
 DOTTED = r"re:^\./"
 LISTED = 10
+SMALL = 1 << 20  # bytes of a file that is read as a whole where only its beginning is wanted
 TRACEBACK = "Traceback (most recent call last)"
 
 

@@ -54,7 +54,7 @@ def made(shared_place: Path) -> Iterator[Made]:
     for path in (top / "space", top / "wal"):
         path.mkdir(parents=True)
         shutil.chown(path, "postgres")
-    repository = Repository(directory=shared_place / "dotted-repository", base=shared_place / "borg")
+    repository = Repository(directory=shared_place / "dotted-repository", base=shared_place / "dotted-borg")
     repository.create()
     settings = {"archive_mode": "on", "archive_command": f"cp %p {top}/wal/%f"}
     with Cluster(directory=top / "prod", settings=settings) as cluster:
