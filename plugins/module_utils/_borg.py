@@ -32,8 +32,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
     run_bytes,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+    Beginning,
+    beginning,
+    compressed_size,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError, shown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
     check_archive_name,
     check_repository,
@@ -78,6 +83,10 @@ class BorgError(RecoveryError):
     def __init__(self, message: str, *, msgid: str | None = None, **details: Any) -> None:
         super().__init__(message, **details)
         self.msgid = msgid
+
+
+class ContentError(BorgError):
+    """Of some files, borg did not return the content, or not all."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +197,13 @@ class Repository:
         For very many there are several calls: what a command line can hold is limited.
         """
         contents: dict[str, bytes] = {}
-        for paths in _in_command_lines(dict.fromkeys(item.path for item in items)):
-            contents.update(self._read_files(archive, [item for item in items if item.path in paths]))
+        for patterns in _in_command_lines(dict.fromkeys(map(_pattern, items))):
+            contents.update(self._read_files(archive, [item for item in items if _pattern(item) in patterns]))
         return contents
 
     def _read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
-        paths = dict.fromkeys(f"pf:{item.path}" for item in items)
-        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *paths])
+        patterns = dict.fromkeys(map(_pattern, items))
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *patterns])
         env, secret = self.environment()
         size = sum(item.size for item in items)
         try:
@@ -228,8 +237,8 @@ class Repository:
     def _late(self, argv: Sequence[str]) -> BorgError:
         return BorgError(f"borg did not finish within {self.timeout:g} s: {MORE_TIME}.", command=list(argv))
 
-    def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> BorgError:
-        return BorgError(
+    def _wrong_size(self, returned: str, archive: str, items: Sequence[Item], stderr: str) -> ContentError:
+        return ContentError(
             f"borg returned {returned} bytes for files of archive {archive} that have "
             f"{sum(item.size for item in items)}. Run borg check on {self.location}, and see whether the paths are "
             "valid UTF-8.",
@@ -237,21 +246,42 @@ class Repository:
             stderr=_in_words(parse_log(stderr)),
         )
 
-    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> BorgError:
+    def _lost(self, error: BorgError, archive: str, items: Sequence[Item], came: int) -> ContentError:
         """The error of reading `items` of which so many bytes came, with the name of the one that is damaged."""
         ends = itertools.accumulate(item.size for item in items)
         path = next((item.path for item, end in zip(items, ends) if end > came), "")
-        return BorgError(
-            f"{self.location} has lost content of {path} in archive {archive}. {SEE_CHECK}",
+        return ContentError(
+            f"{self.location} has lost content of {shown(path)} in archive {archive}. {SEE_CHECK}",
             msgid=error.msgid,
             **error.details,
         )
 
-    def read_head(self, archive: str, item: Item, size: int) -> bytes:
-        """The first `size` bytes of a file, without reading the rest."""
-        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), f"pf:{item.path}"])
-        with self._output(argv, archive=archive) as output:
-            return output.read(size)
+    def read_beginnings(self, archive: str, items: Sequence[Item], size: int) -> dict[str, Beginning]:
+        """The first `size` bytes of what `items` hold, which are in the archive's order, by path, decompressed.
+
+        Small files are read with one call of borg, each of the others with its own, which is ended soon. Content that
+        the repository has lost is no error here.
+        """
+        contents: dict[str, bytes] = {}
+        with suppress(ContentError):
+            contents = self.read_files(archive, [item for item in items if item.size <= SMALL])
+        found = {path: beginning(content, size) for path, content in contents.items()}
+        for item in items:
+            if item.path not in found:
+                found[item.path] = self._read_beginning(archive, item, size)
+        return found
+
+    def _read_beginning(self, archive: str, item: Item, size: int) -> Beginning:
+        argv = self.command("extract", "--stdout", of=[self.archive_location(archive), _pattern(item)])
+        try:
+            with self._output(argv, archive=archive) as output:
+                data = output.read(size)
+                data += output.read(compressed_size(data, size) - len(data))
+        except BorgError as error:
+            if error.msgid not in LOST_CONTENT:
+                raise
+            return Beginning(b"", problem=str(self._lost(error, archive, [item], 0)).rstrip("."))
+        return beginning(data, size)
 
     def mount_command(
         self,
@@ -265,16 +295,19 @@ class Repository:
     ) -> list[str]:
         """argv of a borg that stays in the foreground and serves the archive, or only `paths`, at `mountpoint`.
 
-        `owner` (uid, gid) is who is to own everything, instead of the archived owners.
+        `owner` (uid, gid) is who is to own everything, instead of the archived owners. Where any of `paths` begins with
+        `./`, those of the archive do, and they are served without it: a mount has no way to an entry called `.`.
         """
+        is_dotted = any(path.startswith("./") for path in paths)
         # As libfuse does by itself, as far as we know: the archive's nodes are not this host's devices.
         options = ["ro", "nodev", "nosuid"]
         if owner is not None:
             options += [f"uid={owner[0]}", f"gid={owner[1]}"]
         if allow_other:
             options.append("allow_other")
-        strip = ["--strip-components", str(strip_components)] if strip_components else []
-        what = [self.archive_location(archive), mountpoint, *_patterns(paths)]
+        components = strip_components + is_dotted
+        strip = ["--strip-components", str(components)] if components else []
+        what = [self.archive_location(archive), mountpoint, *_patterns(paths, is_dotted=is_dotted)]
         return self.command("mount", "--foreground", "-o", ",".join(options), *strip, of=what)
 
     def command(self, name: str, *options: str, of: Sequence[str]) -> list[str]:
@@ -430,14 +463,17 @@ def parse_archives(text: str, *, repository: str) -> list[Archive]:
 def parse_item(line: bytes | str) -> Item:
     """One line of `borg list --json-lines --format {size}`."""
     entry = json.loads(line)
+    is_dotted, target = entry["path"].startswith("./"), entry["linktarget"]
+    # A pipe or a device node with several names is one under each of them.
+    kind = "h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"]
     return Item(
-        path=entry["path"],
-        # A pipe or a device node with several names is one under each of them.
-        type="h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"],
+        path=entry["path"][2:] if is_dotted else entry["path"],
+        type=kind,
         size=entry["size"],
         user=str(entry["user"]),
-        target=entry["linktarget"],
+        target=target[2:] if kind == "h" and target.startswith("./") else target,
         healthy=entry.get("healthy", True),
+        is_dotted=is_dotted,
     )
 
 
@@ -450,9 +486,12 @@ LONGEST_SECRET = 65536  # characters: it has to find room in a pipe
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
 LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
-# Bytes of paths on one command line, of which Linux takes 2 MiB with all else that is on it.
+# Bytes of patterns on one command line, of which Linux takes 2 MiB with all else that is on it.
 COMMAND_LINE = 1 << 20
+# The beginning of patterns for paths that begin with `./`: of patterns of the other kinds borg takes that away.
+DOTTED = r"re:^\./"
 LISTED = 10
+SMALL = 1 << 20  # bytes of a file that is read as a whole where only its beginning is wanted
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -545,16 +584,16 @@ def parse_log(text: str) -> list[LogEntry]:
     return entries
 
 
-def _in_command_lines(paths: Iterable[str]) -> Iterator[set[str]]:
-    """The paths in as many sets as it needs command lines."""
+def _in_command_lines(patterns: Iterable[str]) -> Iterator[set[str]]:
+    """The patterns in as many sets as it needs command lines."""
     some: set[str] = set()
     size = 0
-    for path in paths:
-        length = len(os.fsencode(path)) + 16  # with what the kernel and the pattern's kind need
+    for pattern in patterns:
+        length = len(os.fsencode(pattern)) + 16  # with what the kernel needs
         if some and size + length > COMMAND_LINE:
             yield some
             some, size = set(), 0
-        some.add(path)
+        some.add(pattern)
         size += length
     if some:
         yield some
@@ -594,10 +633,17 @@ def _answer(accepted: bool, name: str) -> str:
     return "yes" if accepted else os.environ.get(name, "no")
 
 
-def _patterns(paths: Sequence[str]) -> list[str]:
+def _patterns(paths: Sequence[str], *, is_dotted: bool) -> list[str]:
     """Paths of an archive as patterns of borg's that mean them and everything below; the root needs no pattern."""
     plain = [plain_path(path) for path in paths]
+    if is_dotted:
+        return [DOTTED] if "." in plain else [f"{DOTTED}{re.escape(path)}(?:/|\\Z)" for path in plain]
     return [] if "." in plain else [f"pp:{path}" for path in plain]
+
+
+def _pattern(item: Item) -> str:
+    """A pattern of borg's that means this item alone."""
+    return f"{DOTTED}{re.escape(item.path)}\\Z" if item.is_dotted else f"pf:{item.path}"
 
 
 def _read_secret(path: str) -> str:

@@ -79,7 +79,9 @@ class CommandError(RecoveryError):
 
 
 class OutputError(CommandError):
-    """A program wrote more than is taken of it, and was ended."""
+    """A program wrote more than is taken of it, and was ended. taken: that much of its output."""
+
+    taken = b""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ def run_bytes(
     except _TooMuchError:
         exchange.cut_off()
         problem = f"{name} wrote more than {limit} bytes, all that is taken of it, and was ended"
-        raise OutputError(shown, None, "", _text(exchange.err), problem=problem) from None
+        failure = OutputError(shown, None, "", _text(exchange.err), problem=problem)
+        failure.taken = bytes(exchange.out[:limit])
+        raise failure from None
     except BaseException:
         exchange.cut_off()
         raise

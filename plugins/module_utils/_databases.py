@@ -9,18 +9,26 @@ Whoever made the archive may wish this host ill: what is kept and read of it is 
 
 from __future__ import annotations
 
-import bz2
-import lzma
+import heapq
 import posixpath
 import re
-import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import Beginning
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, listed, shown
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
+    BEGINNING,
+    Dump,
+    OtherBackup,
+    Signs,
+    dump_in,
+    is_probable,
+    other_backup_in,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import (
     PgControl,
     PgControlError,
@@ -47,17 +55,15 @@ __all__ = [
 ENGINES = ("postgresql", "mariadb", "mysql", "mongodb")
 KINDS = ("clean_shutdown", "crash_consistent", "backup_label", "standby", "logical_dump", "unknown")
 
-# Bytes of a dump that are looked at, before decompression. pg_dump's and mysqldump's headers are in the first lines.
-HEAD_SIZE = 16 * 1024
 # More than any honest archive has. Memory for names, estimated, is enough for three million directories.
 KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what Python needs for an entry
 READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES, MOST_TABLESPACES, MOST_LINKS, MOST_WAL_ARCHIVES = 1000, 1000, 1000, 10_000
 TOO_MUCH = "archive the database on its own, or name another archive."
 OID = re.compile(r"[0-9]{1,10}")
-# Dumps are read only when there is no data directory, one call of borg each: the largest few are enough to name them.
-MAXIMUM_DUMPS = 5
-NAMED = 5  # files that a sentence names
+# Files whose beginnings are looked at where there is no data directory, mostly with one call of borg each: the largest
+# few are enough to name them. Those called like a dump or an image come first.
+MOST_FILES, MOST_PROBABLE = 8, 5
 
 
 class DatabaseChoiceError(RecoveryError):
@@ -68,7 +74,8 @@ class Item(NamedTuple):
     """One entry of an archive. `path` as borg lists it; `type` as in `ls -l`; `user` a name, or a number without one.
 
     `target` is a symbolic link's target, or the path in the archive whose content a hard link shares (`type` is then
-    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros.
+    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros. `is_dotted`:
+    borg has it with `./` before the path, as `tar -cf - . | borg import-tar` makes it.
     """
 
     path: str
@@ -77,12 +84,13 @@ class Item(NamedTuple):
     user: str
     target: str = ""
     healthy: bool = True
+    is_dotted: bool = False
 
 
 # Content by path of items that are given in the archive's order; what cannot be read is left out.
 Reader = Callable[[Sequence[Item]], Mapping[str, bytes]]
-# The first bytes of one item's content.
-HeadReader = Callable[[Item, int], bytes]
+# The first bytes of what items hold, so many at most, by path; what cannot be read is left out.
+Beginnings = Callable[[Sequence[Item], int], Mapping[str, Beginning]]
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,11 @@ class Database:
         return [self.data_directory, *outside, *filter(None, [self.configuration_directory])]
 
 
-def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> tuple[list[Database], Catalogue]:
+def find_databases(items: Iterable[Item], *, read: Reader, begin: Beginnings) -> tuple[list[Database], Catalogue]:
     """The databases among `items`, which are passed over once, and what was kept of the list.
 
-    Logical dumps are looked for only where there is no data directory. Raises ArchiveRefusedError for an archive that
-    has more of something than can be looked through.
+    Logical dumps, and the catalogue's `others`, are looked for only where there is no data directory. Raises
+    ArchiveRefusedError for an archive that has more of something than can be looked through.
     """
     catalogue = Catalogue()
     for item in items:
@@ -153,14 +161,22 @@ def find_databases(items: Iterable[Item], *, read: Reader, head: HeadReader) -> 
         *(_mongodb(catalogue, content, directory) for directory in mongodb),
     ]
     if not found:
-        found = [dump for item in catalogue.largest_dumps() if (dump := _dump(item, head(item, HEAD_SIZE)))]
+        found, catalogue.others = _without_data_directory(catalogue, begin)
     return sorted(found, key=lambda database: database.data_directory), catalogue
 
 
 def choose_database(
-    databases: Sequence[Database], *, archive: str, engine: str = "auto", data_directory: str | None = None
+    databases: Sequence[Database],
+    *,
+    archive: str,
+    engine: str = "auto",
+    data_directory: str | None = None,
+    others: Sequence[OtherBackup] = (),
 ) -> Database:
-    """The one database that fits. `archive` is its name for messages. Raises DatabaseChoiceError, which lists all."""
+    """The one database that fits. `archive` is its name for messages. Raises DatabaseChoiceError, which lists all.
+
+    `others` are backups of other kinds that the archive holds.
+    """
     fitting = [database for database in databases if engine in ("auto", database.engine)]
     if data_directory is not None:
         wanted = posixpath.normpath(data_directory.lstrip("/") or ".")
@@ -168,28 +184,35 @@ def choose_database(
     startable = [database for database in fitting if database.kind != "logical_dump"]
     if len(startable) == 1:
         return startable[0]
-    listed = "; ".join(map(_in_words, databases))
+    choice = "; ".join(map(_in_words, databases))
     request = " ".join(filter(None, ["" if engine == "auto" else engine, "data directory", data_directory]))
     if startable:
-        message = f"Archive {archive} holds {len(startable)} databases: {listed}. Choose one with data_directory."
+        message = f"Archive {archive} holds {len(startable)} databases: {choice}. Choose one with data_directory."
     elif fitting:
         message = (
-            f"Archive {archive} holds only logical dumps, no data directory to start a server on: {listed}. "
+            f"Archive {archive} holds only logical dumps, no data directory to start a server on: {choice}. "
             "Load the dump into a server of your own."
         )
     elif databases:
-        message = f"Archive {archive} has no {request}. It holds: {listed}."
+        message = f"Archive {archive} has no {request}. It holds: {choice}."
+    elif others:
+        message = f"Archive {archive} holds no data directory to start a server on."
     else:
         message = (
             f"Archive {archive} holds no database: nothing in it marks a data directory (PG_VERSION and "
-            "global/pg_control, ibdata1, WiredTiger), and no logical dump was recognised. Name another archive."
+            "global/pg_control, ibdata1, WiredTiger), and none of its largest files begins as a logical dump, a base "
+            "backup in tar format or an image of a disk does. Name another archive."
         )
-    raise DatabaseChoiceError(message, databases=[database.as_dict() for database in databases])
+    raise DatabaseChoiceError(
+        " ".join([message, *map(str, others)]),
+        databases=[database.as_dict() for database in databases],
+        other_backups=[other.as_dict() for other in others],
+    )
 
 
 def _in_words(database: Database) -> str:
     name = " ".join(filter(None, [database.engine, database.version]))
-    return f"{database.data_directory} ({name}, {database.kind.replace('_', ' ')})"
+    return f"{shown(database.data_directory)} ({name}, {database.kind.replace('_', ' ')})"
 
 
 # Small files that tell something by their content, and files that tell something by being there.
@@ -213,9 +236,6 @@ TABLESPACE_VERSION = re.compile(r"PG_\d+(?:\.\d+)?_\d{9}")
 WAL_SEGMENT = re.compile(r"[0-9A-F]{24}(?:\.partial)?")
 LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
 LONGEST_VERSION = 40  # characters
-DUMP_NAME = re.compile(
-    r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive)(?:\.(?:gz|bz2|xz))?$|^toc\.dat$", re.IGNORECASE
-)
 
 
 class _Segments(NamedTuple):
@@ -226,11 +246,30 @@ class _Segments(NamedTuple):
     number: int
 
 
+class _Largest:
+    """The largest of many items, of which only so many are kept, with their places in the archive."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._heap: list[tuple[int, int, Item]] = []
+
+    def add(self, item: Item, place: int) -> None:
+        """Of two that are as large the first counts."""
+        if len(self._heap) < self._number:
+            heapq.heappush(self._heap, (item.size, -place, item))
+        elif item.size > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (item.size, -place, item))
+
+    def by_place(self) -> dict[int, Item]:
+        """Those that were kept, largest first."""
+        return {-place: item for _size, place, item in sorted(self._heap, reverse=True)}
+
+
 @dataclass
 class Catalogue:
     """What is kept of an item list while it streams by: a few entries per database, and one number per directory.
 
-    `files` counts the regular files, `size` is the sum of all bytes.
+    `files` counts the regular files, `size` is the sum of all bytes. `others` is what it holds instead of a database.
     """
 
     files: int = 0
@@ -238,6 +277,7 @@ class Catalogue:
     markers: dict[str, Item] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    others: list[OtherBackup] = field(default_factory=list)
     # Every entry of a file with content of interest, in the archive's order: where the paths given to borg create
     # overlapped, the archive has entries twice.
     readable: list[Item] = field(default_factory=list)
@@ -245,17 +285,23 @@ class Catalogue:
     _segments: dict[str, int] = field(default_factory=dict)
     _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
-    _dumps: list[Item] = field(default_factory=list)
+    _probable: _Largest = field(default_factory=lambda: _Largest(MOST_PROBABLE))
+    _largest: _Largest = field(default_factory=lambda: _Largest(MOST_FILES))
+    # First components of paths that begin with `./`, and of all others.
+    _dotted: set[str] = field(default_factory=set)
+    _plain: set[str] = field(default_factory=set)
     _kept: int = 0
 
     def __post_init__(self) -> None:
         self._suspects = Suspects(self._keep)
+        self.signs = Signs(self._keep)
 
     def add(self, item: Item) -> None:
         """Note one item; none can follow the first question. Raises ArchiveRefusedError."""
         self._suspects.note(item, self.links, self._sizes, self.markers)
         self.files += item.type == "-"
         self.size += item.size
+        self._note_top(item)
         directory, name = posixpath.split(item.path)
         if item.type == "d":
             self._add_directory(item.path, directory, name)
@@ -268,11 +314,10 @@ class Catalogue:
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
-        elif archived := ARCHIVED_FILE.fullmatch(name):
-            if SEGMENT.fullmatch(archived["name"]):
-                self._add_segment(directory, name, archived["name"])
-        elif DUMP_NAME.search(name) and item.size:
-            self._add_dump(item)
+        elif (archived := ARCHIVED_FILE.fullmatch(name)) and SEGMENT.fullmatch(archived["name"]):
+            self._add_segment(directory, name, archived["name"])
+        if item.type == "-" and item.size:
+            self._add_file(item, directory, name)
         if not item.healthy:
             self._keep(item.path)
             self.damaged.append(item.path)
@@ -280,6 +325,12 @@ class Catalogue:
     def _keep(self, *names: str) -> None:
         self._kept += sum(map(len, names)) + KEPT_OVERHEAD * len(names)
         _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
+
+    def _note_top(self, item: Item) -> None:
+        top, tops = item.path.partition("/")[0], self._dotted if item.is_dotted else self._plain
+        if top not in tops and top != ".":
+            self._keep(top)
+            tops.add(top)
 
     def _add_directory(self, path: str, parent: str, name: str) -> None:
         path = "" if path == "." else path
@@ -308,14 +359,20 @@ class Catalogue:
         _limit(len(self._archived), MOST_WAL_ARCHIVES, "directories with archived WAL")
         self._archived[directory] = _Segments(min(known.first, segment), max(known.last, segment), known.number + 1)
 
-    def _add_dump(self, item: Item) -> None:
-        self._dumps.append(item)
-        if len(self._dumps) > 100 * MAXIMUM_DUMPS:
-            self._dumps = self.largest_dumps()
+    def _add_file(self, item: Item, directory: str, name: str) -> None:
+        self.signs.note(item.path, directory, name)
+        if is_probable(directory, name):
+            self._probable.add(item, self.files)
+        self._largest.add(item, self.files)
 
-    def largest_dumps(self) -> list[Item]:
-        """Files named like logical dumps, largest first."""
-        return sorted(self._dumps, key=lambda item: -item.size)[:MAXIMUM_DUMPS]
+    def to_be_looked_at(self) -> list[Item]:
+        """Files that may be backups, some of the largest, in the archive's order."""
+        found = self._probable.by_place()
+        # A tool's repository has thousands of files that say no more than its name.
+        for place, item in self._largest.by_place().items() if not self.signs.tools else ():
+            if len(found) < MOST_FILES:
+                found[place] = item
+        return [found[place] for place in sorted(found)]
 
     def postgresql_directories(self) -> list[str]:
         """Directories that hold PG_VERSION and global/pg_control; `` is the archive's root."""
@@ -370,6 +427,22 @@ class Catalogue:
         is_postgresql = database.engine == "postgresql"
         self._suspects.refuse(parts, self.links, has_entries, database.data_directory if is_postgresql else None)
 
+    def as_mounted(self, paths: Sequence[str]) -> list[str]:
+        """Paths as a mount has to be asked for them: with `./` in front where the archive has it.
+
+        Raises ArchiveRefusedError where it has that in front of some of what is there, but not of all.
+        """
+        dotted, plain = (
+            [path for path in paths if (tops if path in ("", ".") else path.partition("/")[0] in tops)]
+            for tops in (self._dotted, self._plain)
+        )
+        if dotted and plain:
+            raise ArchiveRefusedError(
+                f"has paths that begin with ./ (of {shown(dotted[0])}) and paths that do not (of {shown(plain[0])}), "
+                "which Borg cannot show in one mount: extract it, and archive its files with borg create."
+            )
+        return [f"./{'' if path == '.' else path}" for path in paths] if dotted else list(paths)
+
     def segments(self, directory: str) -> int | None:
         """How many WAL segments are in the directory; None when there is no such directory."""
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
@@ -378,7 +451,12 @@ class Catalogue:
         """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name."""
         own = [(database.wal_directory or {}).get("archived_path") for database in databases]
         return [
-            {"path": path, "segments": segments.number, "first": segments.first, "last": segments.last}
+            {
+                "path": self.as_mounted([path])[0],
+                "segments": segments.number,
+                "first": segments.first,
+                "last": segments.last,
+            }
             for path, segments in sorted(self._archived.items())
             if not any(directory is not None and _is_below(path, directory) for directory in own)
         ]
@@ -483,10 +561,9 @@ def _postgresql_problems(
         where = f" (pg_wal leads to {wal['target']})" if wal["target"] else ""
         problems.append(f"The archive holds no WAL of it{where}.")
     if damaged:
-        named = ", ".join(damaged[:NAMED]) + (f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else "")
         problems.append(
             f"Borg has lost content of {len(damaged)} of its files, as borg check --repair has found, and they cannot "
-            f"be read: {named}."
+            f"be read: {listed(damaged)}."
         )
     return problems
 
@@ -625,44 +702,31 @@ def _mongodb(catalogue: Catalogue, content: _Content, directory: str) -> Databas
     )
 
 
-# What logical dumps begin with, by engine. mongodump's archive format begins with a magic number.
-DUMP_HEADS = (
-    ("postgresql", re.compile(rb"\APGDMP|^-- PostgreSQL database (?:cluster )?dump", re.MULTILINE)),
-    ("mariadb", re.compile(rb"^-- MariaDB dump", re.MULTILINE)),
-    ("mysql", re.compile(rb"^-- MySQL dump", re.MULTILINE)),
-    ("mongodb", re.compile(rb"\A\x6d\xe2\x99\x81")),
-)
-DUMP_VERSION = re.compile(rb"Dumped from database version (\d+(?:\.\d+)*)|Server version\s+(\d+(?:\.\d+)+)")
+def _without_data_directory(catalogue: Catalogue, begin: Beginnings) -> tuple[list[Database], list[OtherBackup]]:
+    """The logical dumps of an archive that has no data directory, and what else it has that is a backup."""
+    dumps, others = [], {other.path: other for other in catalogue.signs.found()}
+    items = catalogue.to_be_looked_at()
+    beginnings = begin(items, BEGINNING)
+    for item in items:
+        if item.path not in beginnings:
+            continue
+        beginning = beginnings[item.path]
+        if dump := dump_in(beginning.content):
+            dumps.append(_dump(item, dump))
+        elif item.path not in others and (other := other_backup_in(item.path, item.size, beginning)):
+            others[item.path] = other
+    return dumps, list(others.values())
 
 
-def _dump(item: Item, data: bytes) -> Database | None:
-    data = _decompressed(data)
-    for engine, pattern in DUMP_HEADS:
-        if pattern.search(data):
-            version = DUMP_VERSION.search(data)
-            return Database(
-                engine=engine,
-                data_directory=item.path,
-                kind="logical_dump",
-                version=(version.group(1) or version.group(2)).decode() if version else None,
-                owner=item.user,
-                size=item.size,
-            )
-    return None
-
-
-def _decompressed(data: bytes) -> bytes:
-    """The beginning of the content of a compressed file whose beginning is given; other data as it is."""
-    try:
-        if data.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(wbits=31).decompress(data, HEAD_SIZE)
-        if data.startswith(b"BZh"):
-            return bz2.BZ2Decompressor().decompress(data, HEAD_SIZE)
-        if data.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMADecompressor().decompress(data, HEAD_SIZE)
-    except (zlib.error, OSError, lzma.LZMAError):
-        pass
-    return data
+def _dump(item: Item, dump: Dump) -> Database:
+    return Database(
+        engine=dump.engine,
+        data_directory=item.path,
+        kind="logical_dump",
+        version=dump.version,
+        owner=item.user,
+        size=item.size,
+    )
 
 
 def _limit(number: int, most: int, what: str) -> None:

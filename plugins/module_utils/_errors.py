@@ -1,21 +1,24 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one exception that a module turns into C(fail_json), and the one place that does it."""
+"""The one exception that a module turns into C(fail_json), the one place that does it, and names in its sentences."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ansible.module_utils.basic import AnsibleModule
 
-__all__ = ["MORE_TIME", "RecoveryError", "run_module", "warn"]
+__all__ = ["MORE_TIME", "RecoveryError", "listed", "run_module", "shown", "warn"]
 
 # What to do about a step of a start that was ended because it took too long.
 MORE_TIME = "give it more time (start_timeout of the playbook, timeout of a module)"
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+NAMED = 5  # files that a sentence names
 
 _warnings: list[str] = []
 
@@ -30,6 +33,18 @@ class RecoveryError(Exception):
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
         self.details = details
+
+
+def shown(name: str) -> str:
+    """A name out of an archive, for a sentence: nothing in it may act on a terminal or break a line."""
+    printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", printable)
+
+
+def listed(names: Sequence[str], *, number: int | None = None, what: str = "more") -> str:
+    """The first names for a sentence, and how many more there are, of so many in all."""
+    rest = (len(names) if number is None else number) - NAMED
+    return ", ".join(map(shown, names[:NAMED])) + (f" and {rest} {what}" if rest > 0 else "")
 
 
 def warn(sentence: str) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import listed, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "failure", "failures_of", "lost_content", "lost_files"]
 
 LIMIT = 1 << 20  # bytes; the layer writes far less
-NAMED = 5  # files that a sentence names
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,10 @@ def lost_content(session: Session) -> str | None:
     if not told.lost:
         return None
     number = max(told.number, len(told.lost))
-    named = ", ".join(entry.path for entry in told.lost[:NAMED])
-    more = f" and {number - NAMED} more files" if number > NAMED else ""
+    named = listed([entry.path for entry in told.lost], number=number, what="more files")
     repository = (session.record.get("archive") or {}).get("repository") or "REPOSITORY"
     return (
-        f"The repository has lost content of {named}{more}, and reading it gives an input/output error. See what is "
+        f"The repository has lost content of {named}, and reading it gives an input/output error. See what is "
         f"damaged with borg check {repository}, and start a session from an archive that is whole."
     )
 
@@ -123,16 +121,10 @@ def _told(session: Session) -> _Told:
 
 def _entry(told: Mapping[str, Any], record: Mapping[str, Any]) -> _Entry:
     offset = told["offset"]
-    return _Entry(_within(told["path"], record), None if offset is None else int(offset), _plain(told["reason"]))
+    return _Entry(_within(told["path"], record), None if offset is None else int(offset), shown(told["reason"]))
 
 
 def _within(path: str, record: Mapping[str, Any]) -> str:
     """A path of the archive as the database's documentation has it: below the data directory, if it is there."""
     directory = posixpath.normpath(record.get("data_directory") or ".")
-    return _plain(path[len(directory) + 1 :] if path.startswith(f"{directory}/") else path)
-
-
-def _plain(text: str) -> str:
-    """Names come from the archive: nothing in them may act on a terminal or break a line."""
-    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", printable)
+    return shown(path[len(directory) + 1 :] if path.startswith(f"{directory}/") else path)

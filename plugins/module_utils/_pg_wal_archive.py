@@ -24,6 +24,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     find_program,
     run_bytes,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+    MAGIC,
+    PROGRAMS,
+    XZ_MEMORY,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import check_memory, segment_number
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
@@ -43,10 +48,9 @@ ARCHIVED_FILE = re.compile(
 )
 SEGMENT = re.compile(r"[0-9A-F]{24}")
 LOG_DIRECTORY = re.compile(r"[0-9A-F]{16}")
-PROGRAMS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
-LONGEST_MAGIC = 6  # bytes
+BY_PROGRAM = {MAGIC[name]: name for name in PROGRAMS}
+LONGEST_MAGIC = max(map(len, MAGIC.values()))
 LARGEST_HISTORY = 1 << 20  # bytes, of a timeline or a backup: they are some lines of text
-XZ_MEMORY = 100 << 20  # bytes; at its highest level xz needs 65 MiB
 COPIES = 8  # of a segment that are in memory while a server is given archived WAL
 MOST_STREAMS = 100  # files that were put together into one
 CURE = "name a wal_source where it is whole"
@@ -163,7 +167,7 @@ def _read(path: str, limit: int, room: Sandbox | None = None) -> bytes:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PostgresError(f"WAL file {path} cannot be read ({reason}): {CURE}.") from error
-    program = PROGRAMS.get(content[:4])
+    program = BY_PROGRAM.get(content[:4])
     return content if program is None else _decompress(path, program, content, limit, room)
 
 
@@ -172,7 +176,7 @@ def _content(path: str, limit: int) -> bytes:
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
         begin = file.read(LONGEST_MAGIC)
         # What cannot be compressed becomes a little longer by it.
-        most = limit + limit // 16 + (1 << 16) if begin.startswith((*LIBRARIES, *PROGRAMS)) else limit
+        most = limit + limit // 16 + (1 << 16) if begin.startswith(tuple(MAGIC.values())) else limit
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise PostgresError(f"WAL file {path} has {size} bytes instead of {limit}: {CURE}.")
@@ -212,7 +216,11 @@ def _xz(content: bytes, limit: int) -> bytes:
 
 
 # By what they begin with: Barman does not say so in the name. Each gives at most so many bytes.
-LIBRARIES: dict[bytes, Callable[[bytes, int], bytes]] = {b"\x1f\x8b": _gzip, b"BZh": _bzip2, b"\xfd7zXZ\0": _xz}
+LIBRARIES: dict[bytes, Callable[[bytes, int], bytes]] = {
+    MAGIC["gzip"]: _gzip,
+    MAGIC["bzip2"]: _bzip2,
+    MAGIC["xz"]: _xz,
+}
 
 
 def _decompress(path: str, name: str, content: bytes, limit: int, room: Sandbox | None) -> bytes:

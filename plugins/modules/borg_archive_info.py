@@ -17,7 +17,11 @@ description:
     C(global/pg_control), C(backup_label), C(ibdata1), C(WiredTiger) and the like). How a path is spelled does not
     matter.
   - Nothing is mounted or extracted to disk. Borg is run once for the list, once for the archive's items and once for
-    the small files to be read. Where there are only dumps, one run follows for each of the largest few.
+    the small files to be read.
+  - Where there is no data directory, it is told what there is instead and what to do with it. For that the beginnings
+    of up to eight files are looked at, the largest, and before them those that are called like a dump or an image. They
+    may be compressed, by zstd and lz4 where these are installed. Borg is run once for the small ones of them and once
+    for each of the others.
 extends_documentation_fragment:
   - phpborg.instant_recovery.borg
 options:
@@ -158,7 +162,8 @@ archive:
     files: 1714
 databases:
   description:
-    - The databases in the archive, by path. Logical dumps are looked for only where there is no data directory.
+    - The databases in the archive, by path. Logical dumps are looked for only where there is no data directory, and
+      known by what they begin with, however they are called and compressed.
     - Empty without O(archive).
   type: list
   elements: dict
@@ -295,6 +300,26 @@ databases:
         wal_segment_size: 16777216
         data_checksum_version: 1
       problems: []
+other_backups:
+  description:
+    - What the archive holds that is a backup, and neither a data directory nor a logical dump. That is a base backup in
+      tar format or another tar file, an image of a file system or a disk, the repository of another tool (pgBackRest,
+      Barman, WAL-G and others), or what cannot be looked into.
+    - Looked for only where there is no data directory.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: Path in the archive, of one file that tells.
+      type: str
+    what:
+      description: What it is.
+      type: str
+    remedy:
+      description: What to do with it.
+      type: str
+  sample: []
 database:
   description: The one database that fits O(engine) and O(data_directory); null without O(archive), or when none does.
   type: dict
@@ -305,6 +330,8 @@ paths:
   description:
     - What to mount to start RV(database). Its data directory, and what of it is elsewhere in the archive, its
       configuration included.
+    - They begin with C(./) where Borg has the archive's paths like that, as C(borg import-tar) may make them. In a
+      mount, and in RV(database), they do not.
   type: list
   elements: str
   returned: success
@@ -392,12 +419,13 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     archives = repository.list_archives(details=options["details"])
     listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
-        return {**listed, "archive": None, "databases": [], "database": None, "paths": [], "wal_archives": []}
+        nothing: dict[str, Any] = {"databases": [], "other_backups": [], "database": None, "paths": []}
+        return {**listed, "archive": None, **nothing, "wal_archives": []}
     archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
         read=lambda items: repository.read_files(archive.name, items),
-        head=lambda item, size: repository.read_head(archive.name, item, size),
+        begin=lambda items, size: repository.read_beginnings(archive.name, items, size),
     )
     try:
         chosen = choose_database(
@@ -405,22 +433,25 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             archive=archive.name,
             engine=options["engine"],
             data_directory=options["data_directory"],
+            others=catalogue.others,
         )
     except DatabaseChoiceError:
         if options["require_database"]:
             raise
         chosen = None
+    paths = catalogue.as_mounted(chosen.paths()) if chosen else []
     if chosen is not None:
         catalogue.refuse(chosen)
-        _refuse_masking(options["passphrase"], [repository.location, archive.name, *chosen.paths()])
+        _refuse_masking(options["passphrase"], [repository.location, archive.name, *paths])
         for problem in chosen.problems if options["require_database"] else ():
             warn(problem)  # it is the one to be started
     return {
         **listed,
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
         "databases": [database.as_dict() for database in databases],
+        "other_backups": [other.as_dict() for other in catalogue.others],
         "database": chosen.as_dict() if chosen else None,
-        "paths": chosen.paths() if chosen else [],
+        "paths": paths,
         "wal_archives": catalogue.wal_archives(databases),
     }
 

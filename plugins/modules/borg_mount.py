@@ -35,6 +35,8 @@ options:
     description:
       - Paths in the archive, as Borg lists them. Only they, and what is below them, are mounted, at their full path.
       - Without it, or with C(.), the whole archive is mounted.
+      - Paths that begin with C(./), as C(tar -cf - . | borg import-tar) makes them, have to be given like that, C(./)
+        for all of them. They are mounted without it, and paths that do not begin with it are not mounted then.
       - A Borg that has less to mount needs less memory and time.
     type: list
     elements: str

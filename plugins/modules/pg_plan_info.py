@@ -276,8 +276,8 @@ def _wal_source(options: dict[str, Any], mountpoint: str, undo: ExitStack) -> st
     source: str | None = options["wal_source"]
     if source is None or options["wal_archive"] is None:
         return source
-    path = plain_path(source)
-    return os.path.join(_mounted(options, options["wal_archive"], [path], mountpoint, undo), path)
+    mounted = _mounted(options, options["wal_archive"], [source], mountpoint, undo)
+    return os.path.join(mounted, plain_path(source))
 
 
 def _remove_directory(path: str) -> None:

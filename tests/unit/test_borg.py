@@ -22,6 +22,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     parse_log,
     resolve_archive,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
 
 RECORDED = Path(__file__).parent / "recorded"
 ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())
@@ -205,14 +206,28 @@ def test_questions_are_answered_with_no_unless_told_otherwise(monkeypatch: pytes
 
 def test_mount_command() -> None:
     argv = Repository("/r").mount_command(
-        "{odd}", "/m", paths=["/var/lib/pg data/", "./x"], strip_components=2, owner=(101, 104), allow_other=True
+        "{odd}", "/m", paths=["/var/lib/pg data/", "x/./y"], strip_components=2, owner=(101, 104), allow_other=True
     )
     assert argv[1:] == [
         *["mount", "--log-json", "--bypass-lock", "--foreground", "-o", "ro,nodev,nosuid,uid=101,gid=104,allow_other"],
-        *["--strip-components", "2", "--", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x"],
+        *["--strip-components", "2", "--", "/r::{{odd}}", "/m", "pp:var/lib/pg data", "pp:x/y"],
     ]
     argv = Repository("/r", bypass_lock=False).mount_command("a", "/m", paths=["x", "."])
     assert argv[1:] == ["mount", "--log-json", "--foreground", "-o", "ro,nodev,nosuid", "--", "/r::a", "/m"]
+
+
+def test_mounting_paths_that_begin_with_a_dot() -> None:
+    """The matching is Borg's: integration tests see what it comes to."""
+    argv = Repository("/r").mount_command("a", "/m", paths=["./srv/p.g", "wal"], strip_components=1)
+    assert argv[-6:] == ["2", "--", "/r::a", "/m", r"re:^\./srv/p\.g(?:/|\Z)", r"re:^\./wal(?:/|\Z)"]
+    argv = Repository("/r").mount_command("a", "/m", paths=["./"])
+    assert argv[-6:] == ["--strip-components", "1", "--", "/r::a", "/m", r"re:^\./"]
+
+
+def test_items_that_begin_with_a_dot() -> None:
+    line = '{"type": "-", "mode": "%s", "user": "u", "path": "./a/x", "linktarget": "%s", "size": 1}'
+    assert parse_item(line % ("-rw-------", "")) == Item("a/x", "-", 1, "u", is_dotted=True)
+    assert parse_item(line % ("hrw-------", "./a/y")) == Item("a/x", "h", 1, "u", "a/y", is_dotted=True)
 
 
 def test_the_documented_options_are_those_there_are() -> None:

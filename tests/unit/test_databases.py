@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import Beginning, beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
-    HEAD_SIZE,
-    MAXIMUM_DUMPS,
+    MOST_FILES,
+    MOST_PROBABLE,
     Database,
     DatabaseChoiceError,
     Item,
@@ -38,11 +39,10 @@ def find(items: Iterable[Item], contents: Mapping[str, bytes]) -> list[Database]
     def read(wanted: Sequence[Item]) -> dict[str, bytes]:
         return {item.path: contents[item.path] for item in wanted if item.path in contents}
 
-    def head(item: Item, size: int) -> bytes:
-        assert size == HEAD_SIZE
-        return contents[item.path][:size]
+    def begin(wanted: Sequence[Item], size: int) -> dict[str, Beginning]:
+        return {item.path: beginning(contents[item.path], size) for item in wanted if item.path in contents}
 
-    return find_databases(items, read=read, head=head)[0]
+    return find_databases(items, read=read, begin=begin)[0]
 
 
 def cluster(directory: str, control: bytes = CRASHED, **others: bytes) -> tuple[list[Item], dict[str, bytes]]:
@@ -219,7 +219,7 @@ def test_hard_links_and_repeated_entries_are_read_where_their_content_is() -> No
         wanted.extend(items)
         return {item.path: contents[item.path] for item in items}
 
-    databases, _catalogue = find_databases([*first, *second, *again], read=read, head=lambda *_: b"")
+    databases, _catalogue = find_databases([*first, *second, *again], read=read, begin=lambda *_: {})
     assert [(found.data_directory, found.version, found.kind) for found in databases] == [
         ("monday", "15", "crash_consistent"),
         ("tuesday", "15", "crash_consistent"),
@@ -236,7 +236,7 @@ def test_only_what_decides_is_read() -> None:
         wanted.extend(given)
         return contents
 
-    find_databases(items, read=read, head=lambda *_: b"")
+    find_databases(items, read=read, begin=lambda *_: {})
     assert [item.path for item in wanted] == ["pg/PG_VERSION", "pg/global/pg_control"]
 
 
@@ -290,9 +290,30 @@ def test_dumps_are_read_only_where_there_is_nothing_better_and_only_the_largest(
     items, contents = cluster("pg")
     assert [found.kind for found in find([*items, file("a.sql")], contents)] == ["crash_consistent"]
     many = [file(f"{number}.sql", number) for number in range(1, 2000)]
+    others = [file(f"{number}", number) for number in range(1, 2000)]
     read: list[str] = []
-    find_databases(many, read=lambda _: {}, head=lambda item, _: read.append(item.path) or b"")  # type: ignore[func-returns-value]
-    assert read == [f"{number}.sql" for number in range(1999, 1999 - MAXIMUM_DUMPS, -1)]
+
+    def begin(wanted: Sequence[Item], _size: int) -> dict[str, Beginning]:
+        read.extend(item.path for item in wanted)
+        return {}
+
+    find_databases([*many, *others, directory("x"), file("empty.sql", 0)], read=lambda _: {}, begin=begin)
+    number = MOST_FILES - MOST_PROBABLE
+    # In the archive's order; of files that are as large the first.
+    named = [f"{number}.sql" for number in range(2000 - MOST_PROBABLE, 2000)]
+    assert read[:MOST_PROBABLE] == named
+    assert sorted(read[MOST_PROBABLE:]) == ["1997", "1998", "1999"][-number:]
+    read.clear()
+    few = others[:MOST_FILES]
+    find_databases(few, read=lambda _: {}, begin=begin)
+    assert read == [item.path for item in few]
+
+
+@pytest.mark.parametrize("path", ["stdin", "borgmatic/postgresql_databases/localhost/shop", "x/mysql_databases/h/all"])
+def test_dumps_whose_names_say_nothing_are_looked_at_first(path: str) -> None:
+    items = [file(path, len(PG_DUMP)), *(file(f"{number}", 1 << 20) for number in range(100))]
+    (found,) = find(items, {path: PG_DUMP})
+    assert (found.data_directory, found.version) == (path, "15.18")
 
 
 @pytest.mark.parametrize("content", [b"select 1;", b"\x1f\x8bbroken", b"BZhbroken", b""])
@@ -360,7 +381,7 @@ def test_archived_wal_is_found_however_it_is_kept() -> None:
         file("barman/wals/0000000100000001/000000010000000100000000"),
     ]
     items += [file(f"rest/15-1/{segment[:16]}/{segment}-{'0f' * 20}.zst")]
-    found, catalogue = find_databases(items, read=lambda _items: contents, head=lambda _item, _size: b"")
+    found, catalogue = find_databases(items, read=lambda _items: contents, begin=lambda *_: {})
     assert catalogue.wal_archives(found) == [
         {"path": "barman/wals", "segments": 2, "first": segment, "last": "000000010000000100000000"},
         {"path": "rest/15-1", "segments": 1, "first": segment, "last": segment},

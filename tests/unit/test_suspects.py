@@ -62,7 +62,7 @@ def found(items: Iterable[Item]) -> tuple[Database, Catalogue]:
     def read(wanted: Iterable[Item]) -> dict[str, bytes]:
         return {one.path: b"15\n" if one.path.endswith("PG_VERSION") else CONTROL for one in wanted}
 
-    databases, catalogue = find_databases(items, read=read, head=lambda _item, _size: b"")
+    databases, catalogue = find_databases(items, read=read, begin=lambda *_: {})
     (database,) = databases
     assert database.kind == "crash_consistent"
     return database, catalogue
@@ -213,9 +213,9 @@ def test_a_hard_link_to_a_device_is_told_by_borgs_own_type() -> None:
 
 def test_of_other_engines_a_pipe_is_their_own_affair() -> None:
     items = [item("my/ibdata1", size=1), item("my/mysql.ibd"), item("my/pipe.conf", "p"), item("my/disk", "b")]
-    databases, catalogue = find_databases(items[:3], read=lambda _: {}, head=lambda *_: b"")
+    databases, catalogue = find_databases(items[:3], read=lambda _: {}, begin=lambda *_: {})
     catalogue.refuse(databases[0])
-    databases, catalogue = find_databases(items, read=lambda _: {}, head=lambda *_: b"")
+    databases, catalogue = find_databases(items, read=lambda _: {}, begin=lambda *_: {})
     with pytest.raises(ArchiveRefusedError, match="has the device node my/disk"):
         catalogue.refuse(databases[0])
 
@@ -310,7 +310,7 @@ def test_links_of_many_databases_are_not_gone_through_for_each() -> None:
     databases_found, _catalogue = find_databases(
         [*links, *databases(300)],
         read=lambda wanted: {one.path: contents[one.path.rpartition("/")[2]] for one in wanted},
-        head=lambda *_: b"",
+        begin=lambda *_: {},
     )
     assert len(databases_found) == 300
     assert time.process_time() - begun < 15
