@@ -72,6 +72,16 @@ __all__ = ["STOP_SIGNALS", "clients_probe", "running_server", "start_server", "s
 
 CLAIM = "server"  # of the session's record; by it alone a process is known as the session's server
 SERVICE = "instant_recovery"  # in the connection service file
+# What a client's environment may insist on (PGCHANNELBINDING=require, PGREQUIREPEER …) and a session's server does not
+# have: each word with what it must say, and the first libpq that knows it. An older one refuses the service file or
+# the URL that has the word, so words are written for those who have programs as new as the server's.
+CLIENT_WORDS = (
+    *(("hostaddr", "", 0), ("sslmode", "disable", 0), ("sslrootcert", "", 0), ("requirepeer", "", 0)),
+    *(("options", "", 0), ("target_session_attrs", "any", 0), ("gssencmode", "disable", 0)),
+    *(("channel_binding", "disable", 13), ("require_auth", "", 16), ("sslcertmode", "disable", 16)),
+    *(("sslnegotiation", "postgres", 17), ("min_protocol_version", "3.0", 18)),
+)
+EVERYWHERE = 13  # a URL travels: to a libpq that is older than the server's, but not than this
 # Names come with their schemas, and nothing that the one who starts has set for other servers counts.
 PSQL_ENVIRONMENT = {
     "PGOPTIONS": "-c search_path=",
@@ -405,14 +415,23 @@ def _service(plan: Plan, port: int, database: str) -> str:
         "user": SESSION_ROLE,
         # A name out of the archive could hold further lines.
         "dbname": database if database.isprintable() and database == database.strip() else PROBED,
-        # The server has none of these, and the environment of a client may insist on them.
-        "hostaddr": "",
         "passfile": plan.request.client(PASSFILE),
-        "sslmode": "disable",
-        "gssencmode": "disable",
-        "target_session_attrs": "any",
+        **_words(plan.data.major),
     }
     return f"[{SERVICE}]\n" + "".join(f"{name}={value}\n" for name, value in entries.items())
+
+
+def _words(known: int) -> dict[str, str]:
+    """CLIENT_WORDS of a libpq of that major version."""
+    return {word: value for word, value, since in CLIENT_WORDS if since <= known}
+
+
+def _url(plan: Plan, port: int, database: str) -> str:
+    """For the TCP port; without a password PGPASSWORD would count, and not the file."""
+    words = {"passfile": plan.request.client(PASSFILE), "password": "", **_words(min(plan.data.major, EVERYWHERE))}
+    words["hostaddr"] = ADDRESS
+    query = "&".join(f"{word}={quote(value)}" for word, value in words.items())
+    return f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='', errors='surrogateescape')}?{query}"
 
 
 def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
@@ -473,7 +492,6 @@ def _result(
 ) -> dict[str, Any]:
     catalogs = prepared.catalogs
     warnings = [*plan.warnings, *catalogs.warnings, *facts.warnings()]
-    passfile = plan.request.client(PASSFILE)
     return {
         "version": plan.binaries.version,
         "port": port,
@@ -482,9 +500,7 @@ def _result(
         "user": SESSION_ROLE,
         "superuser": catalogs.superuser,
         "databases": catalogs.databases,
-        "connection_string": (
-            f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='')}?passfile={quote(passfile)}"
-        ),
+        "connection_string": _url(plan, port, database),
         "service_file": plan.request.client(SERVICE_FILE),
         "log": plan.request.log,
         "bindir": plan.binaries.bindir,

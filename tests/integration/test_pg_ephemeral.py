@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import CLIENT_WORDS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
 
+import instant_recovery as api
+from instant_recovery._session import OWN_WORDS
 from tests.support.cluster import DATABASE, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked
@@ -101,8 +105,13 @@ def through_tcp(result: dict[str, Any], statement: str, **environment: str) -> s
     url = result["connection_string"]
     if environment:
         url = url.replace("instant_recovery@", "").partition("?")[0]
+    return through_url({**result, "connection_string": url}, statement, **environment)
+
+
+def through_url(result: dict[str, Any], statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """By the URL as it is, with these variables in the client's environment."""
     return subprocess.run(
-        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, url],
+        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, result["connection_string"]],
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment},
         capture_output=True,
         text=True,
@@ -188,6 +197,57 @@ def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Cal
     if listening:
         assert f"127.0.0.1:{result['port']}" in listening
         assert f"0.0.0.0:{result['port']}" not in listening
+
+
+INSISTED_ON = {
+    "PGHOST": "192.0.2.1",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGDATABASE": "nowhere",
+    "PGPASSWORD": "another",
+    "PGPASSFILE": "/dev/null",
+    "PGOPTIONS": "-c role=nobody",
+    "PGCHANNELBINDING": "require",
+    "PGREQUIREAUTH": "md5",
+    "PGREQUIREPEER": "nobody",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGSSLMODE": "verify-full",
+    "PGREQUIRESSL": "1",
+    "PGSSLROOTCERT": "system",
+    "PGSSLCERTMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLMINPROTOCOLVERSION": "TLSv1.3",
+    "PGGSSENCMODE": "require",
+    "PGSERVICE": "production",
+    "PGTZ": "Asia/Tokyo",
+}
+IN_NO_URL = ("PGREQUIREAUTH", "PGSSLCERTMODE", "PGSSLNEGOTIATION")  # words that libpq 13 does not know
+
+
+def test_what_a_client_s_environment_insists_on_does_not_count(
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Production's host, certificates, roles and options; the session has none of them. Also what psycopg2 is told."""
+    result = copy_of(closed).start()
+    session = api.Session.from_record({"id": "x", "status": "active", "engine": "postgresql", **result})
+    services = place / "services"
+    services.write_text("[production]\nhost=192.0.2.1\nsslmode=verify-full\noptions=-c role=nobody\nuser=nobody\n")
+    asked = "select current_user"
+    known = {}
+    for name, value in [*INSISTED_ON.items(), ("PGCONNECT_TIMEOUT", "5")]:
+        others = INSISTED_ON if name == "PGCONNECT_TIMEOUT" else {name: value}  # in the end all of them at once
+        known[name, "line"] = psql(result, asked, **others).stdout
+        in_url = {key: one for key, one in others.items() if key not in IN_NO_URL}
+        known[name, "URL"] = through_url(result, asked, PGSERVICEFILE=str(services), **in_url).stdout
+        with monkeypatch.context() as patched:
+            for key, one in (("PGSERVICEFILE", str(services)), *others.items()):
+                patched.setenv(key, one)
+            with contextlib.closing(session.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute(asked)
+                known[name, "API"] = f"{cursor.fetchone()[0]}\n"
+    assert {way: said for way, said in known.items() if said != "instant_recovery\n"} == {}
+    assert {word: value for word, value, _since in OWN_WORDS} == {word: value for word, value, _since in CLIENT_WORDS}
 
 
 def test_read_only_holds_against_settings_of_roles_and_databases(
