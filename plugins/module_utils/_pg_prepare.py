@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, OutputError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_build import in_our_words
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     PostgresError,
     has_locale,
@@ -246,10 +247,6 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-INCOMPATIBLE = "database files are incompatible with server"  # ReadControlFile() in PostgreSQL's xlog.c
-OTHER_BUILD = "Name the directory of that build's programs (bindir), or look whether global/pg_control is damaged."
-
-
 def reason(log: Sequence[str]) -> str:
     """Why the server ended, in its own words: its last FATAL or PANIC with what belongs to it, else its last line."""
     severe = [number for number, line in enumerate(log) if re.search(r"\b(?:FATAL|PANIC):  ", line)]
@@ -262,10 +259,7 @@ def reason(log: Sequence[str]) -> str:
         if re.search(r"\b(?:DETAIL|HINT):  ", line) is None:
             break
         lines.append(line)
-    sentences = [re.split(r"\b[A-Z]+:  ", line, maxsplit=1)[-1].strip() for line in lines]
-    if INCOMPATIBLE in last:  # its hint is for whoever makes a new cluster: "recompile or initdb"
-        sentences[0] = "The files were written by a server that was built otherwise than the one here"
-        sentences = [*(one for one in sentences if "initdb" not in one), OTHER_BUILD]
+    sentences = in_our_words([re.split(r"\b[A-Z]+:  ", line, maxsplit=1)[-1].strip() for line in lines])
     return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 

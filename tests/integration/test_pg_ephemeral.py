@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import CLIENT_WORDS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
@@ -518,6 +520,30 @@ def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Call
         segment.unlink()
     result = copy.start()
     assert "recovery has to begin in WAL segment" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "number", "said"),
+    [(0, 32768, "blocks of 32 KB"), (4, 65536, "files of 65536 blocks"), (16, 128, "names of 128 bytes (NAMEDATALEN)")],
+)
+def test_a_copy_of_another_build_is_refused_before_anything_starts(
+    closed: Cluster, copy_of: Callable[..., Copy], offset: int, number: int, said: str
+) -> None:
+    """As a server built with --with-blocksize=32, --with-segsize or another NAMEDATALEN writes pg_control."""
+    copy = copy_of(closed)
+    control = bytearray(copy.path("global/pg_control").read_bytes())
+    struct.pack_into("<I", control, control.index(struct.pack("<II", 8192, 131072)) + offset, number)
+    end = 292 if copy.path("PG_VERSION").read_text() == "18\n" else 288
+    struct.pack_into("<I", control, end, crc32c(control[:end]))
+    copy.path("global/pg_control").write_bytes(control)
+    before = digest(copy.tree)
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert result["failed"]
+        assert f"The copy needs a server built with {said}, and PostgreSQL " in result["msg"]
+        assert "(bindir)" in result["msg"]
+        assert "initdb" not in json.dumps(result)
+    assert digest(copy.tree) == before
 
 
 def test_a_backup_with_a_label_is_recovered_from_it(

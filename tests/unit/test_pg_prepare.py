@@ -122,6 +122,19 @@ def test_why_a_server_ended(log: list[str], said: str) -> None:
     assert reason(log) == said
 
 
+def test_a_server_s_advice_for_new_clusters_is_not_passed_on() -> None:
+    log = [
+        "2026 [1] FATAL:  database files are incompatible with server",
+        "2026 [1] DETAIL:  The database cluster was initialized with TOAST_MAX_CHUNK_SIZE 1996.",
+        "2026 [1] HINT:  It looks like you need to recompile or initdb.",
+    ]
+    assert reason(log) == (
+        "The files were written by a server that was built otherwise than the one here. "
+        "The database cluster was initialized with TOAST_MAX_CHUNK_SIZE 1996. "
+        "Name the directory of that build's programs (bindir), or look whether global/pg_control is damaged."
+    )
+
+
 def test_what_an_earlier_try_reached_is_in_the_log() -> None:
     log = [
         "2026-11-22 17:05:32 UTC [7] 00000 LOG:  redo done at 0/3000110 system usage: CPU: user: 0.00 s",
