@@ -581,6 +581,77 @@ def test_a_backup_with_a_label_is_recovered_from_it(
     assert digest(outside) == before
 
 
+@pytest.fixture(scope="module")
+def labelled(shared_place: Path) -> Iterator[tuple[Cluster, bytes, bytes]]:
+    """A copy that was made file by file while the server ran, its label, and that as psql's table."""
+    with Cluster(directory=shared_place / "labelled") as cluster:
+        copy = cluster.directory / "copy"
+        script = cluster.directory / "script"
+        older = int(Path(cluster.bindir).parent.name) < 15
+        begin, end = ("pg_start_backup('x + y', true, false)", "pg_stop_backup(false)")
+        begin, end = (begin, end) if older else ("pg_backup_start('x + y', true)", "pg_backup_stop(false)")
+        script.write_text(
+            f"select {begin};\n\\! cp -a {cluster.data} {copy}\ncreate table late as select 7 i;\n"
+            f"select * from {end} \\gset\n\\o {copy}/table\n\\pset format aligned\nselect :'labelfile' labelfile;\n"
+            f"\\o {copy}/plain\n\\pset format unaligned\n\\t\nselect :'labelfile';\n"
+        )
+        where = ("-h", str(cluster.run), "-p", "5432", "-U", cluster.superuser, "-d", "postgres")
+        as_owner(f"{cluster.bindir}/psql", "-X", "-q", "-o", "/dev/null", *where, "-f", str(script))
+        for segment in (cluster.data / "pg_wal").glob("?" * 24):
+            shutil.copy(segment, copy / "pg_wal")
+        (copy / "postmaster.pid").unlink()
+        yield Cluster(directory=cluster.directory, data=copy), *((copy / n).read_bytes() for n in ("plain", "table"))
+
+
+@pytest.mark.parametrize("form", ["as it is", "CR LF", "table", "no line break", "UTF-16", "expanded"])
+def test_a_label_in_the_form_that_scripts_write_is_read(
+    labelled: tuple[Cluster, bytes, bytes], copy_of: Callable[..., Copy], form: str
+) -> None:
+    source, plain, table = labelled
+    text = plain.rstrip(b"\n") + b"\n"
+    assert b"+\n" in table
+    assert b"--------" in table
+    written = {
+        "as it is": text,
+        "CR LF": text.replace(b"\n", b"\r\n"),
+        "table": table,
+        "no line break": text.rstrip(),
+        "UTF-16": text.decode().encode("utf-16"),
+        "expanded": b"labelfile | " + text.rstrip().replace(b"\n", b"+\n          | ") + b"\n",
+    }[form]
+    copy = copy_of(source)
+    copy.path("backup_label").write_bytes(written)
+    copy.own()
+    result = copy.start()
+    assert "failed" not in result, result
+    assert copy.sql("select i from late") == "7"  # made after the copy had begun: it is in the WAL alone
+    assert "consistent recovery state reached" in copy.log()
+    mended = "backup_label brought into the form that pg_backup_stop() returned it in"
+    assert (mended in whats(result)) == (form not in ("as it is", "no line break"))
+    assert copy.path("backup_label.old").read_bytes().rstrip(b"\n") == text.rstrip(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"", "backup_label is empty, so nobody knows where recovery has to begin"),
+        (b"START WAL LOCATION: soon\n", "no line START WAL LOCATION, CHECKPOINT LOCATION, BACKUP METHOD, BACKUP FROM,"),
+        (b"(1 row)\n" * 300000, "and begins with b'(1 row)"),
+    ],
+    ids=["empty", "cut off", "huge"],
+)
+def test_a_label_that_says_nothing_is_named(
+    closed: Cluster, copy_of: Callable[..., Copy], written: bytes, said: str
+) -> None:
+    copy = copy_of(closed)
+    copy.path("backup_label").write_bytes(written)
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert result["failed"]
+        assert said in result["msg"]
+        assert len(result["problems"]) == 1
+
+
 def test_prepared_transactions_and_lost_empty_directories(
     production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
