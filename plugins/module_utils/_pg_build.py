@@ -11,12 +11,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import DataDirectory
 
-__all__ = ["check_build", "in_our_words"]
+__all__ = ["check_build"]
 
 QUICK = 10  # seconds; a server prints a setting within milliseconds
 # By the names of Build: the server's setting that shows the size, what has to be added to it, and how to say it.
@@ -27,8 +25,6 @@ SIZES = {
     "name_size": ("max_identifier_length", 1, "names of {:g} bytes (NAMEDATALEN)", 1),
     "index_keys": ("max_index_keys", 0, "indexes of {:g} columns (INDEX_MAX_KEYS)", 1),
 }
-INCOMPATIBLE = "database files are incompatible with server"  # ReadControlFile() in PostgreSQL's xlog.c
-FOR_NEW_CLUSTERS = ("initdb", "recompile")  # words of hints for somebody who makes a cluster
 
 
 def check_build(data: DataDirectory, binaries: Binaries, *, is_named: bool) -> None:
@@ -48,18 +44,6 @@ def check_build(data: DataDirectory, binaries: Binaries, *, is_named: bool) -> N
                 f"The copy needs a server built with {needed}, and PostgreSQL {binaries.version} in {binaries.bindir} "
                 f"is built with {has}: name the directory of the programs of such a build (bindir)."
             )
-
-
-def in_our_words(sentences: Sequence[str]) -> list[str]:
-    """Why a server ended, without its advice to make a new cluster."""
-    kept = [one for one in sentences if not any(word in one for word in FOR_NEW_CLUSTERS)]
-    if not any(INCOMPATIBLE in one for one in sentences):
-        return kept
-    return [
-        "The files were written by a server that was built otherwise than the one here",
-        *(one for one in kept if INCOMPATIBLE not in one),
-        "Name the directory of that build's programs (bindir), or look whether global/pg_control is damaged.",
-    ]
 
 
 def _setting(binaries: Binaries, name: str) -> int | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import measure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import CLIENT_WORDS
@@ -273,6 +274,83 @@ def test_read_only_holds_against_settings_of_roles_and_databases(
     assert any("default_transaction_read_only of roles and databases reset" in what for what in whats(result))
     with pytest.raises(RuntimeError, match="read-only transaction"):
         copy.sql("create table t ()", user=source.superuser)
+
+
+def test_what_databases_set_for_production_does_not_count_for_the_session(
+    production: Callable[..., Cluster], copy_of: Callable[..., Copy]
+) -> None:
+    source = production()
+    source.sql(
+        "create role app nologin; create table secret as select generate_series(1, 1000) i;"
+        "create schema evil; create table evil.secret as select 0 i;"
+        "alter role all set statement_timeout = '20ms'; alter role all set lock_timeout = '1ms';"
+        "alter role all set idle_in_transaction_session_timeout = '1ms';"
+        "alter role all set work_mem = '64kB';"
+        "alter database postgres set role = 'app'; alter database template1 set role = 'app';"
+        "alter database postgres set session_authorization = 'app';"
+        "alter database postgres set search_path = evil, pg_catalog;"
+        "alter database postgres set default_transaction_read_only = on;"
+        "alter database postgres set default_transaction_isolation = 'serializable';"
+        "alter database postgres set transaction_read_only = on;"
+        "alter database postgres set \"TimeZone\" = 'Asia/Tokyo'; alter database postgres set app.tenant = 'seven';"
+        "alter database postgres set session_preload_libraries = 'gone'; alter database postgres set jit = 'on';"
+        "alter role \"chief dba\" set work_mem = '7MB';"
+        # As no command writes them, but a hostile archive may.
+        "update pg_db_role_setting set setconfig = array_append(setconfig, 'Local-Preload_libraries=evil')"
+        " where setdatabase <> 0",
+        database="postgres",
+    )
+    source.stop()
+    copy = copy_of(source)
+    result = copy.start(settings={"lock_timeout": "7s"})
+    assert "failed" not in result, result
+    asked = (
+        "select current_user, session_user, (select count(*) from secret), current_setting('statement_timeout'),"
+        " current_setting('lock_timeout'), current_setting('work_mem'), current_setting('search_path'),"
+        " current_setting('default_transaction_read_only'), current_setting('TimeZone'), current_setting('app.tenant'),"
+        " current_setting('default_transaction_isolation'), current_setting('jit'), pg_sleep(0.1)"
+    )
+    expected = 'instant_recovery|instant_recovery|1000|0|7s|4MB|"$user", public|off|Asia/Tokyo|seven|serializable|off|'
+    assert psql(result, asked).stdout.strip() == expected
+    assert through_tcp(result, asked).stdout.strip() == expected
+    copy.sql("create table mine ()")
+    # As production's own roles log in, everything is as it was, but for what would have run code.
+    own = "set statement_timeout = 0; select current_setting('work_mem'), current_setting('search_path')"
+    assert copy.sql(own, user=source.superuser) == "7MB|evil, pg_catalog"
+    assert "Asia/Tokyo" in copy.sql("select setconfig from pg_db_role_setting where setrole = 0 and setdatabase <> 0")
+    what, stays = " ".join(whats(result)), [entry["what"] for entry in result["carried_over"]]
+    for said in (
+        "role of roles and databases reset (role=app)",
+        "Local-Preload_libraries of roles and databases reset",
+        "statement_timeout=20ms, set for all roles, overruled for instant_recovery (statement_timeout=0)",
+        'search_path=evil, pg_catalog, set for database postgres, overruled for instant_recovery (search_path="$user"',
+    ):
+        assert said in what
+    assert "TimeZone=Asia/Tokyo, set for database postgres" in stays
+    assert "app.tenant=seven, set for database postgres" in stays
+    assert result["data"]["not_looked_into"] == []
+    # Stopped and started again: what the user sets in the session is subject to the same.
+    copy.sql("alter database postgres set role = 'app'; alter role instant_recovery set statement_timeout = 1")
+    copy.stop()
+    again = copy.start(settings={"TimeZone": "UTC"})
+    shown = "select current_user, current_setting('statement_timeout'), current_setting('TimeZone')"
+    assert psql(again, shown).stdout == "instant_recovery|0|UTC\n"
+
+
+def test_what_is_set_in_the_session_does_not_count_for_its_keeper(
+    closed: Cluster, copy_of: Callable[..., Copy]
+) -> None:
+    copy = copy_of(closed)
+    copy.start()
+    copy.sql(
+        "create role app nologin; alter database template1 set role = 'app';"
+        "alter role instant_recovery set statement_timeout = 1; alter role all set idle_session_timeout = 1;"
+        "alter role instant_recovery in database template1 set search_path = evil, pg_catalog;"
+        "alter role instant_recovery in database template1 set role = app"
+    )
+    sample = measure(Session.open(str(copy.directory)))
+    assert sample["clients"] == 0
+    assert sample["queries"] > 0
 
 
 def test_nothing_of_the_archived_configuration_is_used(
