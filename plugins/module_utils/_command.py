@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import selectors
 import shutil
 import signal
@@ -47,6 +48,14 @@ FOR_BORG = (
     *("BORG_RSH", "BORG_REMOTE_PATH", "BORG_HOST_ID", "BORG_USE_CHUNKS_ARCHIVE", "BORG_WORKAROUNDS"),
     *("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "BORG_RELOCATED_REPO_ACCESS_IS_OK"),
     *("BORG_FUSE_IMPL", "BORG_MOUNT_DATA_CACHE_ENTRIES"),
+)
+# What a caller's shell, virtual environment or module system sets for programs of its own: where code, libraries and
+# locales come from, what a shell does first, and which server a database's client goes to. The system's Borg ends with
+# another Python's modules. What is left is for the program that BORG_PASSCOMMAND names, whatever that needs.
+FOREIGN = re.compile(
+    r"(?:BORG|PYTHON|VIRTUAL_ENV|__PYVENV|CONDA|PYENV|UV_|PIP_|LD_|DYLD_|MALLOC_|GLIBC_|PERL|RUBY|GEM_|NODE_|JAVA_"
+    r"|PG|MYSQL|MARIADB|MONGO|LC_|BASH_|SHELLOPTS|BASHOPTS|GCONV_PATH|LOCPATH|NLSPATH|LANG|OPENSSL_|_MODULES|LOADEDMODULES"
+    r"|ENV$|CDPATH$|IFS$|HOSTALIASES$|LOCALDOMAIN$|RES_OPTIONS$)"
 )
 OUTPUT_LIMIT = 64 << 20  # bytes of standard output, unless told otherwise: what is to be read here is far less
 ERRORS_KEPT = 1 << 20  # bytes of standard error, the last
@@ -208,8 +217,8 @@ def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:
 
 
 def environment(env: Mapping[str, str], *, user: str | None = None) -> dict[str, str]:
-    """The environment programs get: ours, of BORG_* only FOR_BORG, a C locale, user's HOME and names, and then env."""
-    inherited = {name: value for name, value in os.environ.items() if name in FOR_BORG or name[:5] != "BORG_"}
+    """The environment programs get: ours without what is FOREIGN, a C locale, user's HOME and names, and then env."""
+    inherited = {name: value for name, value in os.environ.items() if name in FOR_BORG or not FOREIGN.match(name)}
     inherited.update(PATH=search_path(), LC_ALL="C")
     if user is not None:
         name = account(user).name

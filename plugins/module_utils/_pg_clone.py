@@ -97,6 +97,8 @@ UNUSED_LINKS = (
 class Step:
     """One change to the merged tree. action: a key of ACTIONS; target: of a link; patches: what to write where.
 
+    content: of a file that is made anew.
+
     Without a what it is a part of the next step, and not reported.
     """
 
@@ -106,6 +108,7 @@ class Step:
     why: str
     target: str = ""
     patches: tuple[Patch, ...] = ()
+    content: bytes = b""
 
     def as_dict(self) -> dict[str, str]:
         """As the module reports it."""
@@ -156,7 +159,8 @@ def plan_clone(
     backup = planner.backup
     if data.control.state != "shut down" or backup.is_labelled or recovering:
         records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
-        steps += [Step("patch", planner.wal, **silenced(record), patches=record.patches) for record in records]
+        told = [(silenced(record), record.patches) for record in records]
+        steps += [Step("patch", planner.wal, one["what"], one["why"], patches=patches) for one, patches in told]
     return Clone(steps, planner.wal, backup, planner.left_out)
 
 
@@ -164,7 +168,7 @@ def apply_steps(steps: Sequence[Step], account: Account) -> None:
     """Do the steps, in their order; what is made belongs to account."""
     for step in steps:
         ACTIONS[step.action](step)
-        if step.action in ("link", "directory", "set_aside") and os.lstat(step.path).st_uid != account.uid:
+        if step.action in MAKING and os.lstat(step.path).st_uid != account.uid:
             os.lchown(step.path, account.uid, account.gid)
 
 
@@ -204,6 +208,7 @@ class _Planner:
         yield from self._tablespaces()
         yield from self._other_links()
         yield from self._removed_files()
+        yield from self._label()
         yield from self._archived_alter_system()
         yield from self._slots()
         yield from self._missing_directories()
@@ -332,6 +337,14 @@ class _Planner:
             if os.path.lexists(self._path(name)):
                 yield Step("remove", self._path(name), f"{name} removed", why)
 
+    def _label(self) -> Iterator[Step]:
+        if self.backup.problem is not None:
+            self.problems.append(self.backup.problem)
+        if self.backup.label is not None:
+            what = "backup_label brought into the form that pg_backup_stop() returned it in"
+            why = "the server reads no other, such as psql's table or one with line breaks of Windows"
+            yield Step("write", self._path("backup_label"), what, why, content=self.backup.label)
+
     def _archived_alter_system(self) -> Iterator[Step]:
         path = self._path(AUTO_CONF)
         why = "the server reads it after its configuration, whatever that is"
@@ -359,7 +372,7 @@ class _Planner:
                 yield Step("directory", self._path(name), f"empty directory {name} made", why)
 
     def _check_wal(self) -> None:
-        if self.wal is None:
+        if self.wal is None or self.backup.problem is not None:
             return
         first = self.backup.start.segment
         source = "backup_label" if self.backup.is_labelled else "pg_control"
@@ -410,7 +423,18 @@ def _directory(step: Step) -> None:
 
 def _set_aside(step: Step) -> None:
     os.rename(step.path, os.path.join(os.path.dirname(step.path), SET_ASIDE))
-    os.close(os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _make_file(step)
+
+
+def _write(step: Step) -> None:
+    os.unlink(step.path)
+    _make_file(step)
+
+
+def _make_file(step: Step) -> None:
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(step.content)
 
 
 def _private(step: Step) -> None:
@@ -426,11 +450,13 @@ def _patch(step: Step) -> None:
             os.close(descriptor)
 
 
+MAKING = ("link", "directory", "set_aside", "write")  # of ACTIONS, those that leave something new
 ACTIONS = {
     "patch": _patch,
     "remove": _remove,
     "link": _link,
     "directory": _directory,
     "set_aside": _set_aside,
+    "write": _write,
     "private": _private,
 }

@@ -9,17 +9,31 @@ on little-endian 64-bit machines. The tests compare with pg_controldata's output
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 
-__all__ = ["PgControl", "PgControlError", "crc32c", "parse_pg_control"]
+__all__ = ["STANDARD_BUILD", "Build", "PgControl", "PgControlError", "crc32c", "parse_pg_control"]
 
 
 class PgControlError(RecoveryError):
     """The file is no pg_control file, is damaged, or has a layout that is not known here."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Sizes that are compiled into the server that wrote the files, of blocks in bytes (see pg_config_manual.h)."""
+
+    block_size: int
+    segment_blocks: int
+    wal_block_size: int
+    name_size: int
+    index_keys: int
+
+
+STANDARD_BUILD = Build(8192, 131072, 8192, 64, 32)  # of every distribution
 
 
 @dataclass(frozen=True)
@@ -53,48 +67,22 @@ class PgControl:
     block_size: int
     wal_segment_size: int
     data_checksum_version: int
+    build: Build
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, ready for a module's result."""
-        return asdict(self)
+        """All fields but build, ready for a module's result."""
+        return {name: value for name, value in asdict(self).items() if name != "build"}
 
 
 def parse_pg_control(data: bytes) -> PgControl:
     """Decode the content of `global/pg_control`. Raises PgControlError."""
     _verify(data)
-    (
-        system_identifier,
-        pg_control_version,
-        catalog_version,
-        state,
-        time,
-        checkpoint,
-        redo,
-        timeline,
-        min_recovery_point,
-        backup_start_point,
-        backup_end_point,
-        backup_end_required,
-        wal_level,
-        *limits_and_sizes,
-    ) = _LAYOUT.unpack_from(data)
-    control = PgControl(
-        system_identifier,
-        pg_control_version,
-        catalog_version,
-        _MAJORS.get(catalog_version),
-        _name(_STATES, state),
-        time,
-        _lsn(checkpoint),
-        _lsn(redo),
-        timeline,
-        _lsn(min_recovery_point),
-        _lsn(backup_start_point),
-        _lsn(backup_end_point),
-        backup_end_required,
-        _name(_WAL_LEVELS, wal_level),
-        *limits_and_sizes,
-    )
+    found: dict[str, Any] = dict(zip(_FIELDS, _LAYOUT.unpack_from(data)))
+    sizes = {size.name: found[size.name] for size in fields(Build)}
+    known = {name: value for name, value in found.items() if name in PgControl.__annotations__}
+    known.update({name: _lsn(value) for name, value in known.items() if name.endswith(("_lsn", "_point"))})
+    known["state"], known["wal_level"] = _name(_STATES, found["state"]), _name(_WAL_LEVELS, found["wal_level"])
+    control = PgControl(major=_MAJORS.get(found["catalog_version"]), build=Build(**sizes), **known)
     if control.wal_segment_size not in _SEGMENT_SIZES or not 0 <= control.time < _LATEST:
         raise PgControlError(
             f"pg_control says what no server has written there (segments of {control.wal_segment_size} bytes, changed "
@@ -139,7 +127,16 @@ _LAYOUT = struct.Struct(
     "8xQ8xQQ?3x"  # unloggedLSN, minRecoveryPoint, its timeline, backupStartPoint, backupEndPoint, backupEndRequired
     "i4x5i"  # wal_level, wal_log_hints, MaxConnections … max_locks_per_xact
     "16x"  # track_commit_timestamp, maxAlign, floatFormat
-    "I8xI20xI"  # blcksz, relseg_size, xlog_blcksz, xlog_seg_size, … float8ByVal, data_checksum_version
+    "6I12xI"  # blcksz, relseg_size, xlog_blcksz, xlog_seg_size, nameDataLen, indexMaxKeys, … data_checksum_version
+)
+
+
+_FIELDS = (
+    *("system_identifier", "pg_control_version", "catalog_version", "state", "time", "checkpoint_lsn", "redo_lsn"),
+    *("timeline", "min_recovery_point", "backup_start_point", "backup_end_point", "backup_end_required", "wal_level"),
+    *("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"),
+    *("block_size", "segment_blocks", "wal_block_size", "wal_segment_size", "name_size", "index_keys"),
+    "data_checksum_version",
 )
 
 

@@ -35,7 +35,7 @@ with unlogged as (select oid::regclass::text as name from pg_class
                   where relpersistence = 'u' and relkind in ('r', 'm')),
      invalid as (select indexrelid::regclass::text as name from pg_index where not indisvalid),
      used as materialized (select oid, collname, collnamespace, collversion from pg_collation
-                           where collversion is not null and exists (
+                           where collprovider <> 'd' and exists (
                                select from pg_depend
                                where refclassid = 'pg_collation'::regclass and refobjid = pg_collation.oid)),
      other as (select format('%I.%I', nspname, collname) as name, collversion as recorded,
@@ -118,12 +118,8 @@ class Facts:
             yield f"Unlogged tables are empty after recovery, as after any crash: {_listed(facts['emptied_tables'])}."
         if facts["invalid_indexes"]:
             yield f"Indexes are invalid and not used, as in production: {_listed(facts['invalid_indexes'])}."
-        for collation in self.found.collations:
-            yield (
-                f"Database {collation['database']} uses the collation {collation['collation']} as of version "
-                f"{collation['recorded']}, and this host has {collation['actual'] or 'none'}: indexes with it may miss "
-                "rows here, and sorting may differ."
-            )
+        for collation in facts["collations"]:
+            yield _other_collation(**collation)
         for missing in facts["missing_libraries"]:
             extension = f" (extension {missing['extension']})" if missing["extension"] else ""
             yield (
@@ -142,7 +138,7 @@ def look_into(databases: Sequence[str], *, ask: Callable[[str, str, float], byte
 
     def answer_of(database: str) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = json.loads(ask(database, QUERY, SECONDS))
+            answer: dict[str, Any] = json.loads(ask(database, QUERY, SECONDS).decode("utf-8", "surrogateescape"))
         except (RecoveryError, ValueError, RecursionError):
             return None
         return answer
@@ -160,6 +156,24 @@ def look_into(databases: Sequence[str], *, ask: Callable[[str, str, float], byte
             ]
             found.missing_libraries += _missing(database, answer["libraries"] or [], bindir)
     return found
+
+
+def _other_collation(database: str, collation: str | None, recorded: str | None, actual: str | None) -> str:
+    here = f"this host has {actual or 'none'}"
+    if recorded is None:
+        which = f"uses the collation {collation}" if collation else "sorts text by a collation"
+        said = (
+            f"{which} of which no version is recorded, as another C library leaves it (musl's of an alpine image) or a "
+            f"PostgreSQL that did not record versions, and {here}"
+        )
+    elif collation:
+        said = f"uses the collation {collation} as of version {recorded}, and {here}"
+    else:
+        said = f"was written with collation version {recorded}, and {here}"
+    return (
+        f"Database {database} {said}: indexes on text may miss rows here, and sorting may differ. REINDEX in the "
+        "session mends indexes."
+    )
 
 
 def _named(database: str, names: Sequence[str] | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import find_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_inside
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import Binaries, require
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_build import check_build
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import Clone, plan_clone
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
     is_within,
@@ -159,6 +160,7 @@ def make_plan(request: Request) -> Plan:
     data = read_data_directory(request.data_directory)
     own = check_settings(request.settings, data.major)
     binaries = require(data.major, bindir=request.bindir)
+    check_build(data, binaries, is_named=request.bindir is not None)
     check_account(data, request.account, is_presented=not request.as_archived)
     if request.port is not None:
         check_port(request.port)

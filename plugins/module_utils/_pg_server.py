@@ -24,16 +24,13 @@ from urllib.parse import quote
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_catalogs import TEMPLATES
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import apply_steps, silenced
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import Facts, Found, look_into
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
-    SESSION_ROLE,
-    Catalogs,
-    log_tail,
-    prepare,
-    reason,
-    scram_verifier,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_locale import DIRECTORY as LOCALES
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_locale import Locales, remove_locales
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_log import log_tail, reason
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import prepare, scram_verifier
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import (
     IGNORES_INVALID_PAGES,
     SHUT_DOWN,
@@ -45,10 +42,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recov
     recovered_to,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import PIPES, WalServer
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_role import SESSION_ROLE, RoleSettings
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import LOCALES as LOCALE_SETTINGS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import render_configuration
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import last_commit
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import ADDRESS, reserve_port
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError, shown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
     Process,
     descendants,
@@ -63,20 +62,36 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._shared_m
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_catalogs import Catalogs
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import Plan
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
-__all__ = ["STOP_SIGNALS", "clients_probe", "running_server", "start_server", "stop_server"]
+__all__ = ["STOP_SIGNALS", "running_server", "start_server", "stop_server"]
 
 CLAIM = "server"  # of the session's record; by it alone a process is known as the session's server
 SERVICE = "instant_recovery"  # in the connection service file
-# Names come with their schemas, and nothing that the one who starts has set for other servers counts.
+# What a client's environment may insist on (PGCHANNELBINDING=require, PGREQUIREPEER …) and a session's server does not
+# have: each word with what it must say, and the first libpq that knows it. An older one refuses the service file or
+# the URL that has the word, so words are written for those who have programs as new as the server's.
+CLIENT_WORDS = (
+    *(("hostaddr", "", 0), ("sslmode", "disable", 0), ("sslrootcert", "", 0), ("requirepeer", "", 0)),
+    *(("options", "", 0), ("target_session_attrs", "any", 0), ("gssencmode", "disable", 0)),
+    *(("channel_binding", "disable", 13), ("require_auth", "", 16), ("sslcertmode", "disable", 16)),
+    *(("sslnegotiation", "postgres", 17), ("min_protocol_version", "3.0", 18)),
+)
+EVERYWHERE = 13  # a URL travels: to a libpq that is older than the server's, but not than this
+# What our own programs do not want to be subject to, and the first version that knows it: options of a connection count
+# more than whatever has been set for roles and databases, also since the start. Names come with their schemas.
+OPTIONS = (
+    *(("search_path", "", 0), ("role", "none", 0), ("statement_timeout", "0", 0), ("lock_timeout", "0", 0)),
+    *(("idle_in_transaction_session_timeout", "0", 0), ("idle_session_timeout", "0", 14)),
+    ("transaction_timeout", "0", 17),
+)
+# Nothing that the one who starts has set for other servers counts.
 PSQL_ENVIRONMENT = {
-    "PGOPTIONS": "-c search_path=",
-    "PGCLIENTENCODING": "UTF8",
     "PGCONNECT_TIMEOUT": "3",
     "PGPASSFILE": "/dev/null",
     "PGSERVICEFILE": "/dev/null",
@@ -92,7 +107,6 @@ LOOKS = 0.02  # seconds between two attempts to reach a server that is starting;
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
 # the server counts without an extension; of a client that stays and reads no table it counts none until it leaves. So
 # there are traces of clients beside: when one last did something, and whether anybody has written.
-PROBED = "template1"
 CLIENTS = """
 with client as (
     select state, state_change from pg_catalog.pg_stat_activity
@@ -127,8 +141,10 @@ PROTOCOL = 3 << 16  # of clients: PostgreSQL's documentation, "Message Formats",
 STARTING_UP = b"57P03"  # SQLSTATE cannot_connect_now
 
 
-def start_server(plan: Plan, *, session: Session, avoid: frozenset[int] = frozenset()) -> dict[str, Any]:
-    """Do what plan says and return what the module returns.
+def start_server(
+    plan: Plan, *, session: Session, avoid: frozenset[int] = frozenset()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Do what plan says and return what the module returns, and what asks the server for its clients (_clients_probe).
 
     Unless plan has a port, those in avoid are passed over. session gets a claim before each process is started. When
     this raises, everything that was started has ended.
@@ -140,29 +156,29 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int] = frozen
             password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)
             prepared = _prepare(plan, argv, password, session, deadline)
-            process = _start(plan, argv, port, session, deadline)
-        databases = prepared.catalogs.databases
-        database = "postgres" if "postgres" in databases else next(iter(databases), "template1")
+            process = _start(plan, argv, port, prepared, session, deadline)
+        database = _entered(prepared.catalogs)
         _write(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan.request.client(SERVICE_FILE), _service(plan, port, database))
         _log_in(plan, port, database)
-        return _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
+        result = _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
+        return result, _clients_probe(plan, port, prepared.catalogs.probed)
     except BaseException:
         stop_server(session)
         raise
 
 
-def clients_probe(plan: Plan, port: int) -> dict[str, Any]:
+def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
     """What asks the server for its clients, for the session's record: argv, env and the sandbox of a command.
 
     It prints JSON: clients, active_clients, queries (null where they are not counted) and traces, which differ after
-    what clients do. It asks in template1, whose own transactions do not count.
+    what clients do. Transactions of the database that it asks in do not count.
     """
     counts = plan.data.major >= COUNTS_BY_ITSELF or plan.request.network == "host"
     query = CLIENTS.format(COUNTED if counts else "null")
     return {
-        "argv": _psql(plan, port, PROBED, query),
-        "env": PSQL_ENVIRONMENT,
+        "argv": _psql(plan, port, database, query),
+        "env": _psql_environment(plan),
         "sandbox": _client_room(plan, port).as_dict(),
     }
 
@@ -190,7 +206,7 @@ def stop_server(session: Session) -> bool:
     left = [os.path.join(session.path("config"), name) for name in CONFIGURATION]
     left += [os.path.join(client, name) for name in os.listdir(client)]
     removed = [path for path in left if _unlink(path)]
-    return process is not None or bool(removed)
+    return remove_locales(session.path(f"config/{LOCALES}")) or process is not None or bool(removed)
 
 
 def _end(process: Process) -> bool:
@@ -235,11 +251,16 @@ def _write(path: str, text: str, *, reader: int | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A recovered cluster: see Catalogs and recovered_to. silenced: what was taken out of WAL from elsewhere."""
+    """A recovered cluster: see Catalogs and recovered_to. silenced: what was taken out of WAL from elsewhere.
+
+    environment: what its server needs in its environment. warnings: what of the cluster cannot be used here.
+    """
 
     catalogs: Catalogs
     recovered_to: dict[str, Any]
     silenced: list[dict[str, str]]
+    environment: dict[str, str]
+    warnings: list[str]
 
 
 def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadline: float) -> _Prepared:
@@ -249,6 +270,9 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     # Recovery removes this WAL, and unless it is archive recovery does not tell.
     commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
     server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
+    locales = Locales(
+        plan.request.config(LOCALES), others=[plan.settings[name] for name in LOCALE_SETTINGS if name in plan.settings]
+    )
     settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
     left_out = {} if plan.recovered else plan.clone.left_out
     if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
@@ -268,7 +292,10 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
                 timeout=deadline - time.monotonic(),
                 major=plan.data.major,
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
-                read_only=plan.request.read_only,
+                settings=RoleSettings(
+                    settings=plan.settings, given=plan.request.settings, read_only=plan.request.read_only
+                ),
+                locales=locales,
                 claim=lambda process: session.amend_claim(CLAIM, process=process),
                 explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
             )
@@ -283,7 +310,25 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
         catalogs,
         _reached(plan, session, catalogs, commit),
         [silenced(record) for record in server.records.values()],
+        warnings=[*locales.warnings(catalogs.locales), *_not_counted(catalogs)],
+        environment=locales.environment,
     )
+
+
+def _not_counted(catalogs: Catalogs) -> Iterator[str]:
+    if catalogs.probed not in TEMPLATES:
+        yield (
+            f"The copy has neither {' nor '.join(TEMPLATES)}, so its clients are asked for in database "
+            f"{catalogs.probed}: what only reads there does not count as use, and idle_timeout may end the session "
+            "meanwhile."
+        )
+
+
+def _entered(catalogs: Catalogs) -> str:
+    """The database that clients come to who name none: one with a name that can be written everywhere, if there is."""
+    candidates = sorted(catalogs.databases, key=lambda name: name != "postgres")
+    plain = (name for name in candidates if shown(name) == name == name.strip() and "\n" not in name)
+    return next(plain, next(iter([*candidates, catalogs.probed])))
 
 
 def _signal_recovery(plan: Plan) -> None:
@@ -325,12 +370,14 @@ def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def _start(plan: Plan, argv: list[str], port: int, session: Session, deadline: float) -> Process:
+def _start(plan: Plan, argv: list[str], port: int, prepared: _Prepared, session: Session, deadline: float) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
     log = plan.request.log
     begin = os.path.getsize(log)
     session.claim(name=CLAIM, kind="process", signals=STOP_SIGNALS)
-    plan.serving(port).start(argv, log=log, env={}, claim=lambda process: session.amend_claim(CLAIM, process=process))
+    plan.serving(port).start(
+        argv, log=log, env=prepared.environment, claim=lambda process: session.amend_claim(CLAIM, process=process)
+    )
     process = running_server(session)
     is_ready = False
     try:
@@ -387,7 +434,7 @@ def _publish_socket(plan: Plan, port: int) -> bool:
 
 def _accepts(path: str) -> bool:
     """Whether a server accepts connections at a socket, as the first byte of its answer tells (libpq's PQping)."""
-    body = struct.pack("!I", PROTOCOL) + f"user\0{SESSION_ROLE}\0database\0{PROBED}\0\0".encode()
+    body = struct.pack("!I", PROTOCOL) + f"user\0{SESSION_ROLE}\0database\0template1\0\0".encode()
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(1.0)
         client.connect(path)
@@ -405,15 +452,24 @@ def _service(plan: Plan, port: int, database: str) -> str:
         "port": str(port),
         "user": SESSION_ROLE,
         # A name out of the archive could hold further lines.
-        "dbname": database if database.isprintable() and database == database.strip() else PROBED,
-        # The server has none of these, and the environment of a client may insist on them.
-        "hostaddr": "",
+        "dbname": database if database == database.strip() and "\n" not in database else "template1",
         "passfile": plan.request.client(PASSFILE),
-        "sslmode": "disable",
-        "gssencmode": "disable",
-        "target_session_attrs": "any",
+        **_words(plan.data.major),
     }
     return f"[{SERVICE}]\n" + "".join(f"{name}={value}\n" for name, value in entries.items())
+
+
+def _words(known: int) -> dict[str, str]:
+    """CLIENT_WORDS of a libpq of that major version."""
+    return {word: value for word, value, since in CLIENT_WORDS if since <= known}
+
+
+def _url(plan: Plan, port: int, database: str) -> str:
+    """For the TCP port; without a password PGPASSWORD would count, and not the file."""
+    words = {"passfile": plan.request.client(PASSFILE), "password": "", **_words(min(plan.data.major, EVERYWHERE))}
+    words["hostaddr"] = ADDRESS
+    query = "&".join(f"{word}={quote(value)}" for word, value in words.items())
+    return f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='', errors='surrogateescape')}?{query}"
 
 
 def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
@@ -431,6 +487,11 @@ def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
     return [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, target]
 
 
+def _psql_environment(plan: Plan, encoding: str = "UTF8") -> dict[str, str]:
+    options = " ".join(f"-c {name}={value}" for name, value, since in OPTIONS if since <= plan.data.major)
+    return {**PSQL_ENVIRONMENT, "PGOPTIONS": options, "PGCLIENTENCODING": encoding}
+
+
 def _client_room(plan: Plan, port: int) -> Sandbox:
     """Where our own programs talk to the server: it may answer with anything."""
     programs = plan.binaries.trees()
@@ -440,7 +501,7 @@ def _client_room(plan: Plan, port: int) -> Sandbox:
 def _log_in(plan: Plan, port: int, database: str) -> None:
     """Log in once as a user of the session would. Raises PostgresError when that fails."""
     try:
-        _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=30, env=PSQL_ENVIRONMENT)
+        _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=30, env=_psql_environment(plan))
     except CommandError as error:
         message = f"The server is ready, but the session's role cannot log in: {error.stderr.strip() or error}"
         raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
@@ -455,7 +516,8 @@ def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:
 
         def ask(database: str, query: str, timeout: float) -> bytes:
             argv = _psql(plan, port, database, query)
-            return room.run(argv, timeout=timeout, env=PSQL_ENVIRONMENT, limit=MOST_SAID).stdout
+            env = _psql_environment(plan, prepared.catalogs.encoding(database))
+            return room.run(argv, timeout=timeout, env=env, limit=MOST_SAID).stdout
 
         found = look_into(databases, ask=ask, bindir=plan.binaries.bindir)
     return Facts(
@@ -473,9 +535,8 @@ def _result(
     plan: Plan, process: Process, port: int, prepared: _Prepared, database: str, facts: Facts
 ) -> dict[str, Any]:
     catalogs = prepared.catalogs
-    warnings = [*plan.warnings, *catalogs.warnings, *facts.warnings()]
-    passfile = plan.request.client(PASSFILE)
-    return {
+    warnings = [*plan.warnings, *prepared.warnings, *facts.warnings()]
+    result = {
         "version": plan.binaries.version,
         "port": port,
         "socket_directory": plan.request.client(),
@@ -483,9 +544,7 @@ def _result(
         "user": SESSION_ROLE,
         "superuser": catalogs.superuser,
         "databases": catalogs.databases,
-        "connection_string": (
-            f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='')}?passfile={quote(passfile)}"
-        ),
+        "connection_string": _url(plan, port, database),
         "service_file": plan.request.client(SERVICE_FILE),
         "log": plan.request.log,
         "bindir": plan.binaries.bindir,
@@ -493,12 +552,14 @@ def _result(
         "network": plan.request.network,
         "settings": plan.settings,
         "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
-        "carried_over": list(plan.carried_over),
+        "carried_over": [*plan.carried_over, *catalogs.staying],
         "recovered_to": prepared.recovered_to,
         "data": facts.as_dict(),
         "session": None,
         **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }
+    told: dict[str, Any] = shown(result)
+    return told
 
 
 def _unlink(path: str) -> bool:

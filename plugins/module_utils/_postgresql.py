@@ -13,7 +13,7 @@ import locale
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_inside
@@ -32,6 +32,7 @@ __all__ = [
     "quote_setting",
     "read_data_directory",
     "read_regular_file",
+    "shown",
 ]
 
 OLDEST_MAJOR = 12  # before, how to recover stood in a file of its own, and pg_control had other layouts
@@ -130,6 +131,15 @@ def has_locale(name: str) -> bool:
     finally:
         locale.setlocale(locale.LC_TIME, before)
     return True
+
+
+def shown(value: Any) -> Any:
+    """The same for people and as JSON: bytes that are no UTF-8, which were surrogates, as in C strings."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {shown(name): shown(one) for name, one in value.items()}
+    return [shown(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def quote_setting(value: str) -> str:

@@ -23,6 +23,10 @@ description:
     of the session's own where root starts it, without a way to other files, processes or networks.
   - Recovery, and changes to the catalogs, happen before the server listens. The role C(instant_recovery), a superuser
     with a password made up for this start, is what clients log in as; no role of the archive is changed.
+  - What databases and C(alter role all) have set for production's users does not count for that role, except for what
+    decides how results look. RV(neutralised) and RV(carried_over) say which is which. O(settings) count more than any.
+  - A locale that a database needs and this host does not have is made in O(session_directory) by C(localedef), where
+    the sources of locales are installed; otherwise the error or warning names it, and the commands that install it.
   - The server listens on 127.0.0.1, where only that role gets in, and on a socket that only the session's owner (and
     root) can reach and that asks for no password.
 options:
@@ -164,18 +168,22 @@ superuser:
   returned: success
   sample: postgres
 databases:
-  description: Databases that can be connected to, except templates. Empty with O(state=stopped) and in check mode.
+  description:
+    - Databases that can be connected to, except templates. Empty with O(state=stopped) and in check mode.
+    - Bytes of a name that are no UTF-8, as here and there in a cluster without an encoding, are shown as C(\xHH), in
+      this as in all results.
   type: list
   elements: str
   returned: success
   sample: [postgres, shop]
 connection_string:
   description:
-    - URL of the server, for libpq. It names the file that holds the password.
+    - URL of the server, for libpq. It names the file that holds the password, and what variables such as
+      E(PGCHANNELBINDING) must not decide.
     - Null with O(state=stopped) and in check mode.
   type: str
   returned: success
-  sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass
+  sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass&password=
 service_file:
   description:
     - Connection service file, in which the server is the service C(instant_recovery). With its path in
@@ -293,7 +301,8 @@ data:
       elements: str
     collations:
       description:
-        - Collations that have another version on this host. Text may sort otherwise, and indexes on it may miss rows.
+        - Collations that have another version on this host, or none recorded, as in a cluster that another C library
+          wrote. Text may sort otherwise, and indexes on it may miss rows.
         - Those of databases themselves are known from PostgreSQL 15 on, others are where O(examine) looks.
       type: list
       elements: dict
@@ -305,7 +314,7 @@ data:
           description: The collation, as C(SCHEMA.NAME). Null for the database's own.
           type: str
         recorded:
-          description: The version that it was used with.
+          description: The version that it was used with. Null where none is recorded.
           type: str
         actual:
           description: This host's version. Null where it has none.
@@ -380,9 +389,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan 
     Request,
     make_plan,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import SESSION_ROLE
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_role import SESSION_ROLE
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
-    clients_probe,
     running_server,
     start_server,
     stop_server,
@@ -451,11 +459,10 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             request = dataclasses.replace(request, port=session.record["port"])
         with _naming_lost_content(session):
             plan = make_plan(request)
-            result = start_server(plan, session=session, avoid=_ports_of_others(session))
+            result, probe = start_server(plan, session=session, avoid=_ports_of_others(session))
         session.remember("pg_ephemeral", options)
         session.timing("pg_ephemeral", time.monotonic() - begun)
         recorded = {key: result[key] for key in RECORDED}
-        probe = clients_probe(plan, result["port"])
         session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
         shown = {**result, "session": public(session.record)}
     return {**shown, "changed": True, "diff": _difference(plan, result)}

@@ -7,9 +7,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import libpq_version
 
 from ._errors import ConnectError, InstantRecoveryError
 
@@ -128,9 +129,9 @@ class Session:
         """A psycopg2 connection to the session's server, as a superuser.
 
         `database` and `options` go to psycopg2.connect and win over the session's own, and those over the PG variables
-        of the environment. A session on this host is reached through its socket, by whoever started it. The server of a
-        session elsewhere can only be reached through a tunnel: give its end as `host` and `port`. Raises ConnectError,
-        and psycopg2's errors.
+        of the environment (a service that PGSERVICE names has to exist, though: libpq asks for it first). A session on
+        this host is reached through its socket, by whoever started it. The server of a session elsewhere can only be
+        reached through a tunnel: give its end as `host` and `port`. Raises ConnectError, and psycopg2's errors.
         """
         if self.engine != "postgresql" or self.connection_string is None:
             raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
@@ -142,21 +143,32 @@ class Session:
                 f" {self.port}:{self.socket_directory}/.s.PGSQL.{self.port} {self.host}"
                 f" and then: connect(host='127.0.0.1', port={self.port})"
             )
-        told = parse_dsn(self.connection_string)
+        told = unquote(urlsplit(self.connection_string).path[1:])  # libpq may be too old for words of its query
         # Through the socket, as the client line does: its port may be another's when the server has died.
         parameters = {
-            **OWN_WORDS,
+            **_own_words(),
             "host": self.socket_directory,
             "port": self.port,
             "user": self.user,
-            "dbname": database or told.get("dbname"),
+            "dbname": database or told,
         }
         connected: connection = psycopg2.connect(**{**parameters, **options})
         return connected
 
 
-# The server has none of these, and the environment may insist on them.
-OWN_WORDS = {"hostaddr": "", "sslmode": "disable", "gssencmode": "disable", "target_session_attrs": "any"}
+# What the environment may insist on, or take from the service that PGSERVICE names, and the server does not have: each
+# word with what it must say, and the first libpq that knows it.
+OWN_WORDS = (
+    *(("hostaddr", "", 0), ("sslmode", "disable", 0), ("sslrootcert", "", 0), ("requirepeer", "", 0)),
+    *(("options", "", 0), ("target_session_attrs", "any", 0), ("gssencmode", "disable", 12)),
+    *(("channel_binding", "disable", 13), ("require_auth", "", 16), ("sslcertmode", "disable", 16)),
+    *(("sslnegotiation", "postgres", 17), ("min_protocol_version", "3.0", 18)),
+)
+
+
+def _own_words() -> dict[str, str]:
+    known = libpq_version() // 10000
+    return {word: value for word, value, since in OWN_WORDS if since <= known}
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

@@ -141,6 +141,30 @@ def test_another_repository_of_the_environment_does_not_count(
     assert refused["msg"].startswith("No repository was given. Set repository")
 
 
+def test_borg_runs_without_what_the_caller_sets_for_other_programs(
+    sample: Sample, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another Python's modules the system's Borg ends, or says that there is no FUSE."""
+    for name in ("json", "msgpack", "encodings", "pyfuse3", "llfuse", "argparse"):
+        (place / f"{name}.py").write_text("raise SystemExit('poisoned')")
+    foreign = {"PYTHONPATH": place, "PYTHONHOME": place, "LD_LIBRARY_PATH": place, "VIRTUAL_ENV": place}
+    foreign.update(LD_PRELOAD=place / "gone.so", PGHOSTADDR="192.0.2.1", MYSQL_PWD="x", LOCPATH=place, ENV=place)
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("BORG_BASE_DIR", str(sample.repository.base))
+    secret = {"passphrase": sample.repository.passphrase}
+    assert call(borg_archive_info.main, archive=sample.name, **secret)["archive"]["name"] == sample.archive
+    mountpoint = str(place / "mnt")
+    mounted = call(borg_mount.main, archive=sample.name, mountpoint=mountpoint, **secret)
+    try:
+        assert "failed" not in mounted, mounted
+        environments = [Path(f"/proc/{pid}/environ").read_text() for pid in mounted["pids"]]
+    finally:
+        call(borg_mount.main, mountpoint=mountpoint, state="unmounted")
+    names = {entry.partition("=")[0] for environment in environments for entry in environment.split("\0")}
+    assert names & foreign.keys() == set()
+
+
 RACE = """
 import os, sys, time
 os.chdir(sys.argv[1])

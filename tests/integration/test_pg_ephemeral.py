@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,13 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import measure
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import CLIENT_WORDS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
 
+import instant_recovery as api
+from instant_recovery._session import OWN_WORDS
 from tests.support.cluster import DATABASE, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked
@@ -101,8 +108,13 @@ def through_tcp(result: dict[str, Any], statement: str, **environment: str) -> s
     url = result["connection_string"]
     if environment:
         url = url.replace("instant_recovery@", "").partition("?")[0]
+    return through_url({**result, "connection_string": url}, statement, **environment)
+
+
+def through_url(result: dict[str, Any], statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """By the URL as it is, with these variables in the client's environment."""
     return subprocess.run(
-        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, url],
+        [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, result["connection_string"]],
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment},
         capture_output=True,
         text=True,
@@ -190,6 +202,57 @@ def test_only_the_session_role_gets_in_through_tcp(closed: Cluster, copy_of: Cal
         assert f"0.0.0.0:{result['port']}" not in listening
 
 
+INSISTED_ON = {
+    "PGHOST": "192.0.2.1",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGDATABASE": "nowhere",
+    "PGPASSWORD": "another",
+    "PGPASSFILE": "/dev/null",
+    "PGOPTIONS": "-c role=nobody",
+    "PGCHANNELBINDING": "require",
+    "PGREQUIREAUTH": "md5",
+    "PGREQUIREPEER": "nobody",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGSSLMODE": "verify-full",
+    "PGREQUIRESSL": "1",
+    "PGSSLROOTCERT": "system",
+    "PGSSLCERTMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLMINPROTOCOLVERSION": "TLSv1.3",
+    "PGGSSENCMODE": "require",
+    "PGSERVICE": "production",
+    "PGTZ": "Asia/Tokyo",
+}
+IN_NO_URL = ("PGREQUIREAUTH", "PGSSLCERTMODE", "PGSSLNEGOTIATION")  # words that libpq 13 does not know
+
+
+def test_what_a_client_s_environment_insists_on_does_not_count(
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Production's host, certificates, roles and options; the session has none of them. Also what psycopg2 is told."""
+    result = copy_of(closed).start()
+    session = api.Session.from_record({"id": "x", "status": "active", "engine": "postgresql", **result})
+    services = place / "services"
+    services.write_text("[production]\nhost=192.0.2.1\nsslmode=verify-full\noptions=-c role=nobody\nuser=nobody\n")
+    asked = "select current_user"
+    known = {}
+    for name, value in [*INSISTED_ON.items(), ("PGCONNECT_TIMEOUT", "5")]:
+        others = INSISTED_ON if name == "PGCONNECT_TIMEOUT" else {name: value}  # in the end all of them at once
+        known[name, "line"] = psql(result, asked, **others).stdout
+        in_url = {key: one for key, one in others.items() if key not in IN_NO_URL}
+        known[name, "URL"] = through_url(result, asked, PGSERVICEFILE=str(services), **in_url).stdout
+        with monkeypatch.context() as patched:
+            for key, one in (("PGSERVICEFILE", str(services)), *others.items()):
+                patched.setenv(key, one)
+            with contextlib.closing(session.connect()) as connection, connection.cursor() as cursor:
+                cursor.execute(asked)
+                known[name, "API"] = f"{cursor.fetchone()[0]}\n"
+    assert {way: said for way, said in known.items() if said != "instant_recovery\n"} == {}
+    assert {word: value for word, value, _since in OWN_WORDS} == {word: value for word, value, _since in CLIENT_WORDS}
+
+
 def test_read_only_holds_against_settings_of_roles_and_databases(
     production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
@@ -211,6 +274,83 @@ def test_read_only_holds_against_settings_of_roles_and_databases(
     assert any("default_transaction_read_only of roles and databases reset" in what for what in whats(result))
     with pytest.raises(RuntimeError, match="read-only transaction"):
         copy.sql("create table t ()", user=source.superuser)
+
+
+def test_what_databases_set_for_production_does_not_count_for_the_session(
+    production: Callable[..., Cluster], copy_of: Callable[..., Copy]
+) -> None:
+    source = production()
+    source.sql(
+        "create role app nologin; create table secret as select generate_series(1, 1000) i;"
+        "create schema evil; create table evil.secret as select 0 i;"
+        "alter role all set statement_timeout = '20ms'; alter role all set lock_timeout = '1ms';"
+        "alter role all set idle_in_transaction_session_timeout = '1ms';"
+        "alter role all set work_mem = '64kB';"
+        "alter database postgres set role = 'app'; alter database template1 set role = 'app';"
+        "alter database postgres set session_authorization = 'app';"
+        "alter database postgres set search_path = evil, pg_catalog;"
+        "alter database postgres set default_transaction_read_only = on;"
+        "alter database postgres set default_transaction_isolation = 'serializable';"
+        "alter database postgres set transaction_read_only = on;"
+        "alter database postgres set \"TimeZone\" = 'Asia/Tokyo'; alter database postgres set app.tenant = 'seven';"
+        "alter database postgres set session_preload_libraries = 'gone'; alter database postgres set jit = 'on';"
+        "alter role \"chief dba\" set work_mem = '7MB';"
+        # As no command writes them, but a hostile archive may.
+        "update pg_db_role_setting set setconfig = array_append(setconfig, 'Local-Preload_libraries=evil')"
+        " where setdatabase <> 0",
+        database="postgres",
+    )
+    source.stop()
+    copy = copy_of(source)
+    result = copy.start(settings={"lock_timeout": "7s"})
+    assert "failed" not in result, result
+    asked = (
+        "select current_user, session_user, (select count(*) from secret), current_setting('statement_timeout'),"
+        " current_setting('lock_timeout'), current_setting('work_mem'), current_setting('search_path'),"
+        " current_setting('default_transaction_read_only'), current_setting('TimeZone'), current_setting('app.tenant'),"
+        " current_setting('default_transaction_isolation'), current_setting('jit'), pg_sleep(0.1)"
+    )
+    expected = 'instant_recovery|instant_recovery|1000|0|7s|4MB|"$user", public|off|Asia/Tokyo|seven|serializable|off|'
+    assert psql(result, asked).stdout.strip() == expected
+    assert through_tcp(result, asked).stdout.strip() == expected
+    copy.sql("create table mine ()")
+    # As production's own roles log in, everything is as it was, but for what would have run code.
+    own = "set statement_timeout = 0; select current_setting('work_mem'), current_setting('search_path')"
+    assert copy.sql(own, user=source.superuser) == "7MB|evil, pg_catalog"
+    assert "Asia/Tokyo" in copy.sql("select setconfig from pg_db_role_setting where setrole = 0 and setdatabase <> 0")
+    what, stays = " ".join(whats(result)), [entry["what"] for entry in result["carried_over"]]
+    for said in (
+        "role of roles and databases reset (role=app)",
+        "Local-Preload_libraries of roles and databases reset",
+        "statement_timeout=20ms, set for all roles, overruled for instant_recovery (statement_timeout=0)",
+        'search_path=evil, pg_catalog, set for database postgres, overruled for instant_recovery (search_path="$user"',
+    ):
+        assert said in what
+    assert "TimeZone=Asia/Tokyo, set for database postgres" in stays
+    assert "app.tenant=seven, set for database postgres" in stays
+    assert result["data"]["not_looked_into"] == []
+    # Stopped and started again: what the user sets in the session is subject to the same.
+    copy.sql("alter database postgres set role = 'app'; alter role instant_recovery set statement_timeout = 1")
+    copy.stop()
+    again = copy.start(settings={"TimeZone": "UTC"})
+    shown = "select current_user, current_setting('statement_timeout'), current_setting('TimeZone')"
+    assert psql(again, shown).stdout == "instant_recovery|0|UTC\n"
+
+
+def test_what_is_set_in_the_session_does_not_count_for_its_keeper(
+    closed: Cluster, copy_of: Callable[..., Copy]
+) -> None:
+    copy = copy_of(closed)
+    copy.start()
+    copy.sql(
+        "create role app nologin; alter database template1 set role = 'app';"
+        "alter role instant_recovery set statement_timeout = 1; alter role all set idle_session_timeout = 1;"
+        "alter role instant_recovery in database template1 set search_path = evil, pg_catalog;"
+        "alter role instant_recovery in database template1 set role = app"
+    )
+    sample = measure(Session.open(str(copy.directory)))
+    assert sample["clients"] == 0
+    assert sample["queries"] > 0
 
 
 def test_nothing_of_the_archived_configuration_is_used(
@@ -460,6 +600,30 @@ def test_a_copy_that_cannot_be_recovered_says_why(closed: Cluster, copy_of: Call
     assert "recovery has to begin in WAL segment" in result["msg"]
 
 
+@pytest.mark.parametrize(
+    ("offset", "number", "said"),
+    [(0, 32768, "blocks of 32 KB"), (4, 65536, "files of 65536 blocks"), (16, 128, "names of 128 bytes (NAMEDATALEN)")],
+)
+def test_a_copy_of_another_build_is_refused_before_anything_starts(
+    closed: Cluster, copy_of: Callable[..., Copy], offset: int, number: int, said: str
+) -> None:
+    """As a server built with --with-blocksize=32, --with-segsize or another NAMEDATALEN writes pg_control."""
+    copy = copy_of(closed)
+    control = bytearray(copy.path("global/pg_control").read_bytes())
+    struct.pack_into("<I", control, control.index(struct.pack("<II", 8192, 131072)) + offset, number)
+    end = 292 if copy.path("PG_VERSION").read_text() == "18\n" else 288
+    struct.pack_into("<I", control, end, crc32c(control[:end]))
+    copy.path("global/pg_control").write_bytes(control)
+    before = digest(copy.tree)
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert result["failed"]
+        assert f"The copy needs a server built with {said}, and PostgreSQL " in result["msg"]
+        assert "(bindir)" in result["msg"]
+        assert "initdb" not in json.dumps(result)
+    assert digest(copy.tree) == before
+
+
 def test_a_backup_with_a_label_is_recovered_from_it(
     place: Path, production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
@@ -493,6 +657,77 @@ def test_a_backup_with_a_label_is_recovered_from_it(
     copy.sql("insert into v values (1); checkpoint")
     copy.stop()
     assert digest(outside) == before
+
+
+@pytest.fixture(scope="module")
+def labelled(shared_place: Path) -> Iterator[tuple[Cluster, bytes, bytes]]:
+    """A copy that was made file by file while the server ran, its label, and that as psql's table."""
+    with Cluster(directory=shared_place / "labelled") as cluster:
+        copy = cluster.directory / "copy"
+        script = cluster.directory / "script"
+        older = int(Path(cluster.bindir).parent.name) < 15
+        begin, end = ("pg_start_backup('x + y', true, false)", "pg_stop_backup(false)")
+        begin, end = (begin, end) if older else ("pg_backup_start('x + y', true)", "pg_backup_stop(false)")
+        script.write_text(
+            f"select {begin};\n\\! cp -a {cluster.data} {copy}\ncreate table late as select 7 i;\n"
+            f"select * from {end} \\gset\n\\o {copy}/table\n\\pset format aligned\nselect :'labelfile' labelfile;\n"
+            f"\\o {copy}/plain\n\\pset format unaligned\n\\t\nselect :'labelfile';\n"
+        )
+        where = ("-h", str(cluster.run), "-p", "5432", "-U", cluster.superuser, "-d", "postgres")
+        as_owner(f"{cluster.bindir}/psql", "-X", "-q", "-o", "/dev/null", *where, "-f", str(script))
+        for segment in (cluster.data / "pg_wal").glob("?" * 24):
+            shutil.copy(segment, copy / "pg_wal")
+        (copy / "postmaster.pid").unlink()
+        yield Cluster(directory=cluster.directory, data=copy), *((copy / n).read_bytes() for n in ("plain", "table"))
+
+
+@pytest.mark.parametrize("form", ["as it is", "CR LF", "table", "no line break", "UTF-16", "expanded"])
+def test_a_label_in_the_form_that_scripts_write_is_read(
+    labelled: tuple[Cluster, bytes, bytes], copy_of: Callable[..., Copy], form: str
+) -> None:
+    source, plain, table = labelled
+    text = plain.rstrip(b"\n") + b"\n"
+    assert b"+\n" in table
+    assert b"--------" in table
+    written = {
+        "as it is": text,
+        "CR LF": text.replace(b"\n", b"\r\n"),
+        "table": table,
+        "no line break": text.rstrip(),
+        "UTF-16": text.decode().encode("utf-16"),
+        "expanded": b"labelfile | " + text.rstrip().replace(b"\n", b"+\n          | ") + b"\n",
+    }[form]
+    copy = copy_of(source)
+    copy.path("backup_label").write_bytes(written)
+    copy.own()
+    result = copy.start()
+    assert "failed" not in result, result
+    assert copy.sql("select i from late") == "7"  # made after the copy had begun: it is in the WAL alone
+    assert "consistent recovery state reached" in copy.log()
+    mended = "backup_label brought into the form that pg_backup_stop() returned it in"
+    assert (mended in whats(result)) == (form not in ("as it is", "no line break"))
+    assert copy.path("backup_label.old").read_bytes().rstrip(b"\n") == text.rstrip(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"", "backup_label is empty, so nobody knows where recovery has to begin"),
+        (b"START WAL LOCATION: soon\n", "no line START WAL LOCATION, CHECKPOINT LOCATION, BACKUP METHOD, BACKUP FROM,"),
+        (b"(1 row)\n" * 300000, "and begins with b'(1 row)"),
+    ],
+    ids=["empty", "cut off", "huge"],
+)
+def test_a_label_that_says_nothing_is_named(
+    closed: Cluster, copy_of: Callable[..., Copy], written: bytes, said: str
+) -> None:
+    copy = copy_of(closed)
+    copy.path("backup_label").write_bytes(written)
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert result["failed"]
+        assert said in result["msg"]
+        assert len(result["problems"]) == 1
 
 
 def test_prepared_transactions_and_lost_empty_directories(

@@ -106,6 +106,22 @@ def test_of_borgs_variables_only_those_that_are_meant_are_inherited(monkeypatch:
     assert environment({"BORG_REPO": "given"})["BORG_REPO"] == "given"
 
 
+def test_what_a_caller_sets_for_other_programs_stays_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = (
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "LD_PRELOAD"),
+        *("LD_AUDIT", "PERL5LIB", "GCONV_PATH", "LOCPATH", "LANGUAGE", "LANG", "LC_MESSAGES", "BASH_ENV", "ENV"),
+        *("BASH_FUNC_borg%%", "PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "MYSQL_PWD", "MYSQL_HOST", "GLIBC_TUNABLES"),
+    )
+    kept = ("HOME", "SSH_AUTH_SOCK", "XDG_CACHE_HOME", "https_proxy", "VAULT_TOKEN", "GNUPGHOME", "TMPDIR", "TZ")
+    for name in (*foreign, *kept):
+        monkeypatch.setenv(name, "x")
+    seen = environment({})
+    assert [name for name in foreign if name in seen] == []
+    assert [name for name in kept if name not in seen] == []
+    assert seen["LC_ALL"] == "C"
+    assert environment({"PYTHONPATH": "meant"})["PYTHONPATH"] == "meant"
+
+
 def test_finding_a_program_prefers_the_given_directories(tmp_path: Path) -> None:
     own = tmp_path / "ls"
     own.write_text("#!/bin/sh\n")

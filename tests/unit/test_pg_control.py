@@ -52,6 +52,9 @@ def test_agrees_with_pg_controldata(path: Path) -> None:
         name: said[label] for name, label in LABELS.items()
     }
     assert control.major == int(path.stem.split("-")[1])
+    labels = ("Database block size", "Blocks per segment of large relation", "WAL block size")
+    labels = (*labels, "Maximum length of identifiers", "Maximum columns in an index")
+    assert [str(size) for size in vars(control.build).values()] == [said[label] for label in labels]
     assert control.backup_end_required == (said["End-of-backup record required"] == "yes")
     changed = datetime.strptime(said["pg_control last modified"], "%a %b %d %H:%M:%S %Y").replace(tzinfo=UTC)
     assert control.time == changed.timestamp()

@@ -9,20 +9,21 @@ import hashlib
 import hmac
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_catalogs import (
     catalog_script,
     parse_catalogs,
-    reason,
-    scram_verifier,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_log import reason
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import scram_verifier
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import recovered_to
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_role import RoleSettings
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 # Printed by PostgreSQL 15.18 on a subscriber.
 OUTPUT = r"""
 PostgreSQL stand-alone backend 15.18 (Debian 15.18-0+deb12u1)
-backend> {"settings" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "subscriptions" : ["s"]}
-backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "unlogged" : {"shop data" : 3}, "template1" : true, "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
+backend> {"settings" : {"reset" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "counting" : [[null, "statement_timeout=20ms", "statement_timeout", "0"], ["shop data", "TimeZone=Asia/Tokyo", null, null]]}, "subscriptions" : ["s"], "opened" : "template1"}
+backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "unlogged" : {"shop data" : 3}, "probed" : "template1", "unconverted" : ["shop data"], "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
 backend> """  # noqa: E501
 
 
@@ -32,12 +33,19 @@ def test_the_answers_of_a_single_user_server() -> None:
     assert catalogs.databases == ["postgres", "shop data"]
     assert [entry["what"] for entry in catalogs.neutralised] == [
         "default_transaction_read_only of roles and databases reset (default_transaction_read_only=off)",
+        "statement_timeout=20ms, set for all roles, overruled for instant_recovery (statement_timeout=0)",
         "subscription s disabled and parted from its slot",
+        "database template1 opened to connections",
     ]
+    assert [entry["what"] for entry in catalogs.staying] == ["TimeZone=Asia/Tokyo, set for database shop data"]
+    assert (catalogs.probed, catalogs.encoding("shop data"), catalogs.encoding("x")) == (
+        "template1",
+        "SQL_ASCII",
+        "UTF8",
+    )
     assert catalogs.reached == {"time": "2026-11-22T17:05:31.082258+00:00", "lsn": "0/4000000", "timeline": 2}
-    versions, missing = catalogs.warnings
-    assert versions.startswith("Database postgres was written with collation version 2.31, and this host has 2.36")
-    assert missing.startswith("Database shop data needs the locale xx_XX.utf8, which this host does not have")
+    assert catalogs.collations == [{"database": "postgres", "collation": None, "recorded": "2.31", "actual": "2.36"}]
+    assert catalogs.locales == {"postgres": ["C.UTF-8"], "shop data": ["C", "xx_XX.utf8"], "template1": ["C"]}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +54,7 @@ def test_the_answers_of_a_single_user_server() -> None:
         "",
         OUTPUT.replace('"role" : true', '"role" : false'),
         OUTPUT.replace('"settings_left" : 0', '"settings_left" : 1'),
+        OUTPUT.replace('"probed" : "template1"', '"probed" : null'),
         OUTPUT.replace('"subscriptions_left" : 0', '"subscriptions_left" : 1'),
         OUTPUT.splitlines()[2],
     ],
@@ -56,14 +65,16 @@ def test_work_that_was_not_done_is_noticed(output: str) -> None:
 
 
 def test_the_script_is_one_statement_a_line() -> None:
-    script = catalog_script(major=15, verifier="SCRAM-SHA-256$4096:c2FsdA==$a=:b=", read_only=True)
+    settings = RoleSettings(settings={"search_path": "a,\n  'b'"}, given=["TimeZone"], read_only=True)
+    script = catalog_script(major=15, verifier="SCRAM-SHA-256$4096:c2FsdA==$a=:b=", settings=settings)
     statements = script.split(";\n\n")
     assert statements.pop() == ""
-    assert len(statements) == 7
+    assert len(statements) == 10
     assert not any("\n" in statement for statement in statements)
-    assert "default_transaction_read_only" in script
-    older = catalog_script(major=14, verifier="x", read_only=False)
-    assert "default_transaction_read_only" not in older
+    assert r"(E'search_path', E'a,\x0a\x20\x20''b''')" in script
+    assert "E'default_transaction_read_only', E'transaction_read_only'" in script
+    older = catalog_script(major=14, verifier="x", settings=RoleSettings(settings={}, given=(), read_only=False))
+    assert "E'default_transaction_read_only', E'transaction_read_only'" not in older
     assert "datcollversion" not in older
 
 
@@ -120,6 +131,19 @@ def test_the_stored_form_of_a_password() -> None:
 )
 def test_why_a_server_ended(log: list[str], said: str) -> None:
     assert reason(log) == said
+
+
+def test_a_server_s_advice_for_new_clusters_is_not_passed_on() -> None:
+    log = [
+        "2026 [1] FATAL:  database files are incompatible with server",
+        "2026 [1] DETAIL:  The database cluster was initialized with TOAST_MAX_CHUNK_SIZE 1996.",
+        "2026 [1] HINT:  It looks like you need to recompile or initdb.",
+    ]
+    assert reason(log) == (
+        "The files were written by a server that was built otherwise than the one here. "
+        "The database cluster was initialized with TOAST_MAX_CHUNK_SIZE 1996. "
+        "Name the directory of that build's programs (bindir), or look whether global/pg_control is damaged."
+    )
 
 
 def test_what_an_earlier_try_reached_is_in_the_log() -> None:
