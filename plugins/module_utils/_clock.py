@@ -16,9 +16,9 @@ __all__ = ["monotonic", "now"]
 AHEAD = "INSTANT_RECOVERY_CLOCK"
 
 
-def now() -> float:
-    """The time of day, in seconds since the epoch."""
-    return time.time() + _ahead()
+def now(moment: float | None = None) -> float:
+    """The time of day, in seconds since the epoch; that of a moment of the system's clock."""
+    return (time.time() if moment is None else moment) + _ahead()
 
 
 def monotonic() -> float:

@@ -395,7 +395,7 @@ class Session:
                 moment, ttl = time.time(), self.record["ttl"]
                 fields["started_at"] = timestamp(moment)
                 if self.record["expires_at"] is None and ttl:  # a reset gives no more time
-                    fields["expires_at"] = timestamp(now() + ttl)
+                    fields["expires_at"] = timestamp(now(moment) + ttl)
                 fields["timings"] = _summed(self.record, moment)
             self.update(status="active", **fields)
 

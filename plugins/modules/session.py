@@ -416,17 +416,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         planned = {**fields, "id": session_id, "status": "starting"}
         made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
     else:
-        session = Session.create(
-            root,
-            session_id=session_id,
-            user=user,
-            fields=fields,
-            max_sessions=params["max_sessions"],
-            who=requester(params["requested_by"]),
-        )
-        if session.record["starter"] is not None:  # who is missed as soon as it is gone
-            with session.locked():
-                ensure_keeper(session)
+        session = _create(root, params, fields, user)
         made, user = _result(session.directory, {}, public(session.record)), session.record["server_user"]
     sessions = len(Session.all(root)) + check_mode
     cpus = max(1, len(os.sched_getaffinity(0)) // max(1, sessions))
@@ -438,6 +428,26 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
         "server_user": user,
         "cpus": cpus,
     }
+
+
+def _create(root: str, params: dict[str, Any], fields: dict[str, Any], user: str | None) -> Session:
+    """Make the session, with a keeper that misses the play as soon as it is gone."""
+    session = Session.create(
+        root,
+        session_id=params["session_id"],
+        user=user,
+        fields=fields,
+        max_sessions=params["max_sessions"],
+        who=requester(params["requested_by"]),
+    )
+    if session.record["starter"] is not None:
+        try:
+            with session.locked():
+                ensure_keeper(session)
+        except BaseException:
+            tear_down(session)
+            raise
+    return session
 
 
 def _limits(params: dict[str, Any]) -> dict[str, Any]:

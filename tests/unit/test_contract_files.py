@@ -145,10 +145,15 @@ def test_the_start_playbook_offers_what_the_role_takes_with_the_same_defaults() 
     given = {name: str(value) for name, value in play["vars"].items() if name.startswith("session_")}
     assert given.keys() | {"session_id", "session_root"} == options.keys()
     for name, value in given.items():
-        match = re.fullmatch(r"{{ (\w+) \| default\((.*?)(, true)?\) }}", value)
+        # Not given, or empty: with default(…, true) 0 and false are, too, and may only be where they mean the same.
+        variable = name.removeprefix("session_")
+        empty = re.fullmatch(rf"{{{{ {variable} \| default\((.*?), true\) }}}}", value)
+        none = re.fullmatch(rf"{{{{ (.*?) if {variable} \| default\(''\) in \['', none\] else {variable} }}}}", value)
+        match = empty or none
         assert match is not None, value
-        assert match[1] == name.removeprefix("session_")
-        assert yaml.safe_load(match[2]) == options[name].get("default", ""), name
+        default = yaml.safe_load(match[1])
+        assert default == options[name].get("default", ""), name
+        assert none or not default or default == "0", name
     table = README.partition("## Variables")[2].partition("\n## ")[0]
     assert [name for name in given if f"`{name.removeprefix('session_')}`" not in table] == []
 
