@@ -301,11 +301,11 @@ class Catalogue:
         self._suspects.note(item, self.links, self._sizes, self.markers)
         self.files += item.type == "-"
         self.size += item.size
-        self._note_top(item)
         directory, name = posixpath.split(item.path)
         if item.type == "d":
             self._add_directory(item.path, directory, name)
             return
+        self._note_top(item)
         if directory not in self._sizes:
             self._keep(directory)
         self._sizes[directory] = self._sizes.get(directory, 0) + item.size
@@ -327,8 +327,9 @@ class Catalogue:
         _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
 
     def _note_top(self, item: Item) -> None:
+        """Of no directory: pg_basebackup has ./pg_wal/archive_status beside plain paths in its tar files."""
         top, tops = item.path.partition("/")[0], self._dotted if item.is_dotted else self._plain
-        if top not in tops and top != ".":
+        if top not in tops:
             self._keep(top)
             tops.add(top)
 
