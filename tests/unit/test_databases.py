@@ -342,6 +342,20 @@ def test_dumps_are_read_only_where_there_is_nothing_better_and_only_the_largest(
     assert read == [item.path for item in few]
 
 
+def test_archived_wal_alone_is_told_and_not_read() -> None:
+    """Whoever names it as wal_source does not wait for that."""
+    items = [directory("srv/wal"), *(file(f"srv/wal/{number:024X}", 16 << 20) for number in range(1, 100))]
+    looked_at: list[Item] = []
+    found, catalogue = find_databases(items, read=lambda _: {}, begin=lambda wanted, _: looked_at.extend(wanted) or {})  # type: ignore[func-returns-value]
+    assert (found, looked_at) == ([], [])
+    with pytest.raises(DatabaseChoiceError) as caught:
+        choose_database(found, archive="a", others=catalogue.others)
+    assert str(caught.value) == (
+        "Archive a holds no data directory to start a server on. srv/wal is archived WAL of PostgreSQL: start a "
+        "session from an archive of the data directory, with this as wal_source."
+    )
+
+
 @pytest.mark.parametrize("path", ["stdin", "borgmatic/postgresql_databases/localhost/shop", "x/mysql_databases/h/all"])
 def test_dumps_whose_names_say_nothing_are_looked_at_first(path: str) -> None:
     items = [file(path, len(PG_DUMP)), *(file(f"{number}", 1 << 20) for number in range(100))]
