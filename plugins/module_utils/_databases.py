@@ -60,6 +60,7 @@ KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what P
 READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES, MOST_TABLESPACES, MOST_LINKS, MOST_WAL_ARCHIVES = 1000, 1000, 1000, 10_000
 TOO_MUCH = "archive the database on its own, or name another archive."
+NEEDS_DATA = "start a session from an archive of the data directory, with this as wal_source"
 OID = re.compile(r"[0-9]{1,10}")
 # Files whose beginnings are looked at where there is no data directory, mostly with one call of borg each: the largest
 # few are enough to name them. Those called like a dump or an image come first.
@@ -301,11 +302,11 @@ class Catalogue:
         self._suspects.note(item, self.links, self._sizes, self.markers)
         self.files += item.type == "-"
         self.size += item.size
-        self._note_top(item)
         directory, name = posixpath.split(item.path)
         if item.type == "d":
             self._add_directory(item.path, directory, name)
             return
+        self._note_top(item)
         if directory not in self._sizes:
             self._keep(directory)
         self._sizes[directory] = self._sizes.get(directory, 0) + item.size
@@ -314,9 +315,10 @@ class Catalogue:
             self.links[item.path] = item.target
         elif name in CONTENTS or name in PRESENCES:
             self._add_marker(item, name)
-        elif (archived := ARCHIVED_FILE.fullmatch(name)) and SEGMENT.fullmatch(archived["name"]):
-            self._add_segment(directory, name, archived["name"])
-        if item.type == "-" and item.size:
+            self.signs.note(item.path, directory, name)
+        elif archived := ARCHIVED_FILE.fullmatch(name):
+            self._add_archived(directory, name, archived["name"])
+        elif item.type == "-" and item.size:
             self._add_file(item, directory, name)
         if not item.healthy:
             self._keep(item.path)
@@ -327,8 +329,9 @@ class Catalogue:
         _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
 
     def _note_top(self, item: Item) -> None:
+        """Of no directory: pg_basebackup has ./pg_wal/archive_status beside plain paths in its tar files."""
         top, tops = item.path.partition("/")[0], self._dotted if item.is_dotted else self._plain
-        if top not in tops and top != ".":
+        if top not in tops:
             self._keep(top)
             tops.add(top)
 
@@ -349,7 +352,9 @@ class Catalogue:
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
 
-    def _add_segment(self, directory: str, name: str, segment: str) -> None:
+    def _add_archived(self, directory: str, name: str, segment: str) -> None:
+        if not SEGMENT.fullmatch(segment):
+            return  # the history of a timeline or a backup
         if WAL_SEGMENT.fullmatch(name):
             self._segments[directory] = self._segments.get(directory, 0) + 1
         parent, last = posixpath.split(directory)
@@ -715,6 +720,11 @@ def _without_data_directory(catalogue: Catalogue, begin: Beginnings) -> tuple[li
             dumps.append(_dump(item, dump))
         elif item.path not in others and (other := other_backup_in(item.path, item.size, beginning)):
             others[item.path] = other
+    if not dumps and not others:
+        return [], [
+            OtherBackup(archived["path"] or ".", "archived WAL of PostgreSQL", NEEDS_DATA)
+            for archived in catalogue.wal_archives([])[:MOST_FILES]
+        ]
     return dumps, list(others.values())
 
 

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compression
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import DATABASE, Cluster, Connection, fingerprint
 from tests.support.damage import Chunks, delete
 from tests.support.host import remains
 from tests.support.modules import call
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from tests.support.playbook import Playbooks
 
-DATABASE = "shop data"
 LONG = 3 << 20  # bytes, of what is larger than any file that is read as a whole
 
 
@@ -231,3 +230,16 @@ def test_start_and_check_mode_tell_the_same(made: Made, playbooks: Playbooks) ->
         assert refused.returncode != 0
         assert "told/base.tar.gz is a base backup of PostgreSQL in tar format: unpack it into an" in refused.message
     assert remains(playbooks.session_root) == []
+
+
+def test_the_cure_for_a_base_backup_in_tar_format_is_one(made: Made, playbooks: Playbooks) -> None:
+    target = made.top.parent / "prod" / "cured"
+    made.output("pg_basebackup", "-Ft", "-z", "-X", "fetch", "-c", "fast", "-D", str(target))
+    archive = f"{made.repository.location}::cured"
+    made.repository.borg("import-tar", archive, str(target / "base.tar.gz"))
+    mine = dataclasses.replace(playbooks, environment=made.repository.environment)
+    started = mine.start(archive=archive)
+    assert started.returncode == 0, started.output
+    connection = Connection.of_session(started.session, bindir=made.cluster.bindir)
+    assert fingerprint(connection) == made.cluster.fingerprint()
+    mine.stop(started.session["id"])

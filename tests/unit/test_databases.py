@@ -24,6 +24,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._database
     choose_database,
     find_databases,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import ArchiveRefusedError
 
 RECORDED = Path(__file__).parent / "recorded"
 CRASHED = (RECORDED / "pg_control-15-crashed.bin").read_bytes()
@@ -185,6 +186,29 @@ def test_the_archives_root_can_be_a_data_directory() -> None:
     assert found.size == sum(item.size for item in items)
 
 
+@pytest.mark.parametrize(
+    ("dotted", "asked"),
+    [
+        ((), ["pg", "fast"]),
+        (("pg", "fast"), ["./pg", "./fast"]),
+        (("other",), ["pg", "fast"]),
+        (("pg",), None),
+    ],
+)
+def test_paths_that_begin_with_a_dot(dotted: Sequence[str], asked: list[str] | None) -> None:
+    items, contents = cluster("pg")
+    items += [file("fast/PG_15_202209061/x"), file("other/x"), directory("pg/pg_wal/archive_status")]
+    items = [item._replace(is_dotted=item.type == "d" or item.path.startswith(tuple(dotted))) for item in items]
+    _found, catalogue = find_databases(items, read=lambda _: contents, begin=lambda *_: {})
+    if asked is None:
+        with pytest.raises(
+            ArchiveRefusedError, match=r"that begin with \./ \(of pg\) and paths that do not \(of fast\)"
+        ):
+            catalogue.as_mounted(["pg", "fast"])
+    else:
+        assert catalogue.as_mounted(["pg", "fast"]) == asked
+
+
 def test_neither_names_nor_halves_make_a_data_directory() -> None:
     """A database's directory has a PG_VERSION, too; a path may look as it likes."""
     items, contents = cluster("ordinary/name")
@@ -206,6 +230,15 @@ def test_lost_content_is_a_problem() -> None:
         "Borg has lost content of 1 of its files, as borg check --repair has found, and they cannot be read: "
         "pg/base/5/1259.",
     )
+
+
+def test_of_many_files_with_lost_content_some_are_named_and_no_name_acts_on_a_terminal() -> None:
+    items, contents = cluster("pg")
+    lost = [file(f"pg/base/5/{number}\x1b[2J")._replace(healthy=False) for number in range(1000, 1100)]
+    (problem,) = find([*items, *lost], contents)[0].problems
+    assert problem.startswith("Borg has lost content of 100 of its files, as borg check --repair has found, and")
+    named = ", ".join(rf"pg/base/5/{number}\x1b[2J" for number in range(1000, 1005))
+    assert problem.endswith(f"cannot be read: {named} and 95 more.")
 
 
 def test_hard_links_and_repeated_entries_are_read_where_their_content_is() -> None:
@@ -307,6 +340,20 @@ def test_dumps_are_read_only_where_there_is_nothing_better_and_only_the_largest(
     few = others[:MOST_FILES]
     find_databases(few, read=lambda _: {}, begin=begin)
     assert read == [item.path for item in few]
+
+
+def test_archived_wal_alone_is_told_and_not_read() -> None:
+    """Whoever names it as wal_source does not wait for that."""
+    items = [directory("srv/wal"), *(file(f"srv/wal/{number:024X}", 16 << 20) for number in range(1, 100))]
+    looked_at: list[Item] = []
+    found, catalogue = find_databases(items, read=lambda _: {}, begin=lambda wanted, _: looked_at.extend(wanted) or {})  # type: ignore[func-returns-value]
+    assert (found, looked_at) == ([], [])
+    with pytest.raises(DatabaseChoiceError) as caught:
+        choose_database(found, archive="a", others=catalogue.others)
+    assert str(caught.value) == (
+        "Archive a holds no data directory to start a server on. srv/wal is archived WAL of PostgreSQL: start a "
+        "session from an archive of the data directory, with this as wal_source."
+    )
 
 
 @pytest.mark.parametrize("path", ["stdin", "borgmatic/postgresql_databases/localhost/shop", "x/mysql_databases/h/all"])
