@@ -25,7 +25,7 @@ DIRECTORY = "locale"  # of the session's directory config
 INSTALLED = "/usr/lib/locale"
 SOURCES = "/usr/share/i18n"  # of Debian's package locales, of Fedora's glibc-locale-source
 PATIENCE = 120  # seconds for localedef, which takes one or two
-MOST = 40  # locales that are made for one session
+MOST = 20  # locales that are made for one session
 # language_TERRITORY.codeset@modifier: what a name may look like before it becomes a part of a path.
 NAME = re.compile(r"(?P<place>[A-Za-z]{2,3}_[A-Z]{2})(?:\.(?P<codeset>[A-Za-z0-9_-]+))?(?P<modifier>@[a-z0-9]+)?")
 MISSING = (

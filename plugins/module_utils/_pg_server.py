@@ -270,13 +270,9 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     # Recovery removes this WAL, and unless it is archive recovery does not tell.
     commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
     server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
-    locales = Locales(
-        plan.request.config(LOCALES), others=[plan.settings[name] for name in LOCALE_SETTINGS if name in plan.settings]
-    )
-    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    locales = _locales(plan)
     left_out = {} if plan.recovered else plan.clone.left_out
-    if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
-        settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
+    settings = _tolerance(plan, left_out)
     with ExitStack() as serving:
         pipes: tuple[str, ...] = ()
         if recovery is not None:
@@ -292,9 +288,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
                 timeout=deadline - time.monotonic(),
                 major=plan.data.major,
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
-                settings=RoleSettings(
-                    settings=plan.settings, given=plan.request.settings, read_only=plan.request.read_only
-                ),
+                settings=_role_settings(plan),
                 locales=locales,
                 claim=lambda process: session.amend_claim(CLAIM, process=process),
                 explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
@@ -306,13 +300,28 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     if left_out:
         check_invalid_pages(catalogs.log, left_out)
         _empty(plan, left_out)
-    return _Prepared(
-        catalogs,
-        _reached(plan, session, catalogs, commit),
-        [silenced(record) for record in server.records.values()],
-        warnings=[*locales.warnings(catalogs.locales), *_not_counted(catalogs)],
-        environment=locales.environment,
-    )
+    reached = _reached(plan, session, catalogs, commit)
+    taken_out = [silenced(record) for record in server.records.values()]
+    warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs)]
+    return _Prepared(catalogs, reached, taken_out, locales.environment, warnings)
+
+
+def _tolerance(plan: Plan, left_out: Mapping[str, str]) -> dict[str, str]:
+    """Settings by which recovery goes on where the copy has not everything."""
+    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
+        settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
+    return settings
+
+
+def _locales(plan: Plan) -> Locales:
+    others = [plan.settings[name] for name in LOCALE_SETTINGS if name in plan.settings]
+    return Locales(plan.request.config(LOCALES), others=others)
+
+
+def _role_settings(plan: Plan) -> RoleSettings:
+    request = plan.request
+    return RoleSettings(settings=plan.settings, given=request.settings, read_only=request.read_only)
 
 
 def _not_counted(catalogs: Catalogs) -> Iterator[str]:
@@ -468,6 +477,7 @@ def _url(plan: Plan, port: int, database: str) -> str:
     """For the TCP port; without a password PGPASSWORD would count, and not the file."""
     words = {"passfile": plan.request.client(PASSFILE), "password": "", **_words(min(plan.data.major, EVERYWHERE))}
     words["hostaddr"] = ADDRESS
+    del words["requirepeer"]  # of sockets alone
     query = "&".join(f"{word}={quote(value)}" for word, value in words.items())
     return f"postgresql://{SESSION_ROLE}@{ADDRESS}:{port}/{quote(database, safe='', errors='surrogateescape')}?{query}"
 
@@ -504,7 +514,7 @@ def _log_in(plan: Plan, port: int, database: str) -> None:
         _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=30, env=_psql_environment(plan))
     except CommandError as error:
         message = f"The server is ready, but the session's role cannot log in: {error.stderr.strip() or error}"
-        raise PostgresError(message, log_tail=log_tail(plan.request.log), **error.details) from error
+        raise PostgresError(shown(message), log_tail=log_tail(plan.request.log), **shown(error.details)) from error
 
 
 def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:

@@ -276,30 +276,32 @@ def test_read_only_holds_against_settings_of_roles_and_databases(
         copy.sql("create table t ()", user=source.superuser)
 
 
+SET_FOR_PRODUCTION = (
+    "create role app nologin; create table secret as select generate_series(1, 1000) i;"
+    "create schema evil; create table evil.secret as select 0 i;"
+    "alter role all set statement_timeout = '20ms'; alter role all set lock_timeout = '1ms';"
+    "alter role all set idle_in_transaction_session_timeout = '1ms';"
+    "alter role all set work_mem = '64kB';"
+    "alter database postgres set role = 'app'; alter database template1 set role = 'app';"
+    "alter database postgres set session_authorization = 'app';"
+    "alter database postgres set search_path = evil, pg_catalog;"
+    "alter database postgres set default_transaction_read_only = on;"
+    "alter database postgres set default_transaction_isolation = 'serializable';"
+    "alter database postgres set transaction_read_only = on;"
+    "alter database postgres set \"TimeZone\" = 'Asia/Tokyo'; alter database postgres set app.tenant = 'seven';"
+    "alter database postgres set session_preload_libraries = 'gone'; alter database postgres set jit = 'on';"
+    "alter role \"chief dba\" set work_mem = '7MB';"
+    # As no command writes them, but a hostile archive may.
+    "update pg_db_role_setting set setconfig = array_append(setconfig, 'Local-Preload_libraries=evil')"
+    " where setdatabase <> 0"
+)
+
+
 def test_what_databases_set_for_production_does_not_count_for_the_session(
     production: Callable[..., Cluster], copy_of: Callable[..., Copy]
 ) -> None:
     source = production()
-    source.sql(
-        "create role app nologin; create table secret as select generate_series(1, 1000) i;"
-        "create schema evil; create table evil.secret as select 0 i;"
-        "alter role all set statement_timeout = '20ms'; alter role all set lock_timeout = '1ms';"
-        "alter role all set idle_in_transaction_session_timeout = '1ms';"
-        "alter role all set work_mem = '64kB';"
-        "alter database postgres set role = 'app'; alter database template1 set role = 'app';"
-        "alter database postgres set session_authorization = 'app';"
-        "alter database postgres set search_path = evil, pg_catalog;"
-        "alter database postgres set default_transaction_read_only = on;"
-        "alter database postgres set default_transaction_isolation = 'serializable';"
-        "alter database postgres set transaction_read_only = on;"
-        "alter database postgres set \"TimeZone\" = 'Asia/Tokyo'; alter database postgres set app.tenant = 'seven';"
-        "alter database postgres set session_preload_libraries = 'gone'; alter database postgres set jit = 'on';"
-        "alter role \"chief dba\" set work_mem = '7MB';"
-        # As no command writes them, but a hostile archive may.
-        "update pg_db_role_setting set setconfig = array_append(setconfig, 'Local-Preload_libraries=evil')"
-        " where setdatabase <> 0",
-        database="postgres",
-    )
+    source.sql(SET_FOR_PRODUCTION, database="postgres")
     source.stop()
     copy = copy_of(source)
     result = copy.start(settings={"lock_timeout": "7s"})
@@ -314,10 +316,22 @@ def test_what_databases_set_for_production_does_not_count_for_the_session(
     assert psql(result, asked).stdout.strip() == expected
     assert through_tcp(result, asked).stdout.strip() == expected
     copy.sql("create table mine ()")
+    assert result["data"]["not_looked_into"] == []
+    check_what_is_told(result)
     # As production's own roles log in, everything is as it was, but for what would have run code.
     own = "set statement_timeout = 0; select current_setting('work_mem'), current_setting('search_path')"
     assert copy.sql(own, user=source.superuser) == "7MB|evil, pg_catalog"
     assert "Asia/Tokyo" in copy.sql("select setconfig from pg_db_role_setting where setrole = 0 and setdatabase <> 0")
+    # Stopped and started again: what the user sets in the session is subject to the same.
+    copy.sql("alter database postgres set role = 'app'; alter role instant_recovery set statement_timeout = 1")
+    copy.stop()
+    again = copy.start(settings={"TimeZone": "UTC"})
+    shown = "select current_user, current_setting('statement_timeout'), current_setting('TimeZone')"
+    assert psql(again, shown).stdout == "instant_recovery|0|UTC\n"
+
+
+def check_what_is_told(result: dict[str, Any]) -> None:
+    """What was reset or overruled, and what stays."""
     what, stays = " ".join(whats(result)), [entry["what"] for entry in result["carried_over"]]
     for said in (
         "role of roles and databases reset (role=app)",
@@ -328,13 +342,6 @@ def test_what_databases_set_for_production_does_not_count_for_the_session(
         assert said in what
     assert "TimeZone=Asia/Tokyo, set for database postgres" in stays
     assert "app.tenant=seven, set for database postgres" in stays
-    assert result["data"]["not_looked_into"] == []
-    # Stopped and started again: what the user sets in the session is subject to the same.
-    copy.sql("alter database postgres set role = 'app'; alter role instant_recovery set statement_timeout = 1")
-    copy.stop()
-    again = copy.start(settings={"TimeZone": "UTC"})
-    shown = "select current_user, current_setting('statement_timeout'), current_setting('TimeZone')"
-    assert psql(again, shown).stdout == "instant_recovery|0|UTC\n"
 
 
 def test_what_is_set_in_the_session_does_not_count_for_its_keeper(

@@ -87,6 +87,21 @@ def test_none_of_the_names_can_be_written(place: Path, copy_of: Callable[..., Co
         assert subprocess.run(line, env=environment, capture_output=True, check=False).stdout == b"template1\n"
 
 
+@contextlib.contextmanager
+def a_client(copy: Copy, result: dict[str, Any], database: str) -> Iterator[None]:
+    """One that has asked something and stays."""
+    argv = [f"{result['bindir']}/psql", "-X", "-h", str(copy.client), "-p", str(result["port"]), "-A", "-t"]
+    argv += ["-U", "instant_recovery", database]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write("select 1;\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "1\n"
+        yield
+        client.stdin.close()
+
+
 @pytest.mark.parametrize("template", ["template1", "template0", "all"])
 def test_clients_are_counted_where_nobody_may_connect(place: Path, copy_of: Callable[..., Copy], template: str) -> None:
     with Cluster(directory=place / "source") as source:
@@ -108,23 +123,10 @@ def test_clients_are_counted_where_nobody_may_connect(place: Path, copy_of: Call
         first = measure(session)
         assert first["clients"] == 0
         database = "template1" if template == "all" else "postgres"
-        with contextlib.ExitStack() as open_client:
-            argv = [f"{result['bindir']}/psql", "-X", "-h", str(copy.client), "-p", str(result["port"])]
-            client = subprocess.Popen(
-                [*argv, "-U", "instant_recovery", "-A", "-t", database],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            open_client.callback(client.communicate)
-            assert client.stdin is not None
-            assert client.stdout is not None
-            client.stdin.write("select 1;\n")
-            client.stdin.flush()
-            assert client.stdout.readline() == "1\n"
+        with a_client(copy, result, database):
             second = measure(session, earlier=first)
-            assert second["clients"] == 1
-            assert second["traces"] != first["traces"]
+        assert second["clients"] == 1
+        assert second["traces"] != first["traces"]
         if template == "all":
             return
         before = measure(session)["queries"]
