@@ -110,14 +110,16 @@ class Account:
 class Inner:
     """A program that another one runs in its turn, as run_bytes() needs to know it.
 
-    The other gets no environment but what it is given. pass_fds stay open in it. started is called when the other runs.
-    errors: a descriptor that takes its standard error.
+    The other gets no environment but what it is given. pass_fds stay open in it. started is called when the other runs,
+    cut_off before it is killed: what it has started may be out of its reach. errors: a descriptor that takes its
+    standard error.
     """
 
     argv: Sequence[str]
     pass_fds: Sequence[int]
     started: Callable[[], None]
     errors: int | None = None
+    cut_off: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def run_bytes(
     shown = argv if inner is None else inner.argv
     given = environment(env or {}, user=user) if inner is None else dict(env or {})
     process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
-    exchange = _Exchange(process, stdin, limit)
+    exchange = _Exchange(process, stdin, limit, cut_off=inner.cut_off if inner else None)
     name = os.path.basename(shown[0])
     try:
         if inner is not None:
@@ -308,7 +310,10 @@ class _TooMuchError(Exception):
 class _Exchange:
     """What goes into a program and comes out of it; Popen.communicate takes as much as there is."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stdin: bytes, limit: int, *, cut_off: Callable[[], None] | None
+    ) -> None:
+        self._before_end = cut_off
         self.out, self.err = bytearray(), bytearray()
         self._process, self._limit = process, limit
         self._ahead = memoryview(stdin)
@@ -337,6 +342,8 @@ class _Exchange:
 
     def cut_off(self) -> None:
         """End the program, and take what it has said about why."""
+        if self._before_end is not None:
+            self._before_end()
         _end(self._process)
         errors = self._errors
         if errors is not None and not errors.closed:

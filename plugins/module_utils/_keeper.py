@@ -239,21 +239,22 @@ class _Keeper:
         if self.session.record["status"] == "starting":
             wrong = [*examine(self.session).wrong, *filter(None, [self._too_large() or self._disk_is_full()])]
             return {"status": "failed", "error_message": wrong[-1]} if wrong else None
-        if self.session.record["idle_timeout"]:
-            self._measure()  # a client may have come since the last sample
-        reason = self._reason()  # it may have been extended
+        reason = self._overdue() or self._too_large() or self._disk_is_full()  # it may have been extended
+        if reason is None and self.session.record["idle_timeout"]:
+            self._try(self._measure)  # a client may have come since the last sample
+            reason = self._reason()
         return {"reason": reason} if reason else None
 
     def _reason(self) -> str | None:
         """Why the session has to end now; None: it has not."""
-        record = self.session.record
-        end = expiry(record)
-        if end and now() >= end:
-            return f"its time is over (ttl {duration_in_words(record['ttl'])})"
+        idle_timeout = self.session.record["idle_timeout"]
         idle = (self.sample or {}).get("idle") or 0
-        if 0 < record["idle_timeout"] <= idle:
-            return f"idle for {duration_in_words(record['idle_timeout'])}"
-        return self._too_large() or self._disk_is_full()
+        is_idle = f"idle for {duration_in_words(idle_timeout)}" if 0 < idle_timeout <= idle else None
+        return self._overdue() or is_idle or self._too_large() or self._disk_is_full()
+
+    def _overdue(self) -> str | None:
+        end, ttl = expiry(self.session.record), self.session.record["ttl"]
+        return f"its time is over (ttl {duration_in_words(ttl)})" if end and now() >= end else None
 
     def _too_large(self) -> str | None:
         limit = self.session.record["max_upper_size"]

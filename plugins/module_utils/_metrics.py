@@ -39,6 +39,7 @@ LARGEST_SAMPLE = 1 << 20  # bytes; traces are a server's word
 KEPT = ("counted", "active", "queries_per_second", "traces")  # see _pace
 PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
 MOST_SAID = 1 << 16  # bytes that it may tell
+LONGEST_TRACES = 1000  # characters; they are a time and a number
 LEAST_SPAN = 1.0  # seconds between two samples that can tell a speed: servers count in steps of about this
 TICKS = os.sysconf("SC_CLK_TCK")
 ARCHIVE = "archive"  # claims of the archive's mounts begin with it
@@ -126,11 +127,20 @@ def _clients(probe: dict[str, Any] | None) -> Sample:
         # It talks to what the archive's code can be: so it is locked up as the server is.
         room = Sandbox.from_dict(probe["sandbox"])
         answer = json.loads(room.run(probe["argv"], timeout=PROBE_TIMEOUT, env=probe["env"], limit=MOST_SAID).stdout)
-        known = {key: int(answer[key]) for key in ("clients", "active_clients")}
+        known = {key: _counted(answer[key]) for key in ("clients", "active_clients")}
         queries = answer["queries"]
-        return {**known, "queries": None if queries is None else int(queries), "traces": str(answer["traces"])}
+        traces = str(answer["traces"])[:LONGEST_TRACES]
+        return {**known, "queries": None if queries is None else _counted(queries), "traces": traces}
     except (RecoveryError, OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return {}
+
+
+def _counted(number: Any) -> int:
+    """A number that a server may have counted. Raises ValueError for another, which the archive's code can give."""
+    counted = int(number)
+    if not 0 <= counted < 1 << 63:
+        raise ValueError(f"{str(number)[:40]} is no number of anything")
+    return counted
 
 
 def _pace(sample: Sample, earlier: Sample | None, *, begin: float) -> Sample:

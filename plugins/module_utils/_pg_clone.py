@@ -351,10 +351,12 @@ class _Planner:
         if os.path.islink(path):
             yield Step("remove", path, f"link {AUTO_CONF} to {os.readlink(path)} removed", why)
             return
-        # Where it has been set aside by an earlier start, it is the session's own.
-        content = None if os.path.lexists(self._path(SET_ASIDE)) else read_regular_file(path)
+        # In a copy that a start of this session has recovered it is the session's own; the archive can hold any name.
+        content = None if self.is_recovered else read_regular_file(path)
         names = sorted({name.decode() for name in re.findall(rb"(?m)^[ \t]*([A-Za-z_][\w.]*)", content or b"")})
         if names:
+            if os.path.isdir(self._path(SET_ASIDE)):
+                yield Step("remove", self._path(SET_ASIDE), f"directory {SET_ASIDE} removed", "its name is needed")
             yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
 
     def _slots(self) -> Iterator[Step]:

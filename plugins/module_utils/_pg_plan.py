@@ -170,7 +170,7 @@ def make_plan(request: Request) -> Plan:
     _check_recovered(request)
     archive = None if request.recovered else _wal_archive(request, data, sandbox)
     clone = _clone(request, data, binaries, archive, sandbox)
-    archived = archived_settings(data, request.tree)
+    archived = archived_settings(data, request.tree, is_recovered=request.recovered is not None)
     libraries, left_out = preload(archived, binaries.bindir)
     return Plan(
         request=request,

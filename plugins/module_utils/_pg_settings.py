@@ -286,21 +286,26 @@ def check_settings(settings: Mapping[str, Any], major: int) -> dict[str, str]:
     return checked
 
 
-def archived_settings(data: DataDirectory, tree: str) -> dict[str, str]:
+def archived_settings(data: DataDirectory, tree: str, *, is_recovered: bool = False) -> dict[str, str]:
     """What the archived configuration says, as far as it lies in the tree: read, and never loaded.
 
     Debian keeps it in /etc/postgresql. Files that it includes are not looked at. Names are in lower case.
     """
     debian = Link(data.path, f"/etc/postgresql/{data.major}/{os.path.basename(data.path)}")
-    aside = os.path.lexists(os.path.join(data.path, SET_ASIDE))
     directories = [data.path, *archived_places(tree, data.path, debian)[:1]]
     paths = [os.path.join(directory, "postgresql.conf") for directory in directories]
     found: dict[str, str] = {}
-    for path in (*paths, os.path.join(data.path, SET_ASIDE if aside else AUTO_CONF)):
-        content = read_regular_file(path)
-        if content is not None:
-            found.update(parse_configuration(content.decode("utf-8", "replace")))
-    return found
+    for path in paths:
+        found.update(_settings_in(path))
+    # An earlier start of the same copy has set it aside, and what is there now is the session's own.
+    names = (SET_ASIDE, AUTO_CONF) if is_recovered else (AUTO_CONF, SET_ASIDE)
+    altered = (_settings_in(os.path.join(data.path, name)) for name in names)
+    return {**found, **next(filter(None, altered), {})}
+
+
+def _settings_in(path: str) -> dict[str, str]:
+    content = read_regular_file(path)
+    return {} if content is None else parse_configuration(content.decode("utf-8", "replace"))
 
 
 def parse_configuration(text: str) -> dict[str, str]:

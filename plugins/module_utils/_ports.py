@@ -54,32 +54,14 @@ def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> It
     for candidate in range(FIRST_PORT, LAST_PORT + 1) if port is None else (port,):
         if port is None and candidate in avoid:
             continue
-        with _claim(candidate) as claimed, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-            if claimed and _bind(holder, candidate, asked_for=port is not None):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+            if _bind(holder, candidate, asked_for=port is not None):
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 yield candidate
                 return
     if port is None:
         raise RecoveryError(f"No port from {FIRST_PORT} on is free on {ADDRESS}: stop some sessions.")
     raise RecoveryError(f"port {port} is taken on {ADDRESS}: choose another one, or none for the first free one.")
-
-
-@contextmanager
-def _claim(port: int) -> Iterator[bool]:
-    """Whether no other start of anybody has this port in hand, as far as the with block lasts.
-
-    Said by an abstract Unix socket (unix(7)), which belongs to the same network namespace as the port does: a socket
-    that is only bound is not seen by whoever binds with SO_REUSEADDR.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
-        try:
-            claim.bind(f"\0instant_recovery port {port}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            yield False
-            return
-        yield True
 
 
 def _bind(holder: socket.socket, port: int, *, asked_for: bool) -> bool:

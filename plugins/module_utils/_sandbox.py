@@ -41,8 +41,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
     MARKER,
     Process,
+    descendants,
     identify,
     open_log,
+    stop_all,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import (
     SIGNALS_SINCE,
@@ -57,6 +59,8 @@ __all__ = ["Sandbox", "SandboxError", "missing_walls"]
 
 PROGRAM = inspect.getsource(_sandbox_program).encode()
 ANYWHERE = "/tmp"  # a directory that every host has
+KILL = (("SIGKILL", 5.0),)
+ROUNDS = 10
 PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
 MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
@@ -159,7 +163,7 @@ class Sandbox:
                 check=False,
                 stdin=stdin,
                 limit=limit,
-                inner=Inner(argv, launch.descriptors, lambda: launch.begin(claim), errors),
+                inner=Inner(argv, launch.descriptors, lambda: launch.begin(claim), errors, launch.cut_off),
             )
             launch.await_execution()
         return done.checked() if check else done
@@ -315,6 +319,7 @@ class _Launch:
         self.descriptors = [program, given, status, go]
         self._open = {*self.descriptors, self._status, self._go}
         self._said = b""
+        self._process: Process | None = None
         numbers = map(str, (given, status, go))
         self.command = [sys.executable, "-I", "-S", f"/proc/self/fd/{program}", *numbers]
 
@@ -334,10 +339,22 @@ class _Launch:
         process = identify(answer["pid"]) if "pid" in answer else None
         if process is None:
             raise SandboxError(f"The server cannot be confined to its session: {answer.get('error', 'it ended')}.")
+        self._process = process
         if claim is not None:
             claim(process)
         with suppress(BrokenPipeError):  # it has failed, which it tells
             os.write(self._go, b"!")
+
+    def cut_off(self) -> None:
+        """Kill what the program has become, and what it has started: neither has to end with the one that began it."""
+        if self._process is None:
+            return
+        for _round in range(ROUNDS):  # what was born in the meantime
+            family = descendants(self._process)
+            if not family:
+                break
+            stop_all(family, KILL)
+        stop_all([self._process], KILL)
 
     def await_execution(self) -> None:
         """Wait until the program is executed. Raises SandboxError where that has failed."""

@@ -516,7 +516,9 @@ _FOREIGN_ABI = 0x40000000  # x32 calls on x86_64 have numbers from here on
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF: ld [k], jeq, jge, jset, ret
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FIFTH_ARGUMENT = 0, 4, 16, 48  # offsets in struct seccomp_data
-_AF_UNIX = 1
+_AND = 0x54  # BPF: and k
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
 
 
 class _Program(ctypes.Structure):
@@ -552,7 +554,7 @@ def _filter(network: str) -> bytes:
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
         # A process by its id, of which the kernel takes the lower half; 0 is itself.
         *_with_argument(calls.limits, (_EQUAL, 0, "allow", "refuse")),
-        *(_with_argument(calls.socket, (_EQUAL, _AF_UNIX, "allow", "refuse")) if network == "unix" else ()),
+        *_sockets(calls.socket, network),
         *(_sends_to_an_address(calls.sendto) if is_silent else [(_EQUAL, 0, "allow", "allow")]),
     ]
     ends = {
@@ -572,6 +574,33 @@ def _filter(network: str) -> bytes:
 def _with_argument(number: int, decision: _Line) -> list[_Line]:
     """Lines that decide about one call by the lower half of its first argument."""
     return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), decision]
+
+
+def _sockets(socket: int, network: str) -> list[_Line]:
+    """Lines that decide which sockets may be made: of this host only, or also of TCP, and of UDP for names (DNS).
+
+    Landlock decides about ports of TCP alone. Multipath TCP, UDP and others could be listened on at production's.
+    """
+    if network == "none":
+        return []  # there is no network
+    if network == "unix":
+        return _with_argument(socket, (_EQUAL, _AF_UNIX, "allow", "refuse"))
+    kinds = (_SOCK_STREAM, _SOCK_DGRAM) if network == "host" else (_SOCK_STREAM, _SOCK_STREAM)
+    lines: list[_Line] = [
+        (_LOAD, _FIRST_ARGUMENT, 0, 0),
+        (_EQUAL, _AF_UNIX, "allow", 0),
+        (_EQUAL, _AF_INET, 1, 0),
+        (_EQUAL, _AF_INET6, 0, "refuse"),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        (_AND, 0xF, 0, 0),  # without SOCK_NONBLOCK and SOCK_CLOEXEC
+        (_EQUAL, kinds[0], 1, 0),
+        (_EQUAL, kinds[1], 0, "refuse"),
+        (_LOAD, _FIRST_ARGUMENT + 16, 0, 0),
+        (_EQUAL, 0, "allow", 0),
+        (_EQUAL, _TCP, "allow", 0),
+        (_EQUAL, _UDP if network == "host" else _TCP, "allow", "refuse"),
+    ]
+    return [(_EQUAL, socket, 0, len(lines)), *lines]
 
 
 def _sends_to_an_address(sendto: int) -> list[_Line]:

@@ -311,8 +311,8 @@ class Session:
     def update(self, **fields: Any) -> None:
         """Put fields into the record, on disk when this returns."""
         with self.locked():
+            _write(self.path(RECORD), {**self.record, **fields})
             self.record.update(fields)
-            _write(self.path(RECORD), self.record)
 
     def claim(self, *, name: str, kind: str, **fields: Any) -> None:
         """Record, before doing it, that the session is about to have a process or a mount.
@@ -792,7 +792,13 @@ def _write(path: str, record: Mapping[str, Any], *, dir_fd: int | None = None) -
     """Replace a record as a whole: whoever reads it, even after a power cut, sees the old one or the new one."""
     # By its descriptor a directory is the same, whatever goes by its name.
     place = path if dir_fd is None else f"/proc/self/fd/{dir_fd}/{path}"
-    replace_file(place, f"{json.dumps(record, indent=1)}\n".encode(), durable=True)
+    content = f"{json.dumps(record, indent=1)}\n".encode()
+    if len(content) > LARGEST_RECORD:  # nobody could read it, and so nobody could end the session
+        raise SessionError(
+            f"What is to be recorded of session {record['id']} has {len(content)} bytes, and {LARGEST_RECORD} is the "
+            "most: the archive's settings or names are too long. Use another one, and find out who made this."
+        )
+    replace_file(place, content, durable=True)
 
 
 def _acquire(directory: str, timeout: float) -> int:

@@ -26,7 +26,11 @@ NAME = re.compile(r"posix:(?P<file>[^/]+)|sysv:(?P<id>\d+):(?P<key>[0-9a-f]{8})"
 
 def shared_memory_of(pid: int) -> list[str]:
     """The segments that process has mapped, such as C(posix:PostgreSQL.1193283150) and C(sysv:360451:0026fed7)."""
-    found = []
+    found: list[str] = []
+    with suppress(OSError):
+        # Those of a namespace of its own end with it, and their numbers are other segments' here.
+        if os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc"):
+            return found
     with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             _addresses, _mode, _offset, _device, inode, *name = line.split(maxsplit=5)

@@ -463,7 +463,11 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         session.remember("pg_ephemeral", options)
         session.timing("pg_ephemeral", time.monotonic() - begun)
         recorded = {key: result[key] for key in RECORDED}
-        session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
+        try:
+            session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
+        except BaseException:
+            stop_server(session)
+            raise
         shown = {**result, "session": public(session.record)}
     return {**shown, "changed": True, "diff": _difference(plan, result)}
 

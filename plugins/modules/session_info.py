@@ -361,6 +361,9 @@ def _live(session: Session) -> dict[str, Any] | None:
         if os.path.lexists(session.directory):
             raise
         return None
+    except Exception as error:  # what its server says must not keep the others from being told
+        problem = f"It could not be looked at: {type(error).__name__}: {error}."
+        return {**public(session.record), "error_message": problem, **_nothing_known()}
 
 
 def _examined(session: Session) -> dict[str, Any]:

@@ -251,6 +251,17 @@ def test_only_the_sessions_port_can_be_listened_on(live: Cluster, copy: Confined
         assert "Permission denied" in said_by(copy, listen.format(port=31337))
 
 
+def test_no_other_kind_of_socket_is_to_be_had(live: Cluster, copy: Confined) -> None:
+    """Landlock knows ports of TCP alone: others could be listened on at production's."""
+    attempt = 'python3 -c "import socket; s = socket.socket({family}, {kind}, {protocol}); print(chr(42))"'
+    kinds = [(2, 1, 262), (10, 1, 262), (2, 3, 1), (16, 3, 4), (40, 1, 0), (17, 3, 0)]
+    for family, kind, protocol in [*kinds, *([(2, 2, 0), (2, 2, 17)] if copy.network == "none" else [])]:
+        said = said_by(copy, attempt.format(family=family, kind=kind, protocol=protocol))
+        assert UNREACHABLE.search(said), (family, kind, protocol, said)
+    for family, kind, protocol in [(1, 1, 0), (2, 1, 0), (10, 1, 6), *([(2, 2, 17)] if copy.network == "host" else [])]:
+        assert said_by(copy, attempt.format(family=family, kind=kind, protocol=protocol)) == "*"
+
+
 def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
     """Key rings, System V objects of others, namespaces, io_uring; also where the server may open connections."""
     segment = subprocess.run(["ipcmk", "-M", "4096", "-p", "0666"], check=True, capture_output=True, text=True).stdout
