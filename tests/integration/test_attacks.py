@@ -31,7 +31,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster
 from tests.support.copies import Copy
-from tests.support.host import processes_below
+from tests.support.host import free_port, processes_below
 from tests.support.modules import call
 
 if TYPE_CHECKING:
@@ -287,13 +287,11 @@ def test_a_name_of_several_lines(
     """It would have added an address to the file that clients connect by."""
     name = "!\nhostaddr=127.0.0.9"
     copy = session(archived(f'create database "{name}"', database="template1", drop="postgres"))
-    first = copy.start()
-    assert "failed" not in first, (first["msg"], first.get("log_tail"))
-    assert first["databases"] == [name]
-    copy.stop()
-    with Listener(("127.0.0.9", first["port"])).listening() as impostor:
-        result = copy.start(port=first["port"])
+    port = free_port()
+    with Listener(("127.0.0.9", port)).listening() as impostor:
+        result = copy.start(port=port)
         assert "failed" not in result, (result["msg"], result.get("log_tail"))
+        assert result["databases"] == [name]
         assert info(copy)["metrics"]["clients"] == 0
         assert printed_client(result, "show data_directory") == str(copy.data)
         assert (
@@ -304,6 +302,55 @@ def test_a_name_of_several_lines(
             == "t"
         )
         assert impostor.heard == []
+
+
+def test_an_archive_that_passes_for_one_that_was_prepared(
+    production: Production, archived: Callable[..., Cluster], session: Callable[[Cluster], Copy]
+) -> None:
+    """Its ALTER SYSTEM would count after the session's configuration."""
+    source = archived("alter system set work_mem = '13MB'")
+    (source.data / "postgresql.auto.conf.archived").touch()
+    copy = session(source)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    assert copy.sql("show work_mem") != "13MB"
+    # What the session itself sets that way is its own, and stays.
+    copy.sql("alter system set work_mem = '17MB'")
+    copy.stop()
+    assert "failed" not in copy.start()
+    assert copy.sql("show work_mem") == "17MB"
+
+
+def test_more_than_a_record_can_hold(
+    production: Production, archived: Callable[..., Cluster], session: Callable[[Cluster], Copy]
+) -> None:
+    """Nobody could read it, and so nobody could end the session."""
+    long = (
+        "do $$ begin execute format('alter database postgres set dynamic_library_path = %L', repeat('x', {})); end $$"
+    )
+    copy = session(archived(long.format(18 << 20)))
+    result = copy.start()
+    if "failed" in result:
+        assert "find out who made this" in result["msg"], result["msg"][:300]
+    assert (copy.directory / "session.json").stat().st_size < 1 << 24
+    assert info(copy)["id"] == copy.directory.name
+
+
+def test_a_probe_that_counts_without_end(
+    production: Production, archived: Callable[..., Cluster], session: Callable[[Cluster], Copy]
+) -> None:
+    """Of a server that says such things nothing is known; what watches it goes on."""
+    overload = (
+        "create function pg_catalog.json_build_object(text, bigint, text, bigint, text, numeric, text, text) returns json"
+        ' language sql as $$ select (\'{"clients": 0, "active_clients": 0, "queries": 1\' || repeat(\'0\', 400) ||'
+        ' \', "traces": "x"}\')::json $$'
+    )
+    copy = session(archived(f"set allow_system_table_mods = on; {overload}", database="template1"))
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    for _look in range(2):
+        told = info(copy)
+        assert (told["status"], told["metrics"]["queries"]) == ("active", None)
 
 
 # -- a superuser of the session
@@ -347,7 +394,7 @@ def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(
     production: Production, clean: Cluster, session: Callable[[Cluster], Copy]
 ) -> None:
     copy = session(clean)
-    result = copy.start()
+    result = copy.start(port=free_port())
     assert "failed" not in result, (result["msg"], result.get("log_tail"))
     password = (copy.client / "pgpass").read_text()
     os.kill(result["pid"], signal.SIGKILL)

@@ -21,7 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+    Account,
+    CommandError,
+    account,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox, SandboxError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import landlock_version
 
@@ -302,6 +306,26 @@ def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None
     assert running(f"sleep {mark}")
     os.kill(copy.record["server"]["pid"], signal.SIGKILL)
     wait_until(lambda: not running(f"sleep {mark}"))
+
+
+def test_what_is_cut_off_ends_with_all_that_it_started(live: Cluster, copy: Confined) -> None:
+    """A tool's time-out: neither the program nor its child has to end with the one that we kill."""
+    mark = f"13{os.getpid()}"
+    room = Sandbox(account(copy.user), network="none", session_directory=str(copy.directory))
+    program = f"setsid sleep {mark} & sleep {mark}"
+
+    def cut_off() -> str:
+        with pytest.raises(CommandError, match="did not finish within 1 s") as error:
+            room.run(["/bin/sh", "-c", program], timeout=1)
+        return str(error.value)
+
+    assert copy.as_caller(cut_off)
+    assert not running(f"sleep {mark}")
+
+
+def test_shared_memory_of_its_own_namespace_is_none_of_the_hosts(live: Cluster, copy: Confined) -> None:
+    noted = next(claim for claim in copy.record["claims"] if claim["name"] == "server")["shared_memory"]
+    assert [name for name in noted if name.startswith("sysv")] == [] or copy.walls == "Landlock"
 
 
 def test_a_host_without_walls_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
