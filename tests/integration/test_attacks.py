@@ -341,7 +341,8 @@ def test_a_probe_that_counts_without_end(
 ) -> None:
     """Of a server that says such things nothing is known; what watches it goes on."""
     overload = (
-        "create function pg_catalog.json_build_object(text, bigint, text, bigint, text, numeric, text, text) returns json"
+        "create function pg_catalog.json_build_object(text, bigint, text, bigint, text, numeric, text, text)"
+        " returns json"
         ' language sql as $$ select (\'{"clients": 0, "active_clients": 0, "queries": 1\' || repeat(\'0\', 400) ||'
         ' \', "traces": "x"}\')::json $$'
     )
