@@ -102,6 +102,8 @@ ATTEMPTS = 10
 #: What the file of counters holds, in this order, 64 bits each in the machine's byte order: bytes fetched from the
 #: lower, bytes written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
 COUNTERS = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")
+#: Bytes of memory that the layer may take. It needs some 100 MB, and 600 bytes for each file that is made or changed.
+MOST_MEMORY = 2 << 30
 #: Seconds without a fetch after which memory that only serves fetching is given back.
 REST = 30
 #: Of mallopt(3).
@@ -1576,6 +1578,7 @@ def main(arguments: list[str] | None = None) -> int:
     with open("/proc/self/comm", "w") as comm:
         comm.write("cowfs")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    limit_memory()
     save_memory()
     lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)), options.bell)
     filesystem = CowFs(lower, options.upper, options.owner, Failures(options.failures))
@@ -1607,6 +1610,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--bell", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
     return parser.parse_args(arguments)
+
+
+def limit_memory() -> None:
+    """What writers make without end, names above all, ends the layer and with it the session, and nothing else."""
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = MOST_MEMORY if most == resource.RLIM_INFINITY else min(most, MOST_MEMORY)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def save_memory() -> None:

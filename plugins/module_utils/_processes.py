@@ -51,6 +51,7 @@ __all__ = [
 
 MARKER = "INSTANT_RECOVERY_SESSION"  # set to the session's directory in every process of a session
 SSH_SERVERS = ("sshd", "sshd-session", "dropbear")  # sshd-session: OpenSSH 9.8 and newer
+PIPE_HOLDS = 65536  # bytes (pipe(7))
 POLL_INTERVAL = 0.05  # seconds; only for kernels before 5.3, which cannot tell when a foreign process ends
 
 _spawned: list[subprocess.Popen[bytes]] = []
@@ -293,15 +294,18 @@ def wait_for_any_end(processes: Iterable[Process], *, timeout: float, readable: 
 def secret_pipe(variable: str, secret: str | None) -> Iterator[tuple[dict[str, str], list[int]]]:
     """A pipe that holds a secret, for a process to be started in the block: the environment that names it, descriptors.
 
-    Both are empty where there is no secret.
+    Both are empty where there is no secret. Raises CommandError for one that finds no room in a pipe.
     """
     if secret is None:
         yield {}, []
         return
+    content = secret.encode("utf-8", "surrogateescape")
+    if len(content) > PIPE_HOLDS:
+        problem = f"The secret for {variable} has {len(content)} bytes, and {PIPE_HOLDS} is the most"
+        raise CommandError([variable], 126, problem=problem)
     reading, writing = os.pipe()
     try:
-        # Far less than a pipe holds, so nobody has to read yet.
-        os.write(writing, secret.encode())
+        os.write(writing, content)  # nobody has to read yet
         os.close(writing)
         yield {variable: str(reading)}, [reading]
     finally:
