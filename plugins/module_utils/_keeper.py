@@ -85,7 +85,7 @@ UNCOUNTED = 10.0
 # count is followed by a rest that is so many times as long.
 REST_PER_COUNT = 20.0
 MOST_FILES_BESIDE = 100  # in the directory of the socket, where a server has two
-UPPER = "upper"
+UPPER, LAYER = "upper", "merged"  # the directory of changes, and the claim of what serves them with the archive
 LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
 REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
@@ -178,18 +178,26 @@ class _Keeper:
 
     def _look_at_start(self) -> None:
         self.usage, self.errors = _Usage(), 0  # a reset begins with an empty upper and another layer
-        reason = self._too_large() or self._disk_is_full() or self._is_abandoned()
+        stuck = self._is_stuck()
+        reason = self._too_large() or self._disk_is_full() or self._is_abandoned() or stuck
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
             log.error("cutting the start off: %s", reason)
             with suppress(OSError):  # a full disk
                 self.session.refuse(f"{reason[0].upper()}{reason[1:]}.")
-            claims = [claim for claim in self.session.record["claims"] if claim["kind"] == "process"]
-            for claim in claims:
-                if claim["name"] != KEEPER and claim["process"]:
+            for claim in self.session.record["claims"]:
+                # Whoever waits for the layer, in the kernel, gets an error when its process has ended.
+                is_due = claim["kind"] == "process" or (stuck and claim["name"] == LAYER)
+                if is_due and claim["name"] != KEEPER and claim["process"]:
                     stop_all([Process.from_dict(claim["process"])], claim.get("signals", SIGNALS))
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
+
+    def _is_stuck(self) -> str | None:
+        due = self.session.record["due"]
+        if due is None or time.monotonic() < due:
+            return None
+        return "the start did not end in its time: the repository, or what lies between, does not answer"
 
     def _is_abandoned(self) -> str | None:
         return "the play that started it has ended" if is_abandoned(self.session) else None

@@ -72,6 +72,7 @@ PRIVATE: dict[str, Any] = {
     "server": None,
     "recovered": None,
     "starter": None,
+    "due": None,
     "options": {},
     "probe": None,
     "metrics_textfile": None,
@@ -398,6 +399,18 @@ class Session:
                     fields["expires_at"] = timestamp(now(moment) + ttl)
                 fields["timings"] = _summed(self.record, moment)
             self.update(status="active", **fields)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Have the keeper cut a step off that takes longer than so many seconds.
+
+        Nobody can end by himself what waits in the kernel for a file system that does not answer.
+        """
+        self.update(due=time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self.update(due=None)
 
     def attend(self) -> None:
         """Note that the play which starts the session comes through another connection now."""

@@ -419,6 +419,7 @@ NOTHING: dict[str, Any] = {
     "session": None,
 }
 COMPARED = ("read_only", "network")
+GRACE = 60.0  # seconds beyond its timeout that a start may take to give up by itself
 RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
 
 
@@ -457,7 +458,7 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         stop_server(session)  # what an earlier start that was cut off has left
         if request.port is None:  # it had one before
             request = dataclasses.replace(request, port=session.record["port"])
-        with _naming_lost_content(session):
+        with session.within(request.timeout + GRACE), _naming_lost_content(session):
             plan = make_plan(request)
             result, probe = start_server(plan, session=session, avoid=_ports_of_others(session))
         session.remember("pg_ephemeral", options)

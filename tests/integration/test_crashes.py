@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify, spawn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, session_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, pg_ephemeral, session_info
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
@@ -362,6 +362,23 @@ def held_server(stack: Stack) -> int:
     wait_until(has_begun, pause=0.001)
     os.kill(pids[0], signal.SIGSTOP)
     return pids[0]
+
+
+def test_a_repository_that_does_not_answer_ends_the_start(
+    root: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pg_ephemeral, "GRACE", 1.0)
+    stack = Stack(root, sample).start("layered")
+    readers = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
+    for pid in readers:
+        os.kill(pid, signal.SIGSTOP)
+    stack.server["timeout"] = 2
+    with pytest.raises(AssertionError, match="The start did not end in its time: the repository"):
+        stack._serve()
+    for pid in readers:
+        os.kill(pid, signal.SIGCONT)
+    assert stack.change("absent")["session"]["status"] == "stopped"
+    assert remains(root) == []
 
 
 def await_mounts(stack: Stack) -> None:
