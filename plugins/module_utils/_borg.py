@@ -32,7 +32,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
     run_bytes,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import (
     Beginning,
     beginning,
     compressed_size,

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import Beginning
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import Beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, listed, shown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
     BEGINNING,

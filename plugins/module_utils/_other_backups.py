@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import Beginning
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import Beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import shown
 
 __all__ = ["BEGINNING", "Dump", "OtherBackup", "Signs", "dump_in", "is_probable", "other_backup_in"]

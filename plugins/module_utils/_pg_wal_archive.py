@@ -24,7 +24,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     find_program,
     run_bytes,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import (
     MAGIC,
     PROGRAMS,
     XZ_MEMORY,

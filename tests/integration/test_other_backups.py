@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compression
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compressed
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
 
 from tests.support.cluster import DATABASE, Cluster, Connection, fingerprint
@@ -197,7 +197,7 @@ def test_a_repository_of_another_tool(made: Made, looking: dict[str, Any], tool:
 def test_without_the_program_a_compressed_file_is_told(
     made: Made, looking: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_compression, "find_program", lambda _name: None)
+    monkeypatch.setattr(_compressed, "find_program", lambda _name: None)
     (made.directory("unseen") / "nightly\x1b[2J").write_bytes(subprocess.check_output(["zstd", "-c"], input=b"x"))
     says = told(looking, made.archive("unseen"))
     assert (

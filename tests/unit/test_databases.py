@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import Beginning, beginning
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import Beginning, beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
     MOST_FILES,
     MOST_PROBABLE,

@@ -15,8 +15,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compression
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compression import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compressed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import (
     Beginning,
     beginning,
     compressed_size,
@@ -95,7 +95,7 @@ def test_what_only_begins_like_a_compressed_file(magic: bytes) -> None:
 
 
 def test_without_the_program_only_the_magic_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_compression, "find_program", lambda _name: None)
+    monkeypatch.setattr(_compressed, "find_program", lambda _name: None)
     found = other_backup_in("a/all.sql.zst", 100, beginning(b"\x28\xb5\x2f\xfdxyz", BEGINNING))
     assert str(found) == (
         "a/all.sql.zst is a compressed file (zstd), and what is in it cannot be seen: zstd is not installed: install "
