@@ -54,8 +54,11 @@ def first_segment(data: Path) -> str:
     return Start(int(high, 16) << 32 | int(low, 16), control.timeline, control.wal_segment_size).segment
 
 
-def plan(data: Path, relocated: dict[str, str] | None = None) -> list[Step]:
-    return plan_clone(read_data_directory(str(data)), str(tree_of(data)), relocated=relocated).steps
+def plan(data: Path, relocated: dict[str, str] | None = None, *, is_recovered: bool = False) -> list[Step]:
+    found = plan_clone(
+        read_data_directory(str(data)), str(tree_of(data)), relocated=relocated, is_recovered=is_recovered
+    )
+    return found.steps
 
 
 def whats(data: Path, relocated: dict[str, str] | None = None) -> list[str]:
@@ -189,7 +192,9 @@ def test_alter_system_is_set_aside_once(data: Path) -> None:
     assert (data / "postgresql.auto.conf").read_text() == ""
     assert "archive_command" in (data / SET_ASIDE).read_text()
     (data / "postgresql.auto.conf").write_text("work_mem = '1MB'\n")
-    assert plan(data) == []
+    assert plan(data, is_recovered=True) == []
+    # In a copy that no start has recovered it is the archive's, whatever lies beside it.
+    assert whats(data) == ["postgresql.auto.conf emptied (work_mem)"]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o710 | 0o007])
