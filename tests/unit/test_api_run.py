@@ -98,7 +98,7 @@ def test_no_callback() -> None:
 
 def test_options_are_the_variables_of_the_playbook() -> None:
     playbook = Path(__file__).parents[2] / "playbooks" / "instant_recovery_start.yml"
-    names = set(re.findall(r'session_\w+: "\{\{ (\w+) \| default', playbook.read_text()))
+    names = set(re.findall(r'session_\w+: "\{\{ .*?(\w+) \| default\(', playbook.read_text()))
     assert set(StartOptions.__annotations__) == names - {"archive"} | {"source_host"}
 
 
