@@ -758,7 +758,7 @@ def test_starts_at_the_same_time_come_to_different_ports(
 ) -> None:
     copies = [copy_of(closed) for _number in range(3)]
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda copy: forked(copy.start), copies))
+        results = list(pool.map(lambda copy: forked(lambda: copy.start(port=None)), copies))
     assert all("failed" not in result for result in results), results
     assert len({result["port"] for result in results}) == 3
 
@@ -767,7 +767,7 @@ def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, 
     copy = copy_of(closed)
     other = Session.create(str(copy.directory.parent), user=None, fields={})
     other.update(port=15432)
-    result = copy.start()
+    result = copy.start(port=None)
     assert "failed" not in result, result
     record = copy.record
     assert record["port"] == result["port"] != 15432

@@ -25,7 +25,7 @@ import pytest
 from tests.integration.conftest import needs_root
 from tests.support.clock import MINUTE, Clock, wait_until
 from tests.support.cluster import Cluster, Connection
-from tests.support.host import remains
+from tests.support.host import free_port, remains
 from tests.support.playbook import Playbooks
 from tests.support.repository import Repository
 from tests.support.trace import Touch, changes, touched_outside_rooms, tracing_interpreter
@@ -391,7 +391,7 @@ def story(shared_place: Path) -> Iterator[Story]:
         # It notes in the WAL now and then which transactions run, whether anything happens or not.
         with frozen(production.processes("background writer")):
             before = production.state()
-            started = playbooks.start(archive=f"{repository.location}::frozen", examine=True)
+            started = playbooks.start(archive=f"{repository.location}::frozen", examine=True, port=free_port())
             assert started.returncode == 0, started.output
             try:
                 not_refused = list(use(started.session, production))

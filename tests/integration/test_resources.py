@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
 
 MEMORY = 256 << 20
+LAYER = [str(2 << 30)] * 2  # the layer limits itself
 OWN = os.getpriority(os.PRIO_PROCESS, 0)  # whoever runs the tests may be nice, and what they start is that, too
 NICE = max(7, OWN)
 without_systemd = pytest.mark.skipif(
@@ -61,8 +62,9 @@ def test_all_processes_get_the_share_of_the_session(stack: Stack) -> None:
 def test_a_query_that_takes_too_much_memory_fails_alone(stack: Stack) -> None:
     connection, before = stack.connection(), stack.processes()["server"]
     assert data_limit(before) == [str(MEMORY)] * 2
-    for name in ("archive-1", "merged", "keeper"):  # these would not survive it
+    for name in ("archive-1", "keeper"):  # these would not survive it
         assert data_limit(stack.processes()[name]) == data_limit(os.getpid())
+    assert data_limit(stack.processes()["merged"]) == LAYER
     assert connection.sql(f"select length(repeat('x', {MEMORY // 4}))") == str(MEMORY // 4)
     with pytest.raises(RuntimeError, match="ERROR:  out of memory"):
         connection.sql(f"select length(repeat('x', {MEMORY}))")
@@ -92,7 +94,9 @@ def test_unless_asked_for_only_the_servers_memory_is_limited(place: Path, sample
             nice = min(19, OWN + 10) if "keeper.pyz" in command else OWN
             assert os.getpriority(os.PRIO_PROCESS, pid) == nice, command
             assert io_priority(pid).startswith("none"), command
-            if "postgres" not in command:
+            if "cowfs" in command:
+                assert data_limit(pid) == LAYER
+            elif "postgres" not in command:
                 assert data_limit(pid) == data_limit(os.getpid()), command
     finally:
         stack.change("absent")

@@ -20,6 +20,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephe
 
 from tests.support.cluster import Connection
 from tests.support.forked import forked
+from tests.support.host import free_port
 from tests.support.modules import call
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Copy:
     data: Path
     options: dict[str, Any] = field(default_factory=dict)
     caller: pwd.struct_passwd | None = None
+    port: int | None = field(default_factory=free_port)  # while it is stopped, nobody else takes it
 
     @classmethod
     def of(cls, cluster: Cluster, root: Path, *, user: str | None = None, caller: str | None = None) -> Copy:
@@ -52,7 +54,7 @@ class Copy:
             root.mkdir(mode=0o700)
             os.chown(root, entry.pw_uid, entry.pw_gid)
         copy = forked(lambda: cls._made(cluster, root, user), user=entry)
-        copy.caller = entry
+        copy.caller, copy.port = entry, free_port()
         return copy
 
     @classmethod
@@ -107,7 +109,7 @@ class Copy:
         return there
 
     def start(self, *, check: bool = False, **options: Any) -> dict[str, Any]:
-        data = {"data_directory": str(self.data)}
+        data = {"data_directory": str(self.data), "port": self.port}
         return self._call("started", check=check, **{**data, **self.options, **options})
 
     def stop(self, *, check: bool = False) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import (
 )
 
 from tests.support.cluster import Connection
+from tests.support.host import free_port
 from tests.support.modules import call
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Stack:
     begun: dict[str, Any] = field(default_factory=dict)
     server: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
+    port: int | None = field(default_factory=free_port)  # while its server is down, nobody else takes it
 
     def start(self, phase: str = "active") -> Stack:
         """Do the steps up to this phase; fails where one of them does."""
@@ -153,7 +155,7 @@ class Stack:
                 pg_ephemeral.main,
                 data_directory=os.path.join(merged, self.sample.data_directory),
                 session_directory=str(self.directory),
-                **{"examine": False, **self.server},
+                **{"examine": False, "port": self.port, **self.server},
             )
         )
 
