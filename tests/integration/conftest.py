@@ -18,7 +18,7 @@ import pytest
 from tests.support.clock import Clock
 from tests.support.cluster import Cluster, TableState, server_directory
 from tests.support.copies import Copy
-from tests.support.host import processes_below, remains
+from tests.support.host import detach_mounts, processes_below, remains
 from tests.support.once import made_once
 from tests.support.playbook import Playbooks
 from tests.support.repository import Repository
@@ -161,7 +161,8 @@ def _place() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="ir-"))
     directory.chmod(0o711)
     yield directory
-    mounted = [line for line in remains(directory) if line.startswith("mount")]
+    mounted = detach_mounts(directory)
     # Never delete through a mount: the files below it are somebody else's.
-    assert mounted == []
+    assert detach_mounts(directory) == []
     shutil.rmtree(directory)
+    assert mounted == []

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["bare_system", "closed_fuse", "free_port", "is_listening", "processes_below", "remains", "without"]
+__all__ = [
+    "bare_system",
+    "closed_fuse",
+    "detach_mounts",
+    "free_port",
+    "is_listening",
+    "processes_below",
+    "remains",
+    "without",
+]
 
 MARKER = "INSTANT_RECOVERY_SESSION"
 KEEPER_ENDS = 10.0  # seconds
@@ -104,6 +114,17 @@ def bare_system(place: Path, *packages: str) -> list[str]:
     """
     name_space = ["unshare", "--mount", "--pid", "--fork", "--propagation", "private"]
     return [*name_space, "sh", "-c", script, "sh", str(place), " ".join(packages)]
+
+
+def detach_mounts(directory: str | Path) -> list[str]:
+    """Unmount what is mounted below directory, at once and whoever uses it; what there was.
+
+    For the end of a test, also of one that was interrupted: what it leaves mounted would outlive its directory.
+    """
+    found = [mountpoint for mountpoint in _mountpoints() if _is_below(mountpoint, str(directory))]
+    for mountpoint in reversed(found):
+        subprocess.run(["umount", "--lazy", mountpoint], check=False, capture_output=True)
+    return found
 
 
 def is_listening(port: int) -> bool:

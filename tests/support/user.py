@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.host import detach_mounts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -35,7 +37,11 @@ def ordinary_user(purpose: str) -> Iterator[pwd.struct_passwd]:
     try:
         yield user
     finally:
+        _kill_processes(user.pw_uid)
+        mounted = detach_mounts(user.pw_dir)  # userdel would only warn that it cannot remove the home directory
         _run("userdel", "--remove", name, before=lambda: _kill_processes(user.pw_uid))
+        assert mounted == []
+        assert not Path(user.pw_dir).exists()
 
 
 @contextlib.contextmanager
