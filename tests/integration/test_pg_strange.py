@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from tests.support.copies import Copy
 
-SOURCES = Path("/usr/share/i18n/locales/de_DE")
-needs_sources = pytest.mark.skipif(not SOURCES.exists(), reason="needs the sources of locales: apt-get install locales")
 NAMES = ("caf\udce9", " blank ", "line\nbreak", "quote'\"\\")
 
 
@@ -166,7 +164,6 @@ def german(shared_place: Path) -> Iterator[Cluster]:
             yield cluster
 
 
-@needs_sources
 def test_a_locale_that_is_not_here_is_made_for_the_session(german: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(german)
     for _again in range(2):
@@ -186,7 +183,6 @@ def test_a_locale_that_is_not_here_is_made_for_the_session(german: Cluster, copy
         assert copy.left() == []
 
 
-@needs_sources
 def test_a_locale_that_cannot_be_made_is_named_with_the_cure(
     german: Cluster, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +193,6 @@ def test_a_locale_that_cannot_be_made_is_named_with_the_cure(
         assert said in result["msg"]
 
 
-@needs_sources
 def test_a_database_alone_that_lacks_its_locale(
     place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +221,6 @@ def test_a_database_alone_that_lacks_its_locale(
         assert copy.sql("select 1") == "1"
 
 
-@needs_sources
 def test_a_cluster_of_another_c_library_gets_the_warning(place: Path, copy_of: Callable[..., Copy]) -> None:
     """As musl leaves it: a locale of that name, and no version of its collation."""
     with Cluster(directory=place / "source") as source:

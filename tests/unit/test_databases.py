@@ -346,7 +346,12 @@ def test_archived_wal_alone_is_told_and_not_read() -> None:
     """Whoever names it as wal_source does not wait for that."""
     items = [directory("srv/wal"), *(file(f"srv/wal/{number:024X}", 16 << 20) for number in range(1, 100))]
     looked_at: list[Item] = []
-    found, catalogue = find_databases(items, read=lambda _: {}, begin=lambda wanted, _: looked_at.extend(wanted) or {})  # type: ignore[func-returns-value]
+
+    def begin(wanted: Sequence[Item], _limit: int) -> dict[str, Beginning]:
+        looked_at.extend(wanted)
+        return {}
+
+    found, catalogue = find_databases(items, read=lambda _: {}, begin=begin)
     assert (found, looked_at) == ([], [])
     with pytest.raises(DatabaseChoiceError) as caught:
         choose_database(found, archive="a", others=catalogue.others)
