@@ -117,7 +117,7 @@ class Inner:
 
     argv: Sequence[str]
     pass_fds: Sequence[int]
-    started: Callable[[], None]
+    started: Callable[[], object]
     errors: int | None = None
     cut_off: Callable[[], None] = lambda: None
 

@@ -10,7 +10,6 @@ can be started anew, but what a Borg needs to open the repository it then lacks:
 from __future__ import annotations
 
 import ctypes
-import io
 import logging
 import os
 import resource
@@ -41,12 +40,15 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     spawn,
     stop_all,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import PREFIX
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import packed as packed_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import (
     Archive,
     packed,
     unpacked,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import PARTS as SANDBOX
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
     Session,
@@ -89,7 +91,6 @@ UPPER, LAYER = "upper", "merged"  # the directory of changes, and the claim of w
 LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
 REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
-PACKAGES = ("ansible_collections", "phpborg", "instant_recovery", "plugins", "module_utils")
 
 log = logging.getLogger("keeper")
 
@@ -360,40 +361,17 @@ def _will_make_room(session: Session, free: int, total: int) -> bool:
 
 
 def _packed() -> bytes:
-    """This program as a zip file: this module and those of the collection that it needs, and what calls main."""
-    import zipfile  # not for the keeper itself, which is to be small
-
-    content = io.BytesIO()
-    prefix = ".".join(PACKAGES)
-    with zipfile.ZipFile(content, "w") as archive:
-        for depth in range(len(PACKAGES)):
-            archive.writestr("/".join((*PACKAGES[: depth + 1], "__init__.py")), "")
-        for name in NEEDED:
-            archive.writestr("/".join((*PACKAGES, f"{name}.py")), _source(f"{prefix}.{name}"))
-        # Beside a start that is under way it takes its time. Only root can give that back to a Borg that it starts.
-        nice = "import os\nif os.geteuid() == 0: os.nice(10)\n"
-        archive.writestr("__main__.py", f"{nice}from {prefix}._keeper import main\nmain()\n")
-    return content.getvalue()
+    # Beside a start that is under way it takes its time. Only root can give that back to a Borg that it starts.
+    nice = "import os\nif os.geteuid() == 0: os.nice(10)\n"
+    return packed_program(NEEDED, f"{nice}from {PREFIX}._keeper import main\nmain()\n")
 
 
 # Which these are is tested.
 NEEDED = (
     *("_audit", "_clock", "_command", "_errors", "_files", "_keeper", "_liveness", "_lost", "_metrics", "_mounts"),
-    *("_ownership", "_processes", "_prometheus", "_resources", "_revival", "_sandbox", "_sandbox_program"),
+    *("_ownership", "_processes", "_programs", "_prometheus", "_resources", "_revival", "_sandbox", *SANDBOX),
     *("_session", "_shared_memory", "_space", "_teardown", "_uids"),
 )
-
-
-def _source(module: str) -> bytes:
-    """The text of a module, which may lie in the zip file that Ansible made of ours."""
-    from importlib.util import find_spec
-
-    spec = find_spec(module)
-    if spec is None or spec.loader is None or spec.origin is None:
-        raise ImportError(module)
-    # Both loaders that there are, of files and of zip files, have it; the abstract one does not.
-    data: bytes = spec.loader.get_data(spec.origin)  # type: ignore[attr-defined]
-    return data
 
 
 if __name__ == "__main__":

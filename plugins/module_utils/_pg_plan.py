@@ -259,6 +259,7 @@ def _sandbox(request: Request, binaries: Binaries) -> Sandbox:
         account=request.account,
         readable=(*binaries.trees(), request.config()),
         writable=(request.tree, request.socket_directory),
+        private=(request.socket_directory,),
         session_directory=request.directory,
         accept_unconfined=request.accept_unconfined,
     )

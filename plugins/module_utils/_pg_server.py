@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import stat
 import struct
 import time
 from contextlib import ExitStack, suppress
@@ -102,6 +101,7 @@ PSQL_ENVIRONMENT = {
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
+BACKLOG = 128  # connections that wait to be accepted
 LOOKS = 0.02  # seconds between two attempts to reach a server that is starting; nothing tells of its socket
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
@@ -151,12 +151,12 @@ def start_server(
     """
     deadline = time.monotonic() + plan.request.timeout
     try:
-        with reserve_port(plan.request.port, avoid=avoid) as port:
+        with reserve_port(plan.request.port, avoid=avoid) as (port, reserved):
             apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)
             prepared = _prepare(plan, argv, password, session, deadline)
-            process = _start(plan, argv, port, prepared, session, deadline)
+            process = _start(plan, argv, port, reserved, prepared, session, deadline)
         database = _entered(prepared.catalogs)
         _write(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         _write(plan.request.client(SERVICE_FILE), _service(plan, port, database))
@@ -211,8 +211,8 @@ def stop_server(session: Session) -> bool:
 
 def _end(process: Process) -> bool:
     """Stop process and whatever it has started, and remove what they would leave; whether all ended."""
-    shared_memory = shared_memory_of(process.pid)
     family = descendants(process)
+    shared_memory = [name for one in family for name in shared_memory_of(one.pid)]
     ended = stop(process, STOP_SIGNALS) and not stop_all(family, STOP_SIGNALS[-1:])
     if ended:
         release(shared_memory)
@@ -379,25 +379,45 @@ def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def _start(plan: Plan, argv: list[str], port: int, prepared: _Prepared, session: Session, deadline: float) -> Process:
+def _start(
+    plan: Plan,
+    argv: list[str],
+    port: int,
+    reserved: socket.socket,
+    prepared: _Prepared,
+    session: Session,
+    deadline: float,
+) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
     log = plan.request.log
     begin = os.path.getsize(log)
+    room = plan.serving(port)
     session.claim(name=CLAIM, kind="process", signals=STOP_SIGNALS)
-    plan.serving(port).start(
-        argv, log=log, env=prepared.environment, claim=lambda process: session.amend_claim(CLAIM, process=process)
-    )
-    process = running_server(session)
+    with _socket_for_clients(plan, port) as clients:
+        doors: list[tuple[int, str | int]] = [
+            (clients.fileno(), os.path.join(plan.request.socket_directory, _socket_name(port)))
+        ]
+        if room.has_network():
+            reserved.listen(BACKLOG)
+            doors.append((reserved.fileno(), port))
+        process = room.start(
+            argv,
+            log=log,
+            env=prepared.environment,
+            claim=lambda process: session.amend_claim(CLAIM, process=process),
+            doors=doors,
+        )
+    warden = running_server(session)
     is_ready = False
     try:
-        is_ready = process is not None and _wait_until_ready(plan, port, process, deadline)
-        if process is not None and is_ready:
+        is_ready = warden is not None and _wait_until_ready(plan, port, warden, deadline)
+        if is_ready:
             session.amend_claim(CLAIM, shared_memory=shared_memory_of(process.pid))
             return process
-        is_late = process is not None and process.alive()
+        is_late = warden is not None and warden.alive()
     finally:
-        if process is not None and not is_ready:
-            _end(process)
+        if warden is not None and not is_ready:
+            _end(warden)
     said = log_tail(log, begin=begin)
     late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
     problem = late if is_late else f"did not start: {reason(said)}"
@@ -407,7 +427,7 @@ def _start(plan: Plan, argv: list[str], port: int, prepared: _Prepared, session:
 def _wait_until_ready(plan: Plan, port: int, process: Process, deadline: float) -> bool:
     """Whether process accepts connections before the deadline; otherwise it has ended or takes too long."""
     while process.alive() and time.monotonic() < deadline:
-        if _publish_socket(plan, port) and _accepts(plan.request.client(_socket_name(port))):
+        if _accepts(plan.request.client(_socket_name(port))):
             return True
         wait_for_any_end([process], timeout=LOOKS)
     return False
@@ -417,28 +437,24 @@ def _socket_name(port: int) -> str:
     return f".s.PGSQL.{port}"
 
 
-def _publish_socket(plan: Plan, port: int) -> bool:
-    """Have the server's socket in the directory for clients as well, by a name that the server cannot put another to.
+def _socket_for_clients(plan: Plan, port: int) -> socket.socket:
+    """A socket that listens, in the directory for clients. Our own programs come to it as the server's user.
 
-    In its own directory a link could lead whoever connects to production's socket.
+    The server's own socket lies where it could put another in its place, or a link to production's.
     """
-    published = plan.request.client(_socket_name(port))
-    _unlink(published)  # of a moment ago, if the server has not answered through it
+    path = plan.request.client(_socket_name(port))
+    _unlink(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        made = os.open(
-            os.path.join(plan.request.socket_directory, _socket_name(port)), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
-    except OSError:
-        return False
-    try:
-        state = os.fstat(made)
-        if not stat.S_ISSOCK(state.st_mode) or state.st_uid != plan.account.uid:
-            return False
-        # With a descriptor for directories, Python calls linkat(2), which takes what /proc/self/fd stands for.
-        os.link(f"/proc/self/fd/{made}", published, src_dir_fd=made, follow_symlinks=True)
-    finally:
-        os.close(made)
-    return True
+        listening.bind(path)
+        os.chmod(path, 0o600)
+        if plan.account.uid != os.geteuid():
+            os.chown(path, plan.account.uid, plan.account.gid)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def _accepts(path: str) -> bool:

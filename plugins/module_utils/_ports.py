@@ -42,12 +42,13 @@ def check_socket_path(directory: str, name: str) -> None:
 
 
 @contextmanager
-def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> Iterator[int]:
-    """A free port of 127.0.0.1, held until the server has it: the one asked for, else the first free one from 15432.
+def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> Iterator[tuple[int, socket.socket]]:
+    """A free port of 127.0.0.1, and the socket that has it: the one asked for, else the first free one from 15432.
 
-    Held means bound without SO_REUSEADDR, so that nobody else gets it: starts at the same time come to different ports
-    without knowing of each other. The option is set afterwards: a server, which sets it too, can then bind as well.
-    Ports in avoid are passed over unless asked for.
+    The socket can be handed to whoever is to listen, or held until a server has bound the port by itself. Held means
+    bound without SO_REUSEADDR, so that nobody else gets it: starts at the same time come to different ports without
+    knowing of each other. The option is set afterwards: a server, which sets it too, can then bind as well. Ports in
+    avoid are passed over unless asked for.
     """
     if port is not None:
         check_port(port)
@@ -57,7 +58,7 @@ def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> It
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
             if _bind(holder, candidate, asked_for=port is not None):
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                yield candidate
+                yield candidate, holder
                 return
     if port is None:
         raise RecoveryError(f"No port from {FIRST_PORT} on is free on {ADDRESS}: stop some sessions.")

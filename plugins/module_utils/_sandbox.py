@@ -11,12 +11,12 @@ processes end together. Three walls stand behind one another, and each one alone
   System V objects of others, and no network where none is needed. For an ordinary user through a user namespace;
 - Landlock (Linux 5.13), and seccomp for what neither of them governs.
 
-`_sandbox_program` does the work, in a process of its own.
+`_sandbox_program` does the work, in a process of its own, which stays as the program's warden: what is to reach a
+server comes to the warden, and what a server says goes to the log through it.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import select
@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
     Account,
     Completed,
@@ -46,18 +45,26 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     open_log,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import PREFIX, packed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_calls import can_filter_calls
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_landlock import (
     SIGNALS_SINCE,
-    can_filter_calls,
     landlock_version,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Sandbox", "SandboxError", "missing_walls"]
+__all__ = ["PARTS", "Sandbox", "SandboxError", "missing_walls"]
 
-PROGRAM = inspect.getsource(_sandbox_program).encode()
+# What `_sandbox_program` consists of.
+PARTS = tuple(
+    f"_sandbox_{name}" for name in ("calls", "kernel", "landlock", "program", "root", "specification", "warden")
+)
+RUN = (
+    "import sys; sys.path.insert(0, '/proc/self/fd/' + sys.argv[1]); "
+    f"from {PREFIX}._sandbox_program import main; main(*map(int, sys.argv[1:]))"
+)
 ANYWHERE = "/tmp"  # a directory that every host has
 KILL = (("SIGKILL", 5.0),)
 ROUNDS = 10
@@ -65,6 +72,18 @@ PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some m
 MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
 TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
+
+
+# A specification for a program that may reach nothing, with no wall around it.
+NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("readable", "writable", "private", "logged", "doors"), ()),
+    **dict.fromkeys(("namespaces", "landlock", "seccomp"), False),
+    **dict.fromkeys(("port", "processes", "memory"), 0),
+    "env": {},
+    "account": None,
+    "staging": ANYWHERE,
+    "network": "none",
+}
 
 
 class SandboxError(RecoveryError):
@@ -77,13 +96,15 @@ class Sandbox:
 
     account: whom it runs as. readable, writable: paths of trees, files or sockets; programs and libraries can be read
     always, and paths that do not exist are passed over. network: `none`; `unix`, for clients of a socket that is among
-    the paths; `serve`, to listen on port and call nobody; `host`, to listen on port and call anybody.
+    the paths; `serve`, to listen on port and call nobody; `host`, to listen on port and call anybody. private: paths of
+    directories that nobody else needs to see: where there are namespaces they are small ones in memory.
     session_directory: whose mark its processes bear until they execute the program.
     """
 
     account: Account
     readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     network: str = "none"
     port: int = 0
     session_directory: str | None = None
@@ -96,25 +117,37 @@ class Sandbox:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Sandbox:
         """From the session's record. Raises TypeError or KeyError for something else."""
-        trees = {name: tuple(fields[name]) for name in ("readable", "writable")}
+        trees = {name: tuple(fields[name]) for name in ("readable", "writable", "private")}
         return cls(**{**fields, **trees, "account": Account(**fields["account"])})
 
     def for_tool(self, *, readable: Sequence[str] = (), writable: Sequence[str] = (), network: str = "none") -> Sandbox:
         """The same user's room for a program that only looks at these paths."""
-        return replace(self, readable=tuple(readable), writable=tuple(writable), network=network, port=0)
+        return replace(self, readable=tuple(readable), writable=tuple(writable), private=(), network=network, port=0)
 
-    def start(self, argv: Sequence[str], *, log: str, env: Mapping[str, str], claim: Callable[[Process], None]) -> None:
-        """Run argv as a daemon whose output goes to log.
+    def has_network(self) -> bool:
+        """Whether its program has a network of its own, with nobody in it: who is to come to it comes by a door."""
+        return self.network != "host" and _has_namespaces()
 
-        claim is called with its process before the program is executed; when that does not return, it never is. The
-        process is the program itself where it has a namespace of processes, which ends with it. Elsewhere it is a
-        supervisor, which hands signals on, ends everything that the program leaves behind, and ends with it. Raises
-        SandboxError.
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        log: str,
+        env: Mapping[str, str],
+        claim: Callable[[Process], None],
+        doors: Iterable[tuple[int, str | int]] = (),
+    ) -> Process:
+        """Run argv as a daemon whose output goes to log, and return its process.
+
+        claim is called with the process of its warden before the program is executed; when that does not return, it
+        never is. The warden hands signals on, ends everything that the program leaves behind, and ends with it; killed,
+        it takes the program with it. doors: descriptors of sockets that listen, each with what is behind it, by the
+        path of a socket or as a TCP port, as the program sees them. Raises SandboxError.
         """
-        with self._launch(argv, env, daemon=True) as launch:
+        with self._launch(argv, env, logged=(1, 2), doors=doors) as launch:
             output = open_log(log, argv)
             try:
-                child = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
+                warden = subprocess.Popen(  # pylint: disable=ansible-bad-function  # outlives the module
                     launch.command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -126,12 +159,10 @@ class Sandbox:
                 )
             finally:
                 os.close(output)
-            launch.begin(claim)
+            _wardens.append(warden)
+            program = launch.begin(claim)
             launch.await_execution()
-            if launch.namespaces:
-                child.wait(PATIENCE)  # it has left its child alone
-            else:
-                _supervisors.append(child)
+            return program
 
     def run(
         self,
@@ -151,7 +182,8 @@ class Sandbox:
         What it leaves behind is ended with it. log is a file that its standard error is appended to. claim is as in
         start(). Raises CommandError, OutputError and, where the program cannot be locked up, SandboxError.
         """
-        with self._launch(argv, env or {}, daemon=False, memory=memory) as launch, ExitStack() as opened:
+        logged = () if log is None else (2,)
+        with self._launch(argv, env or {}, logged=logged, memory=memory) as launch, ExitStack() as opened:
             errors = None
             if log is not None:
                 errors = open_log(log, argv)
@@ -174,10 +206,17 @@ class Sandbox:
 
     @contextmanager
     def _launch(
-        self, argv: Sequence[str], env: Mapping[str, str], *, daemon: bool, memory: int = 0
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        logged: Sequence[int],
+        doors: Iterable[tuple[int, str | int]] = (),
+        memory: int = 0,
     ) -> Iterator[_Launch]:
         namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
         specification = {
+            **NOTHING,
             "argv": list(argv),
             "env": {**_environment(self.account), **self._mark(), **env},
             "uid": self.account.uid,
@@ -186,12 +225,14 @@ class Sandbox:
             "staging": self.session_directory or ANYWHERE,
             "readable": list(self.readable),
             "writable": list(self.writable),
+            "private": list(self.private),
             "network": self.network,
             "port": self.port,
             "namespaces": namespaces,
             "landlock": landlock,
             "seccomp": can_filter_calls(),
-            "daemon": daemon,
+            "logged": list(logged),
+            "doors": list(doors),
             "processes": MOST_PROCESSES,
             "memory": memory,
         }
@@ -271,25 +312,7 @@ def _has_namespaces() -> bool:
 @lru_cache(maxsize=1)
 def _user_namespaces_work(uid: int) -> bool:
     """Whether this user can have a namespace of users and mount in it: distributions forbid one or the other."""
-    account = Account(name="", uid=uid, gid=os.getegid())
-    specification = {
-        "argv": ["/bin/true"],
-        "env": {},
-        "uid": uid,
-        "gid": account.gid,
-        "account": None,
-        "staging": ANYWHERE,
-        "readable": [],
-        "writable": [],
-        "network": "none",
-        "port": 0,
-        "namespaces": True,
-        "landlock": False,
-        "seccomp": False,
-        "daemon": False,
-        "processes": 0,
-        "memory": 0,
-    }
+    specification = {**NOTHING, "argv": ["/bin/true"], "uid": uid, "gid": os.getegid(), "namespaces": True}
     launch = _Launch(specification, None)
     try:
         inner = Inner(["true"], launch.descriptors, lambda: launch.begin(None))
@@ -301,27 +324,27 @@ def _user_namespaces_work(uid: int) -> bool:
     return done.returncode == 0
 
 
-_supervisors: list[subprocess.Popen[bytes]] = []  # kept, so that Python does not complain of children that live on
+_wardens: list[subprocess.Popen[bytes]] = []  # kept, so that Python does not complain of children that live on
 
 
 class _Launch:
     """One run of the program: its command line, and both ends of the pipes to it."""
 
     def __init__(self, specification: Mapping[str, Any], session_directory: str | None) -> None:
-        self.namespaces = bool(specification["namespaces"])
         self.environment = {"PATH": search_path(), "LC_ALL": "C.UTF-8"}
         if session_directory is not None:
             self.environment[MARKER] = session_directory
-        program = _memory_file("sandbox", PROGRAM)
+        program = _memory_file("sandbox", _program())
         given = _memory_file("specification", json.dumps(specification).encode())
         self._status, status = os.pipe()
         go, self._go = os.pipe()
-        self.descriptors = [program, given, status, go]
-        self._open = {*self.descriptors, self._status, self._go}
+        ours = (program, given, status, go)
+        self.descriptors = [*ours, *(door for door, _target in specification["doors"])]
+        self._open = {*ours, self._status, self._go}
         self._said = b""
         self._process: Process | None = None
-        numbers = map(str, (given, status, go))
-        self.command = [sys.executable, "-I", "-S", f"/proc/self/fd/{program}", *numbers]
+        self._theirs = ours
+        self.command = [sys.executable, "-I", "-S", "-c", RUN, *map(str, ours)]
 
     def close(self) -> None:
         """Close what is open still. A program that was not begun ends by that."""
@@ -332,9 +355,9 @@ class _Launch:
             self._open.discard(descriptor)  # its number may be another thread's in a moment
             os.close(descriptor)
 
-    def begin(self, claim: Callable[[Process], None] | None) -> None:
-        """Learn which process it is, have it claimed, and let it execute the program."""
-        self._close(*self.descriptors)  # the other ends
+    def begin(self, claim: Callable[[Process], None] | None) -> Process:
+        """Learn which process it is, have it claimed, and let it execute the program, whose process is returned."""
+        self._close(*self._theirs)
         answer = json.loads(self._line() or b"{}")
         process = identify(answer["pid"]) if "pid" in answer else None
         if process is None:
@@ -342,11 +365,13 @@ class _Launch:
         self._process = process
         if claim is not None:
             claim(process)
+        program = identify(answer["program"]) or process
         with suppress(BrokenPipeError):  # it has failed, which it tells
             os.write(self._go, b"!")
+        return program
 
     def cut_off(self) -> None:
-        """Kill what the program has become, and what it has started: neither has to end with the one that began it."""
+        """Kill the warden, and what the program has started: neither has to end with the one that began it."""
         if self._process is None:
             return
         for _round in range(ROUNDS):  # what was born in the meantime
@@ -375,6 +400,11 @@ class _Launch:
             self._said += more
         line, _newline, self._said = self._said.partition(b"\n")
         return line
+
+
+@lru_cache(maxsize=1)
+def _program() -> bytes:
+    return packed(PARTS)
 
 
 def _memory_file(name: str, content: bytes) -> int:

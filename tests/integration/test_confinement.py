@@ -27,7 +27,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     account,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox, SandboxError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_program import landlock_version
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_landlock import landlock_version
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
@@ -129,6 +129,12 @@ def said_by(copy: Copy, program: str) -> str:
     return copy.sql("select coalesce(string_agg(line, ' '), '') from said")
 
 
+def listeners() -> set[str]:
+    """Addresses and ports that somebody on this host listens at."""
+    said = subprocess.run(["ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
+    return {line.split()[3] for line in said.splitlines()}
+
+
 def test_no_file_of_production_can_be_opened(live: Cluster, copy: Confined) -> None:
     told = " ".join(entry["what"] for entry in copy.record["server"]["neutralised"])
     assert "files outside of the session closed to the server" in told
@@ -208,9 +214,10 @@ def test_modes_and_times_of_production_stay(live: Cluster, copy: Confined) -> No
     changes = [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in before]
     now = [path.stat() for path in (directory, file)]
     assert [(state.st_mode, state.st_mtime_ns, state.st_ctime_ns) for state in now] == changes
-    # The socket's mode is right without chmod(): see _sandbox_program.
-    (socket_file,) = (path for path in copy.run.iterdir() if path.is_socket())
-    assert socket_file.stat().st_mode & 0o077 == 0
+    # The socket's mode is right without chmod(): see _sandbox_calls. It is to be seen where there are no namespaces.
+    mode = said_by(copy, f"stat -c %a {copy.run}/.s.PGSQL.{copy.record['port']}")
+    assert int(mode, 8) & 0o077 == 0
+    assert copy.walls == "Landlock" or not list(copy.run.iterdir())
 
 
 def test_nobody_is_called(live: Cluster, copy: Confined) -> None:
@@ -253,6 +260,41 @@ def test_only_the_sessions_port_can_be_listened_on(live: Cluster, copy: Confined
     listen = 'python3 -c "import socket; s = socket.socket(); s.bind((chr(48), {port})); s.listen(); print(chr(42))"'
     if copy.walls in ("all", "Landlock"):
         assert "Permission denied" in said_by(copy, listen.format(port=31337))
+
+
+def test_what_listens_in_its_network_is_not_heard_of_outside(live: Cluster, copy: Confined) -> None:
+    """Landlock knows bind() alone: listen() without it gets a random port, on all addresses. Other names are abstract."""
+    if copy.walls == "Landlock" or copy.network == "host":
+        pytest.skip("without a network of its own: see SECURITY.md")
+    name = f"ir-{os.getpid()}"
+    script = copy.data / "listens.py"
+    script.write_text(f"""
+import socket, time
+unbound = socket.socket(); unbound.listen()
+other = socket.socket(socket.AF_INET6)
+try:
+    other.bind(("::1", {copy.record["port"]}))
+    other.listen()
+except OSError:
+    pass
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\\0{name}")
+abstract.listen()
+print(unbound.getsockname()[1], len(open("/proc/net/tcp").readlines()), flush=True)
+time.sleep(3)
+""")
+    script.chmod(0o644)
+    before = listeners()
+    said = said_by(copy, f"(exec setsid python3 -I -S {script} 2>&1 &) | head -1")
+    port, visible = map(int, said.split())
+    assert port > 0
+    assert visible < 10  # its own, and none of the host's
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    with pytest.raises(OSError), socket.socket(socket.AF_INET6) as client:
+        client.connect(("::1", copy.record["port"]))
+    assert f"@{name}" not in Path("/proc/net/unix").read_text()
+    assert not {address for address in listeners() - before if address.endswith(f":{port}")}
 
 
 def test_no_other_kind_of_socket_is_to_be_had(live: Cluster, copy: Confined) -> None:
@@ -299,8 +341,6 @@ def test_nothing_survives_a_stop(live: Cluster, copy: Confined) -> None:
 
 
 def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None:
-    if copy.walls == "Landlock":
-        pytest.skip("without namespaces nothing ends what the killed supervisor had found: see SECURITY.md")
     mark = f"12{os.getpid()}"
     said_by(copy, f"(exec env -i setsid sleep {mark} </dev/null >/dev/null 2>&1) & sleep 0.1")
     assert running(f"sleep {mark}")

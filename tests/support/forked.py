@@ -11,6 +11,8 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox
+
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable
@@ -19,6 +21,7 @@ __all__ = ["forked"]
 
 # Python reads a codec's file at its first use, and another user may not enter this Python's directory.
 codecs.lookup("ascii")
+_sandbox._program()  # so are the sources of the sandbox's program; a module has its own copy of them
 
 T = TypeVar("T")
 
