@@ -102,8 +102,10 @@ ATTEMPTS = 10
 #: What the file of counters holds, in this order, 64 bits each in the machine's byte order: bytes fetched from the
 #: lower, bytes written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
 COUNTERS = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")
-#: Bytes of memory that the layer may take. It needs some 100 MB, and 600 bytes for each file that is made or changed.
+#: Bytes of memory that the layer may take. It needs some 100 MB, and 2 KB for each file that is made or changed.
 MOST_MEMORY = 2 << 30
+#: Files, links and directories that can be made: what is known of them is in memory, and a link has up to 4 KB.
+MOST_NAMES = 300_000
 #: Seconds without a fetch after which memory that only serves fetching is given back.
 REST = 30
 #: Of mallopt(3).
@@ -136,12 +138,15 @@ class CowFs(Base):  # type: ignore[misc]
     # kernel holds of the file: read-write pgbench falls from 100 % to 35 % of native. Its price is paid by `Space`.
     enable_writeback_cache = True
 
-    def __init__(self, lower: Lower, upper: str, owner: tuple[int, int] | None, failures: Failures) -> None:
+    def __init__(
+        self, lower: Lower, upper: str, owner: tuple[int, int] | None, failures: Failures, reserve: int = 0
+    ) -> None:
         super().__init__()
         self.lower = lower
         self.upper = upper
         self.owner = owner
-        self.space = Space(upper, lower.cache)
+        self.space = Space(upper, lower.cache, reserve)
+        self.names_made, self.was_told = 0, False
         self.uppers = FileTable(OPEN_FILES)
         self.failures = failures
         self.complaints: set[tuple[int, int, str]] = set()
@@ -199,6 +204,8 @@ class CowFs(Base):  # type: ignore[misc]
         node, parent = self.nodes[inode], self.nodes[new_parent_inode]
         if node.nlink == 0:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        if self._has_too_many_names():
+            raise pyfuse3.FUSEError(errno.ENOSPC)
         node.nlink += 1
         node.lookups += 1
         self._put(parent, new_name, node)
@@ -421,7 +428,7 @@ class CowFs(Base):  # type: ignore[misc]
         self, parent_inode: int, name: bytes, mode: int, ctx: Any, rdev: int = 0, target: bytes | None = None
     ) -> Node:
         parent = self.nodes[parent_inode]
-        if self.space.is_low():
+        if self.space.is_low() or self._has_too_many_names():
             raise pyfuse3.FUSEError(errno.ENOSPC)
         # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
         node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
@@ -434,17 +441,29 @@ class CowFs(Base):  # type: ignore[misc]
         return node
 
     def _put(self, parent: Node, name: bytes, node: Node) -> None:
+        # Whoever puts a name has had it looked up: if nothing is known of it, the lower has none of that name.
+        if name not in parent.children:
+            parent.own.add(name)
+            self.names_made += 1
         parent.children[name] = node
         node.parent, node.name, node.changed = parent, name, True
         parent.touch()
 
     def _white_out(self, parent: Node, name: bytes) -> None:
-        # A directory made here hides nothing: only names that the lower may have need the mark.
-        if parent.lower is None:
+        # Only names of the lower need the mark. Temporary files would leave one each, without end.
+        if name in parent.own:
             del parent.children[name]
+            parent.own.remove(name)
+            self.names_made -= 1
         else:
             parent.children[name] = None
         parent.touch()
+
+    def _has_too_many_names(self) -> bool:
+        if self.names_made >= MOST_NAMES and not self.was_told:
+            self.was_told = True  # once: a log can be filled, too
+            log.error("%d files have been made, and no more can be: writers get ENOSPC", MOST_NAMES)
+        return self.names_made >= MOST_NAMES
 
     def _drop(self, parent: Node, name: bytes, node: Node) -> None:
         self._white_out(parent, name)
@@ -571,7 +590,7 @@ class Node:
 
     __slots__ = (
         "ino", "mode", "uid", "gid", "nlink", "rdev", "atime", "mtime", "ctime", "length", "lower", "target",
-        "content", "children", "parent", "name", "lookups", "opens", "changed",
+        "content", "children", "own", "parent", "name", "lookups", "opens", "changed",
     )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, lower: bytes | None = None) -> None:
@@ -583,6 +602,7 @@ class Node:
         self.content: Any = None
         # Names that are known: of nodes in use, of everything made here, and None for names that were removed.
         self.children: dict[bytes, Node | None] = {} if self.is_directory else NO_CHILDREN
+        self.own: set[bytes] = set() if self.is_directory else NO_NAMES  # of these, those that the lower has not
         self.parent: Node = self
         self.name = b""
         self.lookups = self.opens = 0
@@ -620,6 +640,7 @@ class Node:
 
 
 NO_CHILDREN: dict[bytes, Any] = {}
+NO_NAMES: set[bytes] = set()
 
 
 # ------------------------------------------------------------------------------------------------------- content
@@ -839,12 +860,12 @@ class Space:
     it holds are outdated. Should something else take the reserve as well, writes wait until there is space.
     """
 
-    def __init__(self, upper: str, cache: Cache) -> None:
+    def __init__(self, upper: str, cache: Cache, reserve: int = 0) -> None:
         self.upper = upper
         self.cache = cache
         self.refused: set[int] = set()
         self.low = self.waiting = self.ending = False
-        self.reserve = max(16 << 20, 2 * _dirty_limit() // 100)
+        self.reserve = max(16 << 20, 2 * _dirty_limit() // 100) + reserve
 
     def is_low(self) -> bool:
         """Whether only the reserve is left. Logged once when it comes to that, and once when it is over."""
@@ -1581,7 +1602,7 @@ def main(arguments: list[str] | None = None) -> int:
     limit_memory()
     save_memory()
     lower = Lower(options.lower, Cache(options.upper, options.cache_size, Counters(options.counters)), options.bell)
-    filesystem = CowFs(lower, options.upper, options.owner, Failures(options.failures))
+    filesystem = CowFs(lower, options.upper, options.owner, Failures(options.failures), options.reserve)
     mount_options = set(pyfuse3.default_options) | {f"fsname={options.lower[0]}", "subtype=cowfs", "nodev", "nosuid"}
     if options.allow_other:
         mount_options.add("allow_other")
@@ -1604,6 +1625,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--upper", required=True, help="existing directory for changed blocks")
     add("--cache-size", type=int, default=1 << 30, help="bytes of fetched windows kept on disk")
     add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
+    add(
+        "--reserve",
+        type=int,
+        default=0,
+        help="bytes of the upper's file system to leave free, beyond what safety needs",
+    )
     add("--allow-other", action="store_true", help="let other users than this one in")
     add("--counters", help="file to keep counters in")
     add("--failures", help="file to tell in what could not be read or written")

@@ -147,6 +147,7 @@ class _Keeper:
         self.patience = 0.0  # until when no attempt to end the session is made
         self.errors = 0  # of the layer, that were looked into
         self.usage = _Usage()
+        self.told: dict[str, str] = {}  # what went wrong last, by what was done
 
     def watch(self) -> int:
         """Look now and then until the session has ended."""
@@ -158,8 +159,8 @@ class _Keeper:
                 self.archive.wait(self.session, timeout=min(TICK, left) if left > 0 else TICK)
             except SessionGoneError:
                 return 0
-            except Exception:  # nobody else would end the session
-                log.exception("the look at the session failed")
+            except Exception as error:  # nobody else would end the session
+                self._tell("the look at the session", error)
                 time.sleep(TICK)
 
     def _look(self) -> None:
@@ -209,10 +210,14 @@ class _Keeper:
             chore()
         except SessionGoneError:
             raise
-        except SessionError as error:
-            log.info("not now: %s", error)
-        except Exception:
-            log.exception("%s failed", chore.__name__)
+        except Exception as error:
+            self._tell(chore.__name__, error)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Log what failed, but not the same every two seconds for days."""
+        if self.told.get(what) != str(error):
+            self.told[what] = str(error)
+            log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, SessionError) else error)
 
     def _revive(self) -> None:
         self.archive.revive(self.session)

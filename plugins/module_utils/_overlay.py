@@ -44,6 +44,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     wait_for_end,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import floor_of, free_space
 
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
@@ -160,8 +161,7 @@ class Overlay:
         with open(program, "w", encoding="utf-8") as file:
             file.write(inspect.getsource(_cowfs))
         env = {MARKER: session.directory} if session is not None else {}
-        bell = ["--bell", session.path(BELL)] if session is not None else []
-        process = spawn(self._command(program, bell), log=self.log, env=env)
+        process = spawn(self._command(program, _told_of(session)), log=self.log, env=env)
         undo.callback(stop_all, [process], SIGNALS)
         if session is not None:
             session.amend_claim(CLAIM, process=process)
@@ -180,7 +180,7 @@ class Overlay:
         _read_ahead(self.mountpoint)
         return process
 
-    def _command(self, program: str, bell: list[str]) -> list[str]:
+    def _command(self, program: str, others: list[str]) -> list[str]:
         owner = self._owner()
         cache = _default_cache(self.upper) if self.cache_size is None else self.cache_size
         command = [self.python or "", "-I", program, "--upper", self.upper, "--cache-size", str(cache)]
@@ -191,7 +191,7 @@ class Overlay:
             if owner.uid != os.geteuid():
                 command.append("--allow-other")
         told = ["--counters", counters_of(self.upper), "--failures", failures_of(self.upper)]
-        return [*command, *bell, *told, self.mountpoint]
+        return [*command, *others, *told, self.mountpoint]
 
     def _owner(self) -> Account | None:
         if self.owner is None:
@@ -239,6 +239,18 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
     if session is not None:
         session.release_claim(CLAIM)
     return True
+
+
+def _told_of(session: Session | None) -> list[str]:
+    """What the layer of a session is told: how to ask for the archive, and how much room it leaves at the very least.
+
+    At the floor the keeper ends the session, some seconds late: until then half of it is the layer's to defend.
+    """
+    if session is None:
+        return []
+    _free, total = free_space(session.directory)
+    floor = floor_of(session.record["free_space_floor"], total)
+    return ["--bell", session.path(BELL), "--reserve", str(floor // 2)]
 
 
 def _program(upper: str) -> str:

@@ -136,26 +136,44 @@ def look_into(databases: Sequence[str], *, ask: Callable[[str, str, float], byte
     chosen = databases[:MOST_DATABASES]
     found = Found(not_looked_into=[*databases[MOST_DATABASES:]])
 
-    def answer_of(database: str) -> dict[str, Any] | None:
+    def look(database: str) -> Found | None:
         try:
-            answer: dict[str, Any] = json.loads(ask(database, QUERY, SECONDS).decode("utf-8", "surrogateescape"))
-        except (RecoveryError, ValueError, RecursionError):
+            return _found_in(database, ask(database, QUERY, SECONDS), bindir)
+        # The server may answer with anything: what has another shape than was asked for tells nothing.
+        except (RecoveryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
-        return answer
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for database, answer in zip(chosen, pool.map(answer_of, chosen)):
-            if answer is None:
+        for database, one in zip(chosen, pool.map(look, chosen)):
+            if one is None:
                 found.not_looked_into.append(database)
                 continue
-            found.unlogged += _named(database, answer["unlogged"])
-            found.invalid_indexes += _named(database, answer["invalid"])
-            found.collations += [
-                {"database": database, "collation": name, "recorded": recorded, "actual": actual}
-                for name, recorded, actual in answer["collations"] or []
-            ]
-            found.missing_libraries += _missing(database, answer["libraries"] or [], bindir)
+            found.unlogged += one.unlogged
+            found.invalid_indexes += one.invalid_indexes
+            found.collations += one.collations
+            found.missing_libraries += one.missing_libraries
     return found
+
+
+def _found_in(database: str, answer: bytes, bindir: str) -> Found:
+    """What a database has answered. Raises ValueError, LookupError, TypeError or AttributeError for something else."""
+    told: dict[str, Any] = json.loads(answer.decode("utf-8", "surrogateescape"))
+    collations = [
+        {"database": database, "collation": _text(name), "recorded": _text(recorded), "actual": _text(actual)}
+        for name, recorded, actual in told["collations"] or []
+    ]
+    return Found(
+        unlogged=_named(database, told["unlogged"]),
+        invalid_indexes=_named(database, told["invalid"]),
+        collations=collations,
+        missing_libraries=list(_missing(database, told["libraries"] or [], bindir)),
+    )
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"not a text: {type(value).__name__}")
 
 
 def _other_collation(database: str, collation: str | None, recorded: str | None, actual: str | None) -> str:
@@ -179,16 +197,16 @@ def _other_collation(database: str, collation: str | None, recorded: str | None,
 def _named(database: str, names: Sequence[str] | None) -> list[str]:
     names = names or []
     more = [f"{database}: {len(names) - NAMED} more"] if len(names) > NAMED else []
-    return [*(f"{database}: {name}" for name in names[:NAMED]), *more]
+    return [*(f"{database}: {_text(name)}" for name in names[:NAMED]), *more]
 
 
 def _missing(database: str, libraries: Sequence[Sequence[str | None]], bindir: str) -> Iterator[dict[str, str | None]]:
     directory = library_directory(bindir)
     for library, extension in libraries:
-        name = str(library)
+        name = _text(library) or ""
         path = name if name.startswith("/") else os.path.join(directory or "", name.replace("$libdir/", "", 1))
         if directory is not None and not any(os.path.exists(path + suffix) for suffix in ("", ".so")):
-            yield {"database": database, "extension": extension, "library": name}
+            yield {"database": database, "extension": _text(extension), "library": name}
 
 
 def _listed(names: Sequence[str]) -> str:

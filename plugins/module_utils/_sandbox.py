@@ -159,7 +159,7 @@ class Sandbox:
                 )
             finally:
                 os.close(output)
-            _wardens.append(warden)
+            _wardens[:] = [*(one for one in _wardens if one.poll() is None), warden]
             program = launch.begin(claim)
             launch.await_execution()
             return program

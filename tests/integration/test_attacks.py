@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import session_usage
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root
@@ -384,6 +385,25 @@ def test_neither_file_nor_socket_of_its_clients_can_be_exchanged(
         printed_client(result, "show data_directory")
     assert not list(copy.run.iterdir())
     assert {path.name: path.read_bytes() for path in copy.client.iterdir() if path.is_file()} == before
+
+
+def test_neither_its_log_nor_the_directory_of_its_socket_takes_the_disk(
+    clean: Cluster, session: Callable[[Cluster], Copy]
+) -> None:
+    copy = session(clean)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    with pytest.raises(RuntimeError, match="child process exited"):
+        copy.sql(f"copy (select 1) to program 'head -c 10M /dev/zero > {copy.run}/large'")
+    with pytest.raises(RuntimeError, match="child process exited"):
+        copy.sql("copy (select 1 where false) to program 'fallocate -l 1G /proc/self/fd/2'")
+    log = Path(result["log"])
+    copy.sql("copy (select 1 where false) to program 'head -c 400M /dev/zero >&2'")
+    wait_for(lambda: log.read_bytes()[-300:].rstrip().endswith(b"and reset the session."))
+    copy.sql("copy (select 1 where false) to program 'head -c 400M /dev/zero >&2'")
+    assert copy.sql("select 1") == "1"
+    assert session_usage(str(copy.directory)) < 257 << 20
+    assert b"Nothing more is logged: this run has logged 256 MiB." in log.read_bytes()[-300:]
 
 
 def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(

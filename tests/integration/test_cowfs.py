@@ -32,7 +32,7 @@ from tests.integration.conftest import needs_root
 from tests.support.clock import PATIENCE, Clock, wait_until
 from tests.support.cluster import DATABASE, Cluster
 from tests.support.forked import forked
-from tests.support.layer import Layer, drop_names, forget, is_mounted, wait_for_mounts
+from tests.support.layer import PROGRAM, Layer, drop_names, forget, is_mounted, wait_for_mounts
 from tests.support.repository import Repository
 from tests.support.user import ordinary_user
 
@@ -565,6 +565,60 @@ def test_memory_stays_small_with_a_hundred_thousand_files(place: Path, memory: P
             (layer.root / f"d{number}" / "7.relation").write_text("changed")
         assert layer.peak_memory() < MEMORY_LIMIT
         assert layer.descriptors() < 600
+
+
+def test_temporary_files_leave_nothing_in_memory(layer: Layer, lower: Path) -> None:
+    """A server makes and removes them for weeks, under ever new names, in a directory that the archive has."""
+    (lower / "base").mkdir()
+
+    def make_and_remove(count: int, prefix: str) -> int:
+        for number in range(count):
+            path = layer.root / "base" / f"{prefix}{number}".ljust(250, "-")
+            path.touch()
+            path.unlink()
+        return layer.memory()
+
+    before = make_and_remove(2000, "a")
+    assert make_and_remove(20_000, "b") - before < 2 << 20
+    assert os.listdir(layer.root / "base") == []
+
+
+def test_names_that_are_made_have_a_bound(place: Path, lower: Path) -> None:
+    """What is known of them is in memory."""
+    (lower / "archived").touch()
+    (lower / "removed").touch()
+    program = place / "cowfs.py"
+    (line,) = (line for line in PROGRAM.read_text().splitlines() if line.startswith("MOST_NAMES = "))
+    program.write_text(PROGRAM.read_text().replace(line, "MOST_NAMES = 100"))
+    with Layer(lower=[lower], directory=place / "layer", program=program) as layer:
+        (layer.root / "removed").unlink()
+        (layer.root / "archived").rename(layer.root / "renamed")
+        (layer.root / "0").mkdir()
+        for number in range(1, 99):
+            (layer.root / "0" / f"{number}").touch()
+        for attempt in (lambda path: path.touch(), lambda path: path.mkdir(), lambda path: path.symlink_to("x")):
+            with pytest.raises(OSError, match="No space left"):
+                attempt(layer.root / "more")
+        with pytest.raises(OSError, match="No space left"):
+            (layer.root / "more").hardlink_to(layer.root / "renamed")
+        (layer.root / "0" / "1").unlink()
+        (layer.root / "more").touch()
+        assert layer.complaints() == [one for one in layer.complaints() if "100 files have been made" in one]
+        assert len(layer.complaints()) == 1
+
+
+@needs_root
+def test_it_leaves_others_the_room_that_it_is_told_to(place: Path, lower: Path) -> None:
+    with (
+        _small_disk(place / "disk") as disk,
+        Layer(
+            lower=[lower], directory=place / "layer", upper=disk / "upper", options=["--reserve", str(100 << 20)]
+        ) as layer,
+    ):
+        with (layer.root / "log").open("wb", buffering=0) as file:
+            assert _write_until_full(file.fileno()) > 10
+        os.sync()
+        assert 100 << 20 <= _shown_as_free(disk) < 600 << 20
 
 
 def test_memory_and_cache_stay_bounded_with_large_files(memory: Path) -> None:

@@ -434,9 +434,8 @@ def write(stack: Stack, *, megabytes: int) -> None:
 
 
 def write_beside(stack: Stack, *, megabytes: int) -> None:
-    """What a client makes the server write into its own directory, outside of the tree."""
-    place = stack.directory / "run"
-    stack.connection().sql(f"copy (select 1) to program 'head -c {megabytes * MEGABYTE} /dev/zero > {place}/large'")
+    """What a client makes the server write that is not in the copy: its log."""
+    stack.connection().sql(f"copy (select 1) to program 'head -c {megabytes * MEGABYTE} /dev/zero >&2'")
 
 
 def write_until_it_ends(stack: Stack) -> None:

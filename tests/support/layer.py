@@ -36,6 +36,7 @@ class Layer:
     upper: Path = field(default=Path())
     options: Sequence[str] = ()
     user: pwd.struct_passwd | None = None
+    program: Path = PROGRAM
 
     def __post_init__(self) -> None:
         self.root = self.directory / "merged"
@@ -63,7 +64,7 @@ class Layer:
         lowers = [argument for path in self.lower for argument in ("--lower", str(path))]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [PYTHON, str(PROGRAM), *lowers, "--upper", str(self.upper), *self.options, str(self.root)],
+                [PYTHON, str(self.program), *lowers, "--upper", str(self.upper), *self.options, str(self.root)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,6 +95,10 @@ class Layer:
     def complaints(self) -> list[str]:
         """The lines of its log that tell of trouble."""
         return [line for line in self.said().splitlines() if " ERROR " in line or " WARNING " in line]
+
+    def memory(self) -> int:
+        """The memory it has now, bytes."""
+        return _status(self.process.pid, "VmRSS")
 
     def peak_memory(self) -> int:
         """The most memory it ever had, bytes."""
