@@ -57,9 +57,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     duration_in_words,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import (
-    are_files_short,
     disk_usage,
-    file_count,
     floor_of,
     free_space,
     in_words,
@@ -86,7 +84,6 @@ UNCOUNTED = 10.0
 # Beside the changes there are some files, which are counted at each look. Should somebody make a million of them, each
 # count is followed by a rest that is so many times as long.
 REST_PER_COUNT = 20.0
-MOST_FILES_BESIDE = 100  # in the directory of the socket, where a server has two
 UPPER, LAYER = "upper", "merged"  # the directory of changes, and the claim of what serves them with the archive
 LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
@@ -283,8 +280,6 @@ class _Keeper:
     def _disk_is_full(self) -> str | None:
         """Of several sessions, the one that has written most goes first: that may do for the others."""
         root = os.path.dirname(self.session.directory)
-        if are_files_short(root) and file_count(self.session.path("run")) > MOST_FILES_BESIDE:
-            return f"{root} has no room for more files, and the session has made many"
         free, total = free_space(root)
         floor = floor_of(self.session.record["free_space_floor"], total)
         if free >= floor:

@@ -85,7 +85,6 @@ DIRECTORIES = ("archive", "upper", "merged", "run", "log", "config", "client")
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
-ROOT_LOCK = ".lock"  # in the session root
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
 BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
@@ -841,18 +840,13 @@ def _acquire(directory: str, timeout: float) -> int:
 
 @contextmanager
 def _root_locked(root: str) -> Iterator[None]:
-    """Hold what makes sessions one after the other. Of a file of ours: others may open the root, and hold that."""
-    path = os.path.join(root, ROOT_LOCK)
-    try:
-        lock = open_regular(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise SessionError(f"{path} cannot be opened: {error.strerror}. Remove it, or choose another root.") from error
-    try:
+    """Hold what makes sessions one after the other: a directory that nobody else can open, as they can the root."""
+    with suppress(FileExistsError):
+        os.mkdir(os.path.join(root, ENDED), 0o700)
+    with _held(os.path.join(root, ENDED)) as lock:
         if not _flock(lock, ROOT_PATIENCE):
             raise SessionError(f"Others have been making sessions in {root} for {ROOT_PATIENCE} s: try again.")
         yield
-    finally:
-        os.close(lock)
 
 
 def _flock(lock: int, timeout: float) -> bool:

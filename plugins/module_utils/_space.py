@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAST_FLOOR",
-    "are_files_short",
     "disk_usage",
-    "file_count",
     "floor_of",
     "free_space",
     "in_words",
@@ -24,7 +22,6 @@ __all__ = [
 ]
 
 LEAST_FLOOR = 1 << 30  # bytes; on a small disk a share would be too little for a database server beside the sessions
-LEAST_FILES = 10_000  # or a hundredth of them
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOUNTED = ("archive", "merged", "wal")  # in a session's directory
 
@@ -33,12 +30,6 @@ def free_space(place: str) -> tuple[int, int]:
     """Bytes that place's file system has free for this user, and its size in bytes."""
     state = os.statvfs(place)
     return state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
-
-
-def are_files_short(place: str) -> bool:
-    """Whether place's file system has room for few more files: some have a fixed number of inodes."""
-    state = os.statvfs(place)
-    return state.f_files > 0 and state.f_favail < min(state.f_files // 100, LEAST_FILES)
 
 
 def floor_of(limit: str, total: int) -> int:
@@ -59,24 +50,15 @@ def disk_usage(directory: str, *, besides: Collection[str] = ()) -> int:
     0 where it is gone. Names in besides, directly in it, are not even looked at: a dead mount would hang whoever does.
     However deep its directories are, one descriptor does: whoever is counted may have made them.
     """
-    return _walked(directory, besides)[0]
-
-
-def file_count(directory: str) -> int:
-    """How many files and directories there are below directory; as disk_usage."""
-    return _walked(directory, ())[1]
-
-
-def _walked(directory: str, besides: Collection[str]) -> tuple[int, int]:
     try:
         walk = _Walk(os.open(directory, DIRECTORY))
     except OSError:
-        return 0, 0
+        return 0
     try:
         walk.count(besides)
         while walk.go_on():
             pass
-        return walk.size, walk.files
+        return walk.size
     finally:
         os.close(walk.here)
 
@@ -85,7 +67,7 @@ class _Walk:
     """A walk through the directories of one file system, of which only the one that it is in is open."""
 
     def __init__(self, top: int) -> None:
-        self.here, self.size, self.files = top, 0, 0
+        self.here, self.size = top, 0
         self._device = os.fstat(top).st_dev
         self._several_names: set[int] = set()
         self._ahead: list[str] = []  # directories in this one
@@ -122,7 +104,6 @@ class _Walk:
                     if status.st_dev != self._device or status.st_ino in self._several_names:
                         continue
                     self.size += status.st_blocks * 512
-                    self.files += 1
                     if stat.S_ISDIR(status.st_mode):
                         self._ahead.append(entry.name)
                     elif status.st_nlink > 1:

@@ -216,24 +216,6 @@ def test_a_full_disk_ends_the_largest_session_first(
         subprocess.run(["umount", root], check=True)
 
 
-def test_a_session_that_makes_files_without_end_is_ended(place: Path, begin: Callable[..., Stack]) -> None:
-    """Empty ones take no space, but some file systems have a number of inodes, and others need some, too."""
-    root = place / "few"
-    root.mkdir(mode=0o711)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400M,nr_inodes=8000,mode=711", "tmpfs", root], check=True)
-    try:
-        stack = begin(root=root, minimum_free="1M", free_space_floor="1M")
-        program = f"cd {stack.directory}/run && mkdir many && cd many && seq 1 20000 | xargs touch"
-        # It runs out of inodes, and the server may have ended meanwhile.
-        with pytest.raises(RuntimeError):
-            stack.connection().sql(f"copy (select 1 where false) to program '{program}'")
-        last = await_end(stack)
-        assert last["stop_reason"] == f"{root} has no room for more files, and the session has made many"
-        assert remains(root) == []
-    finally:
-        subprocess.run(["umount", root], check=True)
-
-
 def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sample) -> None:
     stack = begin(ttl="1h")
     before, password = stack.info(), (stack.directory / "client/pgpass").read_text()

@@ -19,14 +19,17 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports im
 
 def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
     with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(reserve_port(None)) for _number in range(5)]
+        ports = [stack.enter_context(reserve_port(None))[0] for _number in range(5)]
         assert len(set(ports)) == 5
         assert ports[0] >= FIRST_PORT
         with pytest.raises(OSError, match="Address already in use"), socket.socket() as plain:
             plain.bind((ADDRESS, ports[0]))
         with listening(ports[0]) as server:  # as PostgreSQL does it
             assert server.getsockname()[1] == ports[0]
-    with reserve_port(None, avoid=frozenset(ports)) as other:
+    with reserve_port(None) as (port, holder):  # as the session's warden does it
+        holder.listen(1)
+        socket.create_connection((ADDRESS, port), timeout=5).close()
+    with reserve_port(None, avoid=frozenset(ports)) as (other, _socket):
         assert other not in ports
 
 
@@ -47,8 +50,8 @@ def test_connections_that_linger_do_not_keep_a_port_that_is_asked_for() -> None:
             accepted, _address = server.accept()
             accepted.close()  # the side that closes first keeps the port for a minute
             client.recv(1)
-    with reserve_port(port) as reserved:
-        assert reserved == port
+    with reserve_port(port) as (reserved, holder):
+        assert reserved == holder.getsockname()[1] == port
 
 
 def test_the_longest_path_of_a_socket() -> None:
