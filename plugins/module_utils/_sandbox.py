@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox_program  # so Ansible ships it
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
     Account,
     Completed,
@@ -45,7 +46,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     open_log,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import PREFIX, packed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import packed
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_calls import can_filter_calls
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_landlock import (
     SIGNALS_SINCE,
@@ -63,7 +64,7 @@ PARTS = tuple(
 )
 RUN = (
     "import sys; sys.path.insert(0, '/proc/self/fd/' + sys.argv[1]); "
-    f"from {PREFIX}._sandbox_program import main; main(*map(int, sys.argv[1:]))"
+    f"from {_sandbox_program.__name__} import main; main(*map(int, sys.argv[1:]))"
 )
 ANYWHERE = "/tmp"  # a directory that every host has
 KILL = (("SIGKILL", 5.0),)
