@@ -203,10 +203,10 @@ def _named(database: str, names: Sequence[str] | None) -> list[str]:
 def _missing(database: str, libraries: Sequence[Sequence[str | None]], bindir: str) -> Iterator[dict[str, str | None]]:
     directory = library_directory(bindir)
     for library, extension in libraries:
-        name = _text(library) or ""
+        name, owner = _text(library) or "", _text(extension)
         path = name if name.startswith("/") else os.path.join(directory or "", name.replace("$libdir/", "", 1))
         if directory is not None and not any(os.path.exists(path + suffix) for suffix in ("", ".so")):
-            yield {"database": database, "extension": _text(extension), "library": name}
+            yield {"database": database, "extension": owner, "library": name}
 
 
 def _listed(names: Sequence[str]) -> str:

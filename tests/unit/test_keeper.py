@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, SessionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +87,16 @@ def wait(usage: _keeper._Usage) -> None:
     """Until the files beside the changes are counted again."""
     while time.monotonic() < usage._due:
         time.sleep(0.001)
+
+
+def test_the_same_failure_is_logged_once(layer: Layer, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = _keeper._Keeper.__new__(_keeper._Keeper)
+    keeper.told = {}
+    reasons = ["no record", "no record", "no record", "another"]
+
+    def chore() -> None:
+        raise SessionError(reasons.pop(0))
+
+    for _look in range(4):
+        keeper._try(chore)
+    assert [record.getMessage() for record in caplog.records] == ["chore failed: no record", "chore failed: another"]

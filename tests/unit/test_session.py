@@ -528,3 +528,25 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(SessionError, match="is not a duration"):
         parse_duration(text)
+
+
+@needs_root
+def test_who_can_open_the_session_root_holds_nobody_up(root: str) -> None:
+    create(root, "first")
+    os.chmod(root, 0o755)
+    parent = os.path.dirname(root)
+    while parent != "/":
+        os.chmod(parent, os.stat(parent).st_mode | 0o011)
+        parent = os.path.dirname(parent)
+    program = 'exec 9<"$1" && flock -x 9 && echo held && exec sleep 60'
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", program, "sh", root]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            begun = time.monotonic()
+            create(root, "second")
+            assert time.monotonic() - begun < 30
+        finally:
+            holder.kill()
+    assert os.stat(os.path.join(root, "ended")).st_mode & 0o077 == 0
