@@ -44,7 +44,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location
     check_repository,
     parse_archive,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import secret_pipe
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import PIPE_HOLDS, secret_pipe
 
 __all__ = [
     "ARGUMENTS",
@@ -482,7 +482,6 @@ ACCEPTED = (0, 1)
 # What borg calls the archive of a backup that is not finished.
 CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
-LONGEST_SECRET = 65536  # characters: it has to find room in a pipe
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
 LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
@@ -649,8 +648,8 @@ def _pattern(item: Item) -> str:
 def _read_secret(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            secret = file.read(LONGEST_SECRET + 1)
-            if len(secret) <= LONGEST_SECRET:
+            secret = file.read(PIPE_HOLDS + 1)
+            if len(secret) <= PIPE_HOLDS:
                 return secret.rstrip("\n")
             reason = "it is longer than any passphrase"
     except (OSError, UnicodeDecodeError) as error:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARKER",
+    "PIPE_HOLDS",
     "Process",
     "ancestors",
     "connection",
@@ -51,7 +52,7 @@ __all__ = [
 
 MARKER = "INSTANT_RECOVERY_SESSION"  # set to the session's directory in every process of a session
 SSH_SERVERS = ("sshd", "sshd-session", "dropbear")  # sshd-session: OpenSSH 9.8 and newer
-PIPE_HOLDS = 65536  # bytes (pipe(7))
+PIPE_HOLDS = 65536  # bytes that a pipe takes when nobody reads (pipe(7)): what comes through one is no longer
 POLL_INTERVAL = 0.05  # seconds; only for kernels before 5.3, which cannot tell when a foreign process ends
 
 _spawned: list[subprocess.Popen[bytes]] = []

@@ -26,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import layer_counters, spent
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at, unmount, wait_until
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+    PIPE_HOLDS,
     Process,
     secret_pipe,
     spawn,
@@ -48,7 +49,6 @@ ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that 
 # the layer, which waits for 20 s, must not wait in vain.
 REMOUNTS = (20, 10.0)
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
-PIPE_SIZE = 60_000  # bytes that a pipe takes without a reader, with something to spare
 
 log = logging.getLogger("keeper")
 
@@ -293,7 +293,7 @@ def _rests(session: Session) -> bool:
 def packed(remounts: Sequence[Remount]) -> bytes:
     """For the pipe to the process that keeps them; nothing where they are too much for a pipe."""
     data = json.dumps([asdict(remount) for remount in remounts]).encode()
-    return data if len(data) <= PIPE_SIZE else b"[]"
+    return data if len(data) <= PIPE_HOLDS else b"[]"
 
 
 def unpacked(descriptor: int) -> list[Remount]:
