@@ -775,7 +775,8 @@ def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, 
     assert record["service_file"] == f"{copy.directory}/client/pg_service.conf"
     assert record["timings"]["pg_ephemeral"] > 0
     assert [claim["name"] for claim in record["claims"]] == ["server"]
-    assert record["claims"][0]["process"]["pid"] == result["pid"]
+    warden = record["claims"][0]["process"]["pid"]
+    assert f"PPid:\t{warden}\n" in Path(f"/proc/{result['pid']}/status").read_text()
     assert Path(f"/proc/{result['pid']}").stat().st_uid == copy.uid
     title = Path(f"/proc/{result['pid']}/cmdline").read_bytes().decode()
     assert f"cluster_name=instant_recovery {copy.directory.name}" in title
