@@ -209,7 +209,7 @@ class _Door:
             return
         client = _Client(self._warden, self._room, outside, inside, self._clients.discard)
         self._clients.add(client)
-        client.go_on()
+        client.begin()
 
     def _connected(self) -> socket.socket:
         """A socket to what is behind the door, perhaps not connected yet. Raises OSError."""
@@ -291,14 +291,23 @@ class _Client:
         self._sockets = (outside, inside)
         self._flows = (_Flow(outside, inside), _Flow(inside, outside))
         self._wanted = [0, 0]
+        self._handlers = (lambda: self._go_on(0), lambda: self._go_on(1))
         outside.setblocking(False)
         with suppress(OSError):  # a Unix socket has no such thing
             outside.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
 
-    def go_on(self) -> None:
-        """Move what can be moved, and have this called again when there is more."""
+    def begin(self) -> None:
+        """Have what comes from either end passed on, until both have ended."""
+        self._move(*self._flows)
+
+    def _go_on(self, number: int) -> None:
+        """Something has come from one end, or what goes there finds room."""
+        coming, going = self._flows[number], self._flows[1 - number]
+        self._move(coming, *([going] if going.rest else []))
+
+    def _move(self, *flows: _Flow) -> None:
         try:
-            for flow in self._flows:
+            for flow in flows:
                 flow.move(self._room)
         except OSError:
             self._close()
@@ -311,7 +320,7 @@ class _Client:
             wanted = select.EPOLLIN if not coming.rest and not coming.is_read else 0
             wanted |= select.EPOLLOUT if going.rest else 0
             if wanted != self._wanted[number]:
-                self._warden.on(end.fileno(), wanted, self.go_on)
+                self._warden.on(end.fileno(), wanted, self._handlers[number])
                 self._wanted[number] = wanted
 
     def _close(self) -> None:
