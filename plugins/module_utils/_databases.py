@@ -34,10 +34,20 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_contr
     PgControlError,
     parse_pg_control,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_locate import (
+    CONFIGURATION,
+    Link,
+    Locator,
+    Names,
+    stated_directory,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import ARCHIVED_FILE, SEGMENT
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resolve import leading, resolve
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import (
     ArchiveRefusedError,
     Suspects,
+    is_below,
+    limit,
 )
 
 __all__ = [
@@ -58,8 +68,9 @@ KINDS = ("clean_shutdown", "crash_consistent", "backup_label", "standby", "logic
 # More than any honest archive has. Memory for names, estimated, is enough for three million directories.
 KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what Python needs for an entry
 READ_LIMIT = 64 << 20  # bytes of all small files together
-MOST_DATABASES, MOST_TABLESPACES, MOST_LINKS, MOST_WAL_ARCHIVES = 1000, 1000, 1000, 10_000
-TOO_MUCH = "archive the database on its own, or name another archive."
+MOST_DATABASES, MOST_WAL_ARCHIVES = 1000, 10_000
+# Configurations outside of data directories that are read: a host has one for each cluster.
+MOST_CONFIGURATIONS, LONGEST_CONFIGURATION = 50, 128 << 10
 NEEDS_DATA = "start a session from an archive of the data directory, with this as wal_source"
 OID = re.compile(r"[0-9]{1,10}")
 # Files whose beginnings are looked at where there is no data directory, mostly with one call of borg each: the largest
@@ -95,15 +106,6 @@ Beginnings = Callable[[Sequence[Item], int], Mapping[str, Beginning]]
 
 
 @dataclass(frozen=True)
-class Link:
-    """A symbolic link of a data directory. `archived_path`: where its target's content is in the archive, or None."""
-
-    path: str
-    target: str
-    archived_path: str | None
-
-
-@dataclass(frozen=True)
 class Database:
     """One data directory, or one logical dump, of an archive.
 
@@ -112,7 +114,8 @@ class Database:
     `size` is bytes. `markers` are the files found that change how it has to be started (backup_label, standby.signal…).
     `tablespaces` have `oid` (int), `target` (None: a plain directory) and `archived_path`; `wal_directory` has
     `target`, `archived_path` and the number of `segments`. `configuration_directory` is where postgresql.conf is in the
-    archive, if it is outside of the data directory. `problems` are sentences for people.
+    archive, if it is outside of the data directory. `links`: where the archive has what symbolic links lead to, by the
+    links' paths. `problems` are sentences for people; `refusals` those on what only the user can settle.
     """
 
     engine: str
@@ -129,7 +132,9 @@ class Database:
     configuration_directory: str | None = None
     symlinks: tuple[Link, ...] = ()
     control: PgControl | None = None
+    links: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a module's result."""
@@ -138,12 +143,16 @@ class Database:
 
     def paths(self) -> list[str]:
         """What to mount to start it: the data directory, and whatever of it is elsewhere in the archive."""
-        outside = _outside(self.data_directory, self.tablespaces, self.wal_directory or {})
+        outside = _outside(self.data_directory, self.links.values())
         return [self.data_directory, *outside, *filter(None, [self.configuration_directory])]
 
 
-def find_databases(items: Iterable[Item], *, read: Reader, begin: Beginnings) -> tuple[list[Database], Catalogue]:
+def find_databases(
+    items: Iterable[Item], *, read: Reader, begin: Beginnings, relocated: Mapping[str, str] | None = None
+) -> tuple[list[Database], Catalogue]:
     """The databases among `items`, which are passed over once, and what was kept of the list.
+
+    `relocated`: where in the archive directories are that links lead to, as far as the user says so.
 
     Logical dumps, and the catalogue's `others`, are looked for only where there is no data directory. Raises
     ArchiveRefusedError for an archive that has more of something than can be looked through.
@@ -154,10 +163,13 @@ def find_databases(items: Iterable[Item], *, read: Reader, begin: Beginnings) ->
     postgresql = catalogue.postgresql_directories()
     innodb = catalogue.directories_with("ibdata1")
     mongodb = catalogue.directories_with("WiredTiger")
-    _limit(len(postgresql) + len(innodb) + len(mongodb), MOST_DATABASES, "databases")
+    limit(len(postgresql) + len(innodb) + len(mongodb), MOST_DATABASES, "databases")
     content = _Content(catalogue, read, [*postgresql, *innodb, *mongodb])
+    stated = {
+        path: stated_directory(content.get(path, CONFIGURATION)) for path in catalogue.configurations([*postgresql])
+    }
     found = [
-        *(_postgresql(catalogue, content, directory) for directory in postgresql),
+        *(_postgresql(catalogue, content, path, stated, relocated or {}, begin) for path in postgresql),
         *(_innodb(catalogue, content, directory) for directory in innodb),
         *(_mongodb(catalogue, content, directory) for directory in mongodb),
     ]
@@ -173,15 +185,15 @@ def choose_database(
     engine: str = "auto",
     data_directory: str | None = None,
     others: Sequence[OtherBackup] = (),
+    places: Callable[[str], Iterable[str]] = lambda path: [path],
 ) -> Database:
     """The one database that fits. `archive` is its name for messages. Raises DatabaseChoiceError, which lists all.
 
-    `others` are backups of other kinds that the archive holds.
+    `others` are backups of other kinds that the archive holds. `places` tells where a path leads to in it.
     """
     fitting = [database for database in databases if engine in ("auto", database.engine)]
     if data_directory is not None:
-        wanted = posixpath.normpath(data_directory.lstrip("/") or ".")
-        fitting = [database for database in fitting if database.data_directory == wanted]
+        fitting = _named(fitting, data_directory, places)
     startable = [database for database in fitting if database.kind != "logical_dump"]
     if len(startable) == 1:
         return startable[0]
@@ -211,6 +223,15 @@ def choose_database(
     )
 
 
+def _named(databases: Sequence[Database], name: str, places: Callable[[str], Iterable[str]]) -> list[Database]:
+    """The databases with that data directory: its path, one that leads there, or what its own server called it."""
+    path = posixpath.normpath(name.lstrip("/") or ".")
+    for known in ({path}, {place or "." for place in places(path)}):
+        if found := [database for database in databases if database.data_directory in known]:
+            return found
+    return [database for database in databases if database.original_directory == f"/{path}"]
+
+
 def _in_words(database: Database) -> str:
     name = " ".join(filter(None, [database.engine, database.version]))
     return f"{shown(database.data_directory)} ({name}, {database.kind.replace('_', ' ')})"
@@ -220,12 +241,12 @@ def _in_words(database: Database) -> str:
 CONTENTS = frozenset(
     (
         *("PG_VERSION", "pg_control", "backup_label", "tablespace_map", "recovery.conf", "postmaster.pid"),
-        *("postmaster.opts", "mysql_upgrade_info", "mariadb_upgrade_info", "WiredTiger"),
+        *("postmaster.opts", CONFIGURATION, "mysql_upgrade_info", "mariadb_upgrade_info", "WiredTiger"),
     )
 )
 PRESENCES = frozenset(
     (
-        *("standby.signal", "recovery.signal", "backup_manifest", "postgresql.conf"),
+        *("standby.signal", "recovery.signal", "backup_manifest"),
         *("ibdata1", "aria_log_control", "mysql.ibd", "mongod.lock"),
     )
 )
@@ -284,6 +305,8 @@ class Catalogue:
     readable: list[Item] = field(default_factory=list)
     _sizes: dict[str, int] = field(default_factory=dict)
     _segments: dict[str, int] = field(default_factory=dict)
+    # Of each directory with WAL the first segment by name, which surely has been written.
+    _first_segments: dict[str, Item] = field(default_factory=dict)
     _archived: dict[str, _Segments] = field(default_factory=dict)
     _tablespaces: set[str] = field(default_factory=set)
     _probable: _Largest = field(default_factory=lambda: _Largest(MOST_PROBABLE))
@@ -313,11 +336,11 @@ class Catalogue:
         if item.type == "l":
             self._keep(item.path, item.target)
             self.links[item.path] = item.target
-        elif name in CONTENTS or name in PRESENCES:
+        elif name in CONTENTS or name in PRESENCES or (name == "1262" and directory.endswith("global")):
             self._add_marker(item, name)
             self.signs.note(item.path, directory, name)
         elif archived := ARCHIVED_FILE.fullmatch(name):
-            self._add_archived(directory, name, archived["name"])
+            self._add_archived(item, directory, name, archived["name"])
         elif item.type == "-" and item.size:
             self._add_file(item, directory, name)
         if not item.healthy:
@@ -326,7 +349,7 @@ class Catalogue:
 
     def _keep(self, *names: str) -> None:
         self._kept += sum(map(len, names)) + KEPT_OVERHEAD * len(names)
-        _limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
+        limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
 
     def _note_top(self, item: Item) -> None:
         """Of no directory: pg_basebackup has ./pg_wal/archive_status beside plain paths in its tar files."""
@@ -352,16 +375,20 @@ class Catalogue:
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
 
-    def _add_archived(self, directory: str, name: str, segment: str) -> None:
+    def _add_archived(self, item: Item, directory: str, name: str, segment: str) -> None:
         if not SEGMENT.fullmatch(segment):
             return  # the history of a timeline or a backup
         if WAL_SEGMENT.fullmatch(name):
             self._segments[directory] = self._segments.get(directory, 0) + 1
+            first = self._first_segments.get(directory)
+            if first is None or name < posixpath.basename(first.path):
+                self._keep(*([item.path] if first is None else []))
+                self._first_segments[directory] = item
         parent, last = posixpath.split(directory)
         if LOG_DIRECTORY.fullmatch(last):
             directory = parent
         known = self._archived.get(directory, _Segments(segment, segment, 0))
-        _limit(len(self._archived), MOST_WAL_ARCHIVES, "directories with archived WAL")
+        limit(len(self._archived), MOST_WAL_ARCHIVES, "directories with archived WAL")
         self._archived[directory] = _Segments(min(known.first, segment), max(known.last, segment), known.number + 1)
 
     def _add_file(self, item: Item, directory: str, name: str) -> None:
@@ -396,6 +423,33 @@ class Catalogue:
     def has_directory(self, path: str) -> bool:
         """Whether the archive has such a directory, or anything in it."""
         return path in self._sizes
+
+    def resolve(
+        self, path: str, *, root: str = "", place_of: Callable[[str], str | None] = lambda _path: None
+    ) -> str | None:
+        """Where a path leads by the archive's own links, whether there is something or not; see _resolve.py."""
+        return resolve(path, self.links.get, root=root, place_of=place_of)
+
+    def places(self, path: str) -> set[str]:
+        """Where a path may lead to, given that each directory above it may have been `/` on the archive's host."""
+        found = (self.resolve(path, root=root) for root in leading(path))
+        return {place for place in found if place is not None}
+
+    def names_in(self, directory: str) -> set[str]:
+        """Names of the directories and links in the directory."""
+        start = len(directory) + 1 if directory else 0
+        below = (*_below(self._sorted_directories, directory), *self.links_below(directory))
+        return {path[start:].partition("/")[0] for path in below if len(path) > start}
+
+    def configurations(self, data_directories: Sequence[str]) -> list[str]:
+        """Directories outside of all data directories that hold a postgresql.conf, as many as are read."""
+        found = [
+            posixpath.dirname(item.path)
+            for path, item in sorted(self.markers.items())
+            if posixpath.basename(path) == CONFIGURATION and item.healthy and 0 < item.size <= LONGEST_CONFIGURATION
+        ]
+        outside = [path for path in found if path not in data_directories]
+        return outside[:MOST_CONFIGURATIONS] if data_directories else []
 
     def size_below(self, directory: str) -> int:
         """Bytes of all files below the directory."""
@@ -463,7 +517,7 @@ class Catalogue:
                 "last": segments.last,
             }
             for path, segments in sorted(self._archived.items())
-            if not any(directory is not None and _is_below(path, directory) for directory in own)
+            if not any(directory is not None and is_below(path, directory) for directory in own)
         ]
 
     def tablespace_at(self, path: str) -> bool:
@@ -478,6 +532,33 @@ class Catalogue:
         """Roots of tablespaces that are directories of `directory`."""
         return [path for path in self._tablespaces if posixpath.dirname(path) == directory]
 
+    def tablespaces_of_nobody(self, directory: str) -> list[str]:
+        """Roots of tablespaces, but those of other data directories than this."""
+        taken = self._taken(directory, "pg_tblspc")
+        return sorted(
+            path for path in self._tablespaces - taken if posixpath.basename(posixpath.dirname(path)) != "pg_tblspc"
+        )
+
+    def wal_of_nobody(self, directory: str, most: int) -> list[Item]:
+        """A segment each of directories with WAL, but those of other data directories than this; so many at most."""
+        taken = self._taken(directory, "pg_wal")
+        found = [
+            path
+            for path in self._first_segments
+            if path not in taken and not LOG_DIRECTORY.fullmatch(posixpath.basename(path))
+        ]
+        found.sort(key=lambda path: (not self.has_directory(f"{path}/archive_status"), path))
+        return [self._first_segments[path] for path in found[:most]]
+
+    def _taken(self, directory: str, name: str) -> set[str]:
+        """What other data directories than this have at that name or in that directory, also through links."""
+        found = set()
+        for other in self.postgresql_directories():
+            top = posixpath.join(other, name)
+            for path in (top, *self.links_below(top)) if other != directory else ():
+                found |= {path, *self.places(path)}
+        return found
+
     def wal_directories_like(self, path: str) -> list[str]:
         """Directories with WAL segments that may be `path`, see _alike."""
         return _alike(self._segments, path)
@@ -487,15 +568,17 @@ class _Content:
     """Content of the small files, read in one go."""
 
     def __init__(self, catalogue: Catalogue, read: Reader, directories: Iterable[str]) -> None:
-        names = (*CONTENTS, "global/pg_control")
+        directories = list(directories)
+        names = (*(CONTENTS - {CONFIGURATION}), "global/pg_control")
         paths = {posixpath.join(directory, name) for directory in directories for name in names}
+        paths |= {posixpath.join(path, CONFIGURATION) for path in catalogue.configurations(directories)}
         # A hard link's content is stored with the name it was first archived under.
         self._sources = {
             path: item.target if item.type == "h" else path for path, item in catalogue.markers.items() if path in paths
         }
         wanted = set(self._sources.values())
         items = [item for item in catalogue.readable if item.path in wanted]
-        _limit(sum(item.size for item in items) >> 20, READ_LIMIT >> 20, "MiB of small files that tell of databases")
+        limit(sum(item.size for item in items) >> 20, READ_LIMIT >> 20, "MiB of small files that tell of databases")
         self._content = read(items) if items else {}
 
     def get(self, directory: str, name: str) -> bytes:
@@ -508,7 +591,14 @@ class _Content:
         return self.get(directory, name).decode("utf-8", "replace")
 
 
-def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Database:
+def _postgresql(
+    catalogue: Catalogue,
+    content: _Content,
+    directory: str,
+    stated: Mapping[str, str | None],
+    relocated: Mapping[str, str],
+    begin: Beginnings,
+) -> Database:
     markers = tuple(name for name in POSTGRESQL_MARKERS if catalogue.has(directory, name))
     problems = []
     control = None
@@ -516,13 +606,16 @@ def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Data
         control = parse_pg_control(content.get(directory, "global/pg_control"))
     except PgControlError as error:
         problems.append(str(error))
-    original = _original_directory(content, directory)
-    locate = _Locator(catalogue, directory, original)
-    tablespaces = locate.tablespaces(content.text(directory, "tablespace_map"))
-    wal = locate.wal()
-    parts = [directory, *_outside(directory, tablespaces, wal)]
+    options = content.text(directory, "postmaster.opts")
+    names = Names(_original_directory(content, directory), _option(options, "config_file"), stated)
+    locate = Locator(catalogue, directory, names, control=control, relocated=relocated, begin=begin)
+    tablespaces, wal = locate.tablespaces(content.text(directory, "tablespace_map")), locate.wal()
+    parts = [directory, *_outside(directory, locate.links.values())]
+    symlinks = locate.other_links(parts)
+    parts = [directory, *_outside(directory, locate.links.values())]
+    locate.look_at_relocated()
     damaged = [path for part in parts for path in catalogue.damaged_below(part)]
-    problems += _postgresql_problems(tablespaces, wal, damaged)
+    problems += [*locate.problems, *_lost(damaged)]
     return Database(
         engine="postgresql",
         data_directory=directory or ".",
@@ -531,14 +624,16 @@ def _postgresql(catalogue: Catalogue, content: _Content, directory: str) -> Data
         state=control.state if control else None,
         owner=catalogue.markers[posixpath.join(directory, "PG_VERSION")].user,
         size=sum(catalogue.size_below(part) for part in parts),
-        original_directory=original,
+        original_directory=names.original,
         markers=markers,
         tablespaces=tablespaces,
         wal_directory=wal,
         configuration_directory=locate.configuration(content.text(directory, "PG_VERSION").strip()),
-        symlinks=locate.other_links(parts),
+        symlinks=symlinks,
         control=control,
+        links=locate.links,
         problems=tuple(problems),
+        refusals=tuple(locate.refusals),
     )
 
 
@@ -554,29 +649,22 @@ def _postgresql_kind(control: PgControl | None, markers: tuple[str, ...], recove
     return "crash_consistent" if control else "unknown"
 
 
-def _postgresql_problems(
-    tablespaces: Sequence[Mapping[str, Any]], wal: Mapping[str, Any], damaged: Sequence[str]
-) -> list[str]:
-    problems = [
-        f"Tablespace {tablespace['oid']} ({tablespace['target']}) is not in the archive."
-        for tablespace in tablespaces
-        if tablespace["archived_path"] is None
+def _lost(damaged: Sequence[str]) -> list[str]:
+    if not damaged:
+        return []
+    return [
+        f"Borg has lost content of {len(damaged)} of its files, as borg check --repair has found, and they cannot "
+        f"be read: {listed(damaged)}."
     ]
-    if not wal["segments"]:
-        where = f" (pg_wal leads to {wal['target']})" if wal["target"] else ""
-        problems.append(f"The archive holds no WAL of it{where}.")
-    if damaged:
-        problems.append(
-            f"Borg has lost content of {len(damaged)} of its files, as borg check --repair has found, and they cannot "
-            f"be read: {listed(damaged)}."
-        )
-    return problems
 
 
-def _outside(directory: str, tablespaces: Sequence[Mapping[str, Any]], wal: Mapping[str, Any]) -> list[str]:
-    """What belongs to a data directory and is elsewhere in the archive."""
-    archived = {wal.get("archived_path"), *(tablespace["archived_path"] for tablespace in tablespaces)}
-    return sorted(path for path in archived if path is not None and not _is_below(path, directory))
+def _outside(directory: str, places: Iterable[str]) -> list[str]:
+    """Of places what is not in the directory, nor in another of them."""
+    found: list[str] = []
+    for place in sorted(places):
+        if not any(is_below(place, other) for other in (directory, *found)):
+            found.append(place)
+    return found
 
 
 def _original_directory(content: _Content, directory: str) -> str | None:
@@ -584,93 +672,13 @@ def _original_directory(content: _Content, directory: str) -> str | None:
     lines = content.text(directory, "postmaster.pid").splitlines()
     if len(lines) > 1 and lines[1].startswith("/"):
         return posixpath.normpath(lines[1])
-    # "/usr/lib/postgresql/15/bin/postgres "-D" "/var/lib/postgresql/15/main" …
-    option = re.search(r'"-D" "(/[^"]+)"', content.text(directory, "postmaster.opts"))
-    return posixpath.normpath(option.group(1)) if option else None
+    return _option(content.text(directory, "postmaster.opts"), "-D")
 
 
-class _Locator:
-    """Finds where the targets of one data directory's links are in the archive."""
-
-    def __init__(self, catalogue: Catalogue, directory: str, original: str | None) -> None:
-        self._catalogue = catalogue
-        self._directory = directory
-        # What the archive has in front of the paths of the host it comes from: nothing, or a snapshot's mount point.
-        self._prefix = ""
-        if original and _ends_with(directory, original.lstrip("/")):
-            self._prefix = directory[: len(directory) - len(original.lstrip("/"))]
-
-    def tablespaces(self, tablespace_map: str) -> tuple[dict[str, Any], ...]:
-        """Those of pg_tblspc, and those that only tablespace_map names."""
-        top = posixpath.join(self._directory, "pg_tblspc")
-        targets: dict[int, str | None] = {}
-        for match in re.finditer(r"^([0-9]{1,10}) (.+)$", tablespace_map, re.MULTILINE):
-            targets[int(match[1])] = re.sub(r"\\(.)", r"\1", match[2])
-        for path in self._catalogue.links_below(top):
-            if posixpath.dirname(path) == top and OID.fullmatch(posixpath.basename(path)):
-                targets[int(posixpath.basename(path))] = self._catalogue.links[path]
-        for path in self._catalogue.tablespaces_in(top):
-            if OID.fullmatch(posixpath.basename(path)):
-                targets[int(posixpath.basename(path))] = None
-        _limit(len(targets), MOST_TABLESPACES, f"tablespaces in {self._directory or '.'}")
-        places = {oid: self._tablespace(posixpath.join(top, str(oid)), target) for oid, target in targets.items()}
-        taken = [place for place in places.values() if place is not None]
-        return tuple(
-            # One place that may be two tablespaces is neither.
-            {"oid": oid, "target": target, "archived_path": places[oid] if taken.count(str(places[oid])) == 1 else None}
-            for oid, target in sorted(targets.items())
-        )
-
-    def _tablespace(self, link: str, target: str | None) -> str | None:
-        if target is None:
-            return link
-        similar = self._catalogue.tablespaces_like(target.strip("/"))
-        return self._find(link, target, self._catalogue.tablespace_at, similar)
-
-    def wal(self) -> dict[str, Any]:
-        """Where pg_wal is."""
-        path = posixpath.join(self._directory, "pg_wal")
-        target = self._catalogue.links.get(path)
-        archived: str | None = path if self._catalogue.has_directory(path) else None
-        if target is not None:
-            similar = self._catalogue.wal_directories_like(target.strip("/"))
-            archived = self._find(path, target, self._catalogue.has_directory, similar)
-        segments = self._catalogue.segments(archived) if archived is not None else None
-        return {"target": target, "archived_path": archived, "segments": segments or 0}
-
-    def configuration(self, major: str) -> str | None:
-        """Where Debian keeps the configuration of a cluster, which is outside of the data directory."""
-        path = posixpath.join("etc/postgresql", major, posixpath.basename(self._directory))
-        candidates = [self._prefix + path, path]
-        # A snapshot's mount point may be any of the leading parts of the data directory's path.
-        parts = self._directory.split("/")
-        candidates += [posixpath.join(*parts[:length], path) for length in range(len(parts) - 1, 0, -1)]
-        return next((found for found in candidates if self._catalogue.has(found, "postgresql.conf")), None)
-
-    def _find(self, link: str, target: str, exists: Callable[[str], bool], similar: Sequence[str]) -> str | None:
-        """Where a link leads to inside the archive; as a last resort, the one place with a path like the target's."""
-        if not target.startswith("/"):
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
-            return path if exists(path) else None
-        path = posixpath.normpath(target).lstrip("/")
-        for candidate in (self._prefix + path, path):
-            if exists(candidate):
-                return candidate
-        return similar[0] if len(similar) == 1 else None
-
-    def other_links(self, parts: Sequence[str]) -> tuple[Link, ...]:
-        """Links in `parts` (data directory, tablespaces, WAL) other than pg_wal and those of tablespaces."""
-        wal = posixpath.join(self._directory, "pg_wal")
-        tablespaces = posixpath.join(self._directory, "pg_tblspc")
-        found = []
-        for path in sorted({path for part in parts for path in self._catalogue.links_below(part)}):
-            if path != wal and posixpath.dirname(path) != tablespaces:
-                target = self._catalogue.links[path]
-                resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
-                inside = not target.startswith("/") and any(_is_below(resolved, part) for part in parts)
-                found.append(Link(path=path, target=target, archived_path=resolved if inside else None))
-                _limit(len(found), MOST_LINKS, f"symbolic links in {self._directory or '.'}")
-        return tuple(found)
+def _option(options: str, name: str) -> str | None:
+    """A path that a server was started with, as in: /usr/bin/postgres "-D" "/srv/15" "-c" "config_file=/x"."""
+    found = re.search(rf'"{name}(?:" "|=)(/[^"]+)"', options)
+    return posixpath.normpath(found[1]) if found else None
 
 
 def _innodb(catalogue: Catalogue, content: _Content, directory: str) -> Database:
@@ -739,12 +747,6 @@ def _dump(item: Item, dump: Dump) -> Database:
     )
 
 
-def _limit(number: int, most: int, what: str) -> None:
-    """Raise ArchiveRefusedError where there is more of something than is looked through."""
-    if number > most:
-        raise ArchiveRefusedError(f"has more than {most} {what}, which is more than is looked through: {TOO_MUCH}")
-
-
 def _below(paths: Sequence[str], directory: str) -> Sequence[str]:
     """Of sorted paths those that are the directory or in it. `` and `.` are the archive's root."""
     if directory in ("", "."):
@@ -753,11 +755,6 @@ def _below(paths: Sequence[str], directory: str) -> Sequence[str]:
     own = paths[place : place + 1] if place < len(paths) and paths[place] == directory else []
     # "0" is what follows the slash: all that begins with the directory's name and a slash is between them.
     return [*own, *paths[bisect_left(paths, f"{directory}/") : bisect_left(paths, f"{directory}0")]]
-
-
-def _is_below(path: str, directory: str) -> bool:
-    """Whether path is the directory or in it. `` and `.` are the archive's root."""
-    return directory in ("", ".") or path == directory or path.startswith(f"{directory}/")
 
 
 def _alike(places: Iterable[str], path: str) -> list[str]:

@@ -132,7 +132,7 @@ def plan_clone(
     data: DataDirectory,
     tree: str,
     *,
-    relocated: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
     archive: WalArchive | None = None,
     waldump: WalDump | None = None,
     timeout: float = 600,
@@ -142,7 +142,7 @@ def plan_clone(
 ) -> Clone:
     """What has to be changed in data, whose copies of other directories are in tree, before a server may open it.
 
-    relocated: where in tree directories are that links lead to, as far as this is known (target: path below tree).
+    known: where in tree directories are that links lead to, as far as this is known, by the links' paths below tree.
     archive: WAL that recovery has beside the copy's own.
     waldump: runs pg_waldump of this version, where it is installed. timeout: seconds to go through the WAL without it.
     recovering: whether archive recovery is wanted, to which the end of the copy's own WAL is not the end.
@@ -150,7 +150,7 @@ def plan_clone(
     leave_out: whether to go on without tablespaces that are not in the tree.
     Raises PostgresError that names everything which stands in the way (also as the list `problems`).
     """
-    planner = _Planner(data, tree, relocated or {}, archive)
+    planner = _Planner(data, tree, known or {}, archive)
     planner.leave_out, planner.is_recovered = leave_out, is_recovered
     steps = list(planner.steps())
     if planner.problems or planner.wal is None:
@@ -186,12 +186,10 @@ def parse_tablespace_map(content: bytes) -> dict[str, str]:
 class _Planner:
     """Looks at one data directory. problems collects what stands in the way; the methods yield the steps."""
 
-    def __init__(
-        self, data: DataDirectory, tree: str, relocated: Mapping[str, str], archive: WalArchive | None
-    ) -> None:
+    def __init__(self, data: DataDirectory, tree: str, known: Mapping[str, str], archive: WalArchive | None) -> None:
         self.data = data
         self.tree = tree
-        self.relocated = relocated
+        self.known = known
         self.problems: list[str] = []
         self.links = {os.path.relpath(link.path, data.path): link for link in find_links(data.path)}
         self.leave_out = self.is_recovered = False
@@ -243,12 +241,13 @@ class _Planner:
         if leads_within(link.path, self.tree) and os.path.isdir(link.path):
             self.wal = os.path.realpath(link.path)
             return
-        places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
+        places = archived_places(self.tree, self.data.path, link, known=self.known)
         self.wal = next((place for place in places if wal_segments(place)), None)
         if self.wal is None:
             self.problems.append(
                 f"pg_wal is a link to {link.target}, which is not in the archive, and without its write-ahead log the "
-                "copy is not consistent: use an archive that has this directory as well, taken at the same moment"
+                "copy is not consistent: use an archive that has this directory as well, taken at the same moment, or "
+                "say where in the archive it is (relocated)"
             )
             return
         why = f"the link led to {link.target}, where the server would have written production's own WAL"
@@ -277,7 +276,7 @@ class _Planner:
             # Unless recovery has come to its end, parts of the tablespace may be there, taken from the WAL.
             if self.tablespaces[name] != instead or self.is_recovered:
                 return
-        places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
+        places = archived_places(self.tree, self.data.path, link, known=self.known)
         place = next((place for place in places if os.path.isdir(os.path.join(place, version))), None)
         if place is None and self.leave_out:
             yield from self._without(link, oid, os.path.join(instead, version))
@@ -285,8 +284,8 @@ class _Planner:
         if place is None:
             self.problems.append(
                 f"tablespace {oid} is a link to {link.target}, and the archive has no such directory with {version} in "
-                "it: use an archive that has this directory as well, or go on without what lies there "
-                "(missing_tablespaces=leave_out)"
+                "it: use an archive that has this directory as well, say where in the archive it is (relocated), or go "
+                "on without what lies there (missing_tablespaces=leave_out)"
             )
             return
         self.tablespaces[name] = place
@@ -312,25 +311,38 @@ class _Planner:
         beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}
         for name, link in self.links.items():
             if leads_within(link.path, self.tree) or name in REPLACED:
-                continue
-            places = archived_places(self.tree, self.data.path, link, relocated=self.relocated)
-            if "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
+                beside.add(os.path.realpath(link.path))
+            elif "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
                 why = "it leads out of the copy, and a session has its own"
                 yield Step("remove", link.path, f"link {name} to {link.target} removed", why)
             elif name in DISPOSABLE:
                 why = "the link leads out of the copy, and what it leads to is of no use in a copy"
                 yield Step("directory", link.path, f"link {name} to {link.target} replaced by an empty directory", why)
-            elif places:
-                why = f"the link led to {link.target}, outside of the copy"
-                yield Step("link", link.path, f"{name} re-pointed to {places[0]}", why, places[0])
-                beside.add(places[0])
             else:
-                self.problems.append(_leads_out(name, link))
-        for directory in sorted(beside):
-            # What lies inside the data directory has been looked at already.
-            if not is_within(directory, self.data.path):
-                links = [link for link in find_links(directory) if not leads_within(link.path, self.tree)]
-                self.problems += [_leads_out(link.path, link) for link in links]
+                yield from self._moved_link(name, link, beside)
+        # What lies inside the data directory has been looked at already; what is beside it may lead further.
+        seen: set[str] = set()
+        while ahead := sorted(path for path in beside - seen if self._is_beside(path)):
+            seen.update(ahead)
+            for link in (link for directory in ahead for link in find_links(directory)):
+                if leads_within(link.path, self.tree):
+                    beside.add(os.path.realpath(link.path))
+                else:
+                    yield from self._moved_link(link.path, link, beside)
+
+    def _is_beside(self, path: str) -> bool:
+        tree = os.path.realpath(self.tree)
+        return is_within(path, tree) and not is_within(path, os.path.realpath(self.data.path)) and os.path.isdir(path)
+
+    def _moved_link(self, name: str, link: Link, beside: set[str]) -> Iterator[Step]:
+        """Have it lead to what the archive has of its target, which is then beside the data directory."""
+        places = archived_places(self.tree, self.data.path, link, known=self.known)
+        if not places:
+            self.problems.append(_leads_out(name, link))
+            return
+        beside.add(places[0])
+        why = f"the link led to {link.target}, outside of the copy"
+        yield Step("link", link.path, f"{name} re-pointed to {places[0]}", why, places[0])
 
     def _removed_files(self) -> Iterator[Step]:
         for name, why in REMOVED_FILES:
@@ -393,7 +405,10 @@ class _Planner:
 
 
 def _leads_out(name: str, link: Link) -> str:
-    return f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host"
+    return (
+        f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host, and the "
+        "archive has no such directory: use one that has it, or say where in the archive it is (relocated)"
+    )
 
 
 def silenced(record: TablespaceRecord) -> dict[str, str]:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resolve import leading, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "resolve_within"]
-
-MOST_LINKS = 40  # on one path, as the kernel has it
 
 
 @dataclass(frozen=True)
@@ -74,52 +73,33 @@ def resolve_within(root: str, path: str) -> str | None:
 
     The result is below root and no part of it is a link.
     """
-    ahead = path.split("/")[::-1]
-    done: list[str] = []
-    links = 0
-    while ahead:
-        part = ahead.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            done = done[:-1]
-            continue
-        place = os.path.join(root, *done, part)
-        try:
-            is_link = stat.S_ISLNK(os.lstat(place).st_mode)
-        except OSError:
-            return None
-        if not is_link:
-            done.append(part)
-            continue
-        links += 1
-        if links > MOST_LINKS:
-            return None
-        target = os.readlink(place)
-        done = [] if target.startswith("/") else done
-        ahead.extend(target.split("/")[::-1])
-    return os.path.join(root, *done)
+
+    def target_of(place: str) -> str | None:
+        place = os.path.join(root, place)
+        return os.readlink(place) if stat.S_ISLNK(os.lstat(place).st_mode) else None
+
+    try:
+        found = resolve(path, target_of)
+    except OSError:
+        return None
+    return os.path.join(root, found) if found else None if found is None else root
 
 
-def archived_places(
-    tree: str, data_directory: str, link: Link, *, relocated: Mapping[str, str] | None = None
-) -> list[str]:
-    """The directories in tree that link may mean, the likeliest first: the one that relocated names for its target.
+def archived_places(tree: str, data_directory: str, link: Link, *, known: Mapping[str, str] | None = None) -> list[str]:
+    """The directories in tree that link may mean, the likeliest first: the one that known names for its path, if any.
 
     In most archives paths start at /. A snapshot is archived from where it was mounted, such as `mnt/snap/srv/data`,
     and its links still speak of `/srv`: so the target is looked for below every leading part of data_directory's path
     in the tree. The longest comes first, because the rest of that snapshot is what belongs to the data directory.
     """
-    inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
-    parts = [] if inside == "." else inside.split("/")
-    target = link.target
-    known = (relocated or {}).get(target)
-    if known is not None:
-        place = resolve_within(tree, known)
-        return [place] if place is not None and os.path.isdir(place) else []
-    if not os.path.isabs(target):
-        holder = os.path.relpath(os.path.dirname(link.path), tree)
-        target, parts = os.path.join("/", holder, target), []
-    roots = [os.path.join(tree, *parts[:length]) for length in range(len(parts), -1, -1)]
-    places = (resolve_within(root, target) for root in roots)
+    target, roots = link.target, [tree]
+    place = (known or {}).get(os.path.relpath(link.path, tree))
+    if place is not None:
+        target = os.path.join("/", place)
+    elif os.path.isabs(target):
+        inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
+        roots = [os.path.join(tree, part) for part in ("" if inside == "." else inside, *leading(inside))]
+    else:
+        target = os.path.join("/", os.path.relpath(os.path.dirname(link.path), tree), target)
+    places = (resolve_within(root.rstrip("/"), target) for root in roots)
     return list(dict.fromkeys(place for place in places if place is not None and os.path.isdir(place)))

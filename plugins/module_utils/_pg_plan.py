@@ -69,11 +69,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What a start is asked for. Paths are absolute; timeout is in seconds; relocated as in plan_clone.
+    """What a start is asked for. Paths are absolute; timeout is in seconds; links as known of plan_clone.
 
     directory: the session's, or one that is laid out like it. account: whom the server runs as. recovered: what an
     earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
     leave_out to start without them. as_archived: the tree is the archive's mount, where files belong to whom Borg says.
+    configuration: directory of the archived configuration below tree, where that is known.
     target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
     that may open connections.
     """
@@ -86,7 +87,8 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     read_only: bool = False
     timeout: float = 600
-    relocated: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    configuration: str | None = None
     target: Target | None = None
     wal_source: str | None = None
     network: str = "none"
@@ -170,7 +172,7 @@ def make_plan(request: Request) -> Plan:
     _check_recovered(request)
     archive = None if request.recovered else _wal_archive(request, data, sandbox)
     clone = _clone(request, data, binaries, archive, sandbox)
-    archived = archived_settings(data, request.tree, is_recovered=request.recovered is not None)
+    archived = archived_settings(data, request.tree, request.configuration, is_recovered=request.recovered is not None)
     libraries, left_out = preload(archived, binaries.bindir)
     return Plan(
         request=request,
@@ -224,7 +226,7 @@ def _clone(
     return plan_clone(
         data,
         request.tree,
-        relocated=request.relocated,
+        known=request.links,
         archive=archive,
         waldump=None if program is None else waldump,
         timeout=request.timeout,

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import library_directory
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import AUTO_CONF, SET_ASIDE
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import Link, archived_places
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
+    Link,
+    archived_places,
+    resolve_within,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
     OLDEST_MAJOR,
     PostgresError,
@@ -286,14 +290,19 @@ def check_settings(settings: Mapping[str, Any], major: int) -> dict[str, str]:
     return checked
 
 
-def archived_settings(data: DataDirectory, tree: str, *, is_recovered: bool = False) -> dict[str, str]:
+def archived_settings(
+    data: DataDirectory, tree: str, configuration: str | None = None, *, is_recovered: bool = False
+) -> dict[str, str]:
     """What the archived configuration says, as far as it lies in the tree: read, and never loaded.
 
-    Debian keeps it in /etc/postgresql. Files that it includes are not looked at. Names are in lower case.
+    configuration is its directory below the tree; without it, that of Debian in /etc/postgresql counts. Files that it
+    includes are not looked at. Names are in lower case.
     """
     debian = Link(data.path, f"/etc/postgresql/{data.major}/{os.path.basename(data.path)}")
-    directories = [data.path, *archived_places(tree, data.path, debian)[:1]]
-    paths = [os.path.join(directory, "postgresql.conf") for directory in directories]
+    places = archived_places(tree, data.path, debian)[:1]
+    if configuration is not None:
+        places = [place] if (place := resolve_within(tree, configuration)) is not None else []
+    paths = [os.path.join(directory, "postgresql.conf") for directory in (data.path, *places)]
     found: dict[str, str] = {}
     for path in paths:
         found.update(_settings_in(path))

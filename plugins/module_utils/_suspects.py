@@ -19,8 +19,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 if TYPE_CHECKING:
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
 
-__all__ = ["ArchiveRefusedError", "Suspects", "ancestors"]
+__all__ = ["ArchiveRefusedError", "Suspects", "ancestors", "is_below", "limit"]
 
+TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
 PIPES = {"p": "named pipe", "s": "socket"}  # left by programs that run no more; opened, a pipe is waited for
 # What a server opens: all below these directories of its data directory, and these files.
@@ -133,7 +134,7 @@ def _is_opened(path: str, data_directory: str | None) -> bool:
     """Whether a PostgreSQL server opens what is there, which may also be a tablespace's or the configuration's."""
     if data_directory is None:
         return False
-    if not _is_below(path, data_directory):
+    if not is_below(path, data_directory):
         return True  # in a tablespace, the WAL, the configuration
     inside = path if data_directory == "." else path[len(data_directory) + 1 :]
     top = inside.split("/")[0]
@@ -141,9 +142,15 @@ def _is_opened(path: str, data_directory: str | None) -> bool:
 
 
 def _is_below_any(path: str, parts: Collection[str]) -> bool:
-    return any(_is_below(path, part) for part in parts)
+    return any(is_below(path, part) for part in parts)
 
 
-def _is_below(path: str, directory: str) -> bool:
+def is_below(path: str, directory: str) -> bool:
     """Whether path is the directory or in it. `` and `.` are the archive's root."""
     return directory in ("", ".") or path == directory or path.startswith(f"{directory}/")
+
+
+def limit(number: int, most: int, what: str) -> None:
+    """Raise ArchiveRefusedError where there is more of something than is looked through."""
+    if number > most:
+        raise ArchiveRefusedError(f"has more than {most} {what}, which is more than is looked through: {TOO_MUCH}")

@@ -47,8 +47,18 @@ options:
   data_directory:
     description:
       - Choose the database with this data directory, a path in the archive as Borg lists it. V(.) is its root.
-      - A leading slash does not matter.
+      - A leading slash does not matter. Links of the archive are followed, and where nothing in the archive has that
+        path, what the server itself called its data directory counts, too.
     type: str
+  relocated:
+    description:
+      - Where in the archive directories are that symbolic links lead to, and that are not where these say, as with the
+        volumes of a container. A dictionary of what links say, or of directories above that, and paths in the archive
+        as Borg lists them. An empty path says that the archive does not have it.
+      - Where nothing is said, WAL is known by the cluster it is of, and a tablespace by its version and its databases,
+        if just one directory of the archive can be meant.
+    type: dict
+    default: {}
   require_database:
     description:
       - Whether to fail unless there is exactly one database that fits O(engine) and O(data_directory) and could be
@@ -230,10 +240,12 @@ databases:
           description: How many WAL segments are there.
           type: int
     configuration_directory:
-      description: Where the archive has PostgreSQL's configuration of Debian's layout, outside of the data directory.
+      description:
+        - Where the archive has PostgreSQL's configuration, when that is outside of the data directory. It is known by
+          what the server was started with, by the C(data_directory) it sets, and by Debian's names.
       type: str
     symlinks:
-      description: Further symbolic links in the data directory and its tablespaces.
+      description: Further symbolic links in the data directory, its tablespaces, and what other such links lead to.
       type: list
       elements: dict
       contains:
@@ -244,11 +256,22 @@ databases:
           description: What the link says.
           type: str
         archived_path:
-          description: Path in the archive of what it leads to; null when it leads out of this database.
+          description:
+            - Path in the archive of what it leads to. Null where the archive does not have it, and where no server
+              needs it.
           type: str
+    links:
+      description: Where in the archive the directories are that links of all kinds lead to, by the paths of the links.
+      type: dict
     control:
       description: What C(global/pg_control) says; null for other engines, and when it cannot be understood.
       type: dict
+    refusals:
+      description:
+        - Sentences about what more than one directory of the archive can be, and what O(relocated) says of it.
+        - With O(require_database) the module fails with those of the one database that fits.
+      type: list
+      elements: str
     problems:
       description:
         - Sentences about what is missing or damaged in the archive.
@@ -276,6 +299,8 @@ databases:
         segments: 68
       configuration_directory: etc/postgresql/15/main
       symlinks: []
+      links: {var/lib/postgresql/15/main/pg_tblspc/16385: srv/fast}
+      refusals: []
       control:
         system_identifier: 7442017912345678901
         pg_control_version: 1300
@@ -388,12 +413,22 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
     ENGINES,
+    Database,
     DatabaseChoiceError,
     choose_database,
     find_databases,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module, warn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
+
+NOTHING: dict[str, Any] = {
+    "archive": None,
+    "databases": [],
+    "other_backups": [],
+    "database": None,
+    "paths": [],
+    "wal_archives": [],
+}
 
 
 def main() -> None:
@@ -405,6 +440,7 @@ def main() -> None:
             "details": {"type": "bool", "default": False},
             "engine": {"type": "str", "choices": ["auto", *ENGINES], "default": "auto"},
             "data_directory": {"type": "str"},
+            "relocated": {"type": "dict", "default": {}},
             "require_database": {"type": "bool", "default": True},
         },
         mutually_exclusive=[SECRETS],
@@ -419,13 +455,13 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     archives = repository.list_archives(details=options["details"])
     listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
-        nothing: dict[str, Any] = {"databases": [], "other_backups": [], "database": None, "paths": []}
-        return {**listed, "archive": None, **nothing, "wal_archives": []}
+        return {**listed, **NOTHING}
     archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
         read=lambda items: repository.read_files(archive.name, items),
         begin=lambda items, size: repository.read_beginnings(archive.name, items, size),
+        relocated=_relocated(options["relocated"]),
     )
     try:
         chosen = choose_database(
@@ -434,6 +470,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             engine=options["engine"],
             data_directory=options["data_directory"],
             others=catalogue.others,
+            places=catalogue.places,
         )
     except DatabaseChoiceError:
         if options["require_database"]:
@@ -443,8 +480,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     if chosen is not None:
         catalogue.refuse(chosen)
         _refuse_masking(options["passphrase"], [repository.location, archive.name, *paths])
-        for problem in chosen.problems if options["require_database"] else ():
-            warn(problem)  # it is the one to be started
+        _tell(chosen, is_to_be_started=options["require_database"])
     return {
         **listed,
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
@@ -454,6 +490,26 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         "paths": paths,
         "wal_archives": catalogue.wal_archives(databases),
     }
+
+
+def _tell(chosen: Database, *, is_to_be_started: bool) -> None:
+    """Say what is wrong with the database."""
+    if not is_to_be_started:
+        return
+    if chosen.refusals:
+        raise DatabaseChoiceError(" ".join(chosen.refusals))
+    for problem in chosen.problems:
+        warn(problem)
+
+
+def _relocated(given: dict[str, Any]) -> dict[str, str]:
+    for name, place in given.items():
+        if not name or not (place is None or isinstance(place, str)):
+            raise DatabaseChoiceError(
+                f"relocated has {name!r}: {place!r}, which is no pair of paths: write what a link says, and where in "
+                'the archive that is, such as {"/mnt/fast": "var/lib/docker/volumes/fast/_data"}.'
+            )
+    return {name: place or "" for name, place in given.items()}
 
 
 def _refuse_masking(passphrase: str | None, needed: list[str]) -> None:

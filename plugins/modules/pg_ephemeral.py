@@ -40,14 +40,20 @@ options:
       - The data directory, in C(merged) of O(session_directory). It holds C(PG_VERSION), C(base) and C(global).
       - Required for O(state=started).
     type: path
-  relocated:
+  links:
     description:
-      - Where in the copy the directories are that links lead to, as far as this is known, as a dictionary of link
-        targets and paths below C(merged). M(phpborg.instant_recovery.borg_archive_info) tells them as C(tablespaces)
-        and C(wal_directory).
+      - Where in the copy the directories are that symbolic links lead to, as far as this is known, as a dictionary of
+        the links' paths and the directories' paths, both below C(merged).
+        M(phpborg.instant_recovery.borg_archive_info) tells them.
       - Others are looked for at their path below C(merged), and below every directory on the way to O(data_directory).
     type: dict
     default: {}
+  configuration_directory:
+    description:
+      - Directory of the archived C(postgresql.conf), below C(merged), where that is not in O(data_directory).
+        M(phpborg.instant_recovery.borg_archive_info) tells it.
+      - The default is Debian's, C(etc/postgresql/MAJOR/NAME).
+    type: str
   port:
     description:
       - Port on 127.0.0.1.
@@ -429,7 +435,8 @@ def main() -> None:
         argument_spec={
             "session_directory": {"type": "path", "required": True},
             "data_directory": {"type": "path"},
-            "relocated": {"type": "dict", "default": {}},
+            "links": {"type": "dict", "default": {}},
+            "configuration_directory": {"type": "str"},
             "port": {"type": "int"},
             **ARGUMENTS,
             "wal_source": {"type": "path"},
@@ -511,12 +518,13 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 
 def _request(options: dict[str, Any], session: Session) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "relocated", "examine")
+    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "links", "examine")
     wal_source = options["wal_source"]
     return Request(
         directory=session.directory,
         data_directory=os.path.abspath(options["data_directory"]),
         account=account(session.record["server_user"]),
+        configuration=options["configuration_directory"],
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
         recovered=session.record["recovered"],

@@ -36,11 +36,16 @@ options:
       - Path of the data directory in the archive.
     type: str
     required: true
-  relocated:
+  links:
     description:
-      - Where in the archive the directories are that links lead to, see M(phpborg.instant_recovery.pg_ephemeral).
+      - Where in the archive the directories are that symbolic links lead to, see
+        M(phpborg.instant_recovery.pg_ephemeral).
     type: dict
     default: {}
+  configuration_directory:
+    description:
+      - Directory of the C(postgresql.conf) in the archive, where that is not in O(data_directory).
+    type: str
   wal_source:
     description:
       - Directory of archived WAL on this host, or with O(wal_archive) a path in that archive.
@@ -194,7 +199,8 @@ def main() -> None:
             "archive": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "str", "required": True},
             "data_directory": {"type": "str", "required": True},
-            "relocated": {"type": "dict", "default": {}},
+            "links": {"type": "dict", "default": {}},
+            "configuration_directory": {"type": "str"},
             "wal_source": {"type": "str"},
             "wal_archive": {"type": "str"},
             "user": {"type": "str"},
@@ -220,7 +226,8 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             target=target,
             wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
             timeout=options["timeout"],
-            relocated=options["relocated"],
+            links=options["links"],
+            configuration=options["configuration_directory"],
             **{name: options[name] for name in NAMES},
         )
         try:

@@ -43,6 +43,7 @@ class StartOptions(TypedDict, total=False):
     read_only: bool | None
     network: Literal["none", "host"] | None
     missing_tablespaces: Literal["refuse", "leave_out"] | None
+    relocated: Mapping[str, str | None] | None
     recovery_target_time: str | None
     recovery_target_xid: str | int | None
     recovery_target_name: str | None

@@ -10,6 +10,7 @@ import lzma
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
@@ -34,7 +35,7 @@ DATA = "tmp/borgside/rec/prod/data"  # where the recorded cluster was
 ITEMS = [parse_item(line) for line in (RECORDED / "borg-1.2-items.jsonl").open()]
 
 
-def find(items: Iterable[Item], contents: Mapping[str, bytes]) -> list[Database]:
+def find(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -> list[Database]:
     """find_databases with contents by path; an item's size need not be that of its content."""
 
     def read(wanted: Sequence[Item]) -> dict[str, bytes]:
@@ -43,7 +44,7 @@ def find(items: Iterable[Item], contents: Mapping[str, bytes]) -> list[Database]
     def begin(wanted: Sequence[Item], size: int) -> dict[str, Beginning]:
         return {item.path: beginning(contents[item.path], size) for item in wanted if item.path in contents}
 
-    return find_databases(items, read=read, begin=begin)[0]
+    return find_databases(items, read=read, begin=begin, **options)[0]
 
 
 def cluster(directory: str, control: bytes = CRASHED, **others: bytes) -> tuple[list[Item], dict[str, bytes]]:
@@ -449,3 +450,165 @@ def test_debians_configuration_is_mounted_with_the_data(prefix: str) -> None:
     items.append(file(f"{prefix}etc/postgresql/15/main/postgresql.conf"))
     (found,) = find(items, contents)
     assert found.paths() == [f"{prefix}var/lib/postgresql/15/main", f"{prefix}etc/postgresql/15/main"]
+
+
+def segment(identifier: int) -> bytes:
+    """How a segment of WAL of that cluster begins."""
+    return struct.pack("<HHIQIIQ", 0xD110, 2, 1, 1 << 24, 0, 0, identifier)
+
+
+FIRST = "000000010000000000000001"
+IDENTIFIER = struct.unpack("<Q", CLOSED[:8])[0]
+
+
+def moved_wal(*places: tuple[str, int, bool]) -> tuple[list[Item], dict[str, bytes]]:
+    """A cluster whose pg_wal is elsewhere, and places with WAL of a cluster: as a server has it, or as an archive."""
+    items, contents = cluster("pg", CLOSED)
+    items = [item for item in items if "pg_wal" not in item.path] + [link("pg/pg_wal", "/wal")]
+    for place, identifier, is_servers in places:
+        contents[f"{place}/{FIRST}"] = segment(identifier)
+        items += [file(f"{place}/{FIRST}", 16 << 20), *([directory(f"{place}/archive_status")] if is_servers else [])]
+    return items, contents
+
+
+def test_wal_that_is_elsewhere_is_known_by_its_cluster() -> None:
+    places = [("volumes/a", IDENTIFIER, True), ("volumes/b", IDENTIFIER + 1, True), ("archived", IDENTIFIER, False)]
+    (found,) = find(*moved_wal(*places))
+    assert found.links == {"pg/pg_wal": "volumes/a"}
+    assert (found.paths(), found.problems, found.refusals) == (["pg", "volumes/a"], (), ())
+
+
+def test_archived_wal_is_not_taken_for_a_servers_own() -> None:
+    """It may end before the data do."""
+    (found,) = find(*moved_wal(("archived", IDENTIFIER, False)))
+    assert found.links == {}
+    assert found.problems == (
+        "The archive holds no WAL of it (pg_wal leads to /wal), unless it is one of archived: then say so (relocated).",
+    )
+
+
+def test_the_wal_of_another_data_directory_is_not_taken() -> None:
+    items, contents = moved_wal()
+    others, more = cluster("copy", CLOSED)
+    more[f"copy/pg_wal/{FIRST}"] = segment(IDENTIFIER)
+    found = find([*items, *others, directory("copy/pg_wal/archive_status")], {**contents, **more})
+    assert [one.links for one in found] == [{}, {}]
+
+
+def moved_tablespaces(links: dict[int, str], places: dict[str, str]) -> tuple[list[Item], dict[str, bytes]]:
+    """A cluster with the databases 1 and 5, these tablespaces, and places with files of one database each."""
+    items, contents = cluster("pg", CLOSED)
+    items += [directory("pg/base/1"), directory("pg/base/5")]
+    items += [link(f"pg/pg_tblspc/{oid}", target) for oid, target in links.items()]
+    items += [directory(f"{place}/PG_15_202209061") for place in places]
+    items += [directory(f"{place}/PG_15_202209061/{oid}") for place, oid in places.items() if oid]
+    return items, contents
+
+
+@pytest.mark.parametrize(
+    ("places", "place"),
+    [
+        ({"volumes/x": "5"}, "volumes/x"),
+        ({"volumes/x": "5", "volumes/y": "77"}, "volumes/x"),  # of another cluster, by its database
+        ({"volumes/y": "77"}, None),
+        ({"volumes/empty": ""}, None),
+        ({"other/pg_tblspc/16400": "5"}, None),
+    ],
+)
+def test_a_tablespace_that_is_elsewhere_is_known_by_its_databases(places: dict[str, str], place: str | None) -> None:
+    (found,) = find(*moved_tablespaces({16400: "/fast"}, places))
+    assert found.tablespaces[0]["archived_path"] == place
+    assert found.refusals == ()
+    assert len(found.problems) == (place is None)
+
+
+def test_tablespaces_that_may_be_several_places_are_for_the_user_to_say() -> None:
+    made = moved_tablespaces({16400: "/fast", 16401: "/slow"}, {"volumes/x": "5", "volumes/y": "1"})
+    (found,) = find(*made)
+    assert [one["archived_path"] for one in found.tablespaces] == [None, None]
+    assert found.refusals[0].startswith(
+        "Tablespace 16400 is a link to /fast, which is not there in the archive, and it may be any of these "
+        "directories: volumes/x, volumes/y. Say which with relocated, such as "
+    )
+    (found,) = find(*made, relocated={"/fast/": "/volumes/y", "/slow": ""})
+    assert [one["archived_path"] for one in found.tablespaces] == ["volumes/y", None]
+    assert (found.problems, found.refusals) == (("Tablespace 16401 (/slow) is not in the archive.",), ())
+    (found,) = find(*made, relocated={"/": "volumes"})
+    assert [one.partition(",")[0] for one in found.refusals] == ["relocated says that / is in volumes"] * 2
+    (found,) = find(*made, relocated={"/fast": "volumes/x", "/slow": "volumes/y", "/typo": "volumes/y"})
+    assert "relocated names /typo, and no link of pg leads there" in found.problems[-1]
+
+
+def test_oids_of_databases_are_those_of_the_catalogue_too() -> None:
+    """One whose own tablespace it is has no directory in base."""
+    page = bytearray(8192)
+    struct.pack_into("<H", page, 12, 28)
+    struct.pack_into("<I", page, 24, 8000 | 1 << 15)
+    page[8000 + 22] = 24
+    struct.pack_into("<I", page, 8024, 77)
+    items, contents = moved_tablespaces({16400: "/fast"}, {"volumes/y": "77"})
+    items.append(file("pg/global/1262", 8192))
+    (found,) = find(items, {**contents, "pg/global/1262": bytes(page)})
+    assert found.tablespaces[0]["archived_path"] == "volumes/y"
+
+
+def test_what_was_below_the_data_directory_is_below_it() -> None:
+    items, contents = cluster("volumes/pg/_data", postmaster_dot_opts=b'/bin/postgres "-D" "/var/lib/data"\n')
+    items += [link("volumes/pg/_data/pg_tblspc/1", "/var/lib/data/fast")]
+    items += [directory(f"{place}/PG_15_202209061/5") for place in ("volumes/pg/_data/fast", "elsewhere")]
+    assert find(items, contents)[0].tablespaces[0]["archived_path"] == "volumes/pg/_data/fast"
+
+
+@pytest.mark.parametrize("target", ["/a", "../../../../../etc/shadow", "/", "/srv", ".", "/nowhere", "x\0y"])
+def test_links_that_lead_round_or_out_are_not_followed(target: str) -> None:
+    items, contents = cluster("srv/pg")
+    items += [directory("srv/pg/base/1"), link("srv/pg/base/5", target), link("a", "/b"), link("b", "a")]
+    (found,) = find(items, contents)
+    assert found.links == {}
+    assert found.paths() == ["srv/pg"]
+
+
+def test_links_of_what_a_link_leads_to_are_followed() -> None:
+    items, contents = cluster("pg")
+    items += [link("pg/base", "/ssd/base"), directory("ssd/base/1"), link("ssd/base/5", "/more/5"), directory("more/5")]
+    items += [link("pg/log", "/var/log/pg"), directory("var/log/pg")]  # which no session needs
+    (found,) = find(items, contents)
+    assert found.links == {"pg/base": "ssd/base", "ssd/base/5": "more/5"}
+    assert found.paths() == ["pg", "more/5", "ssd/base"]
+
+
+@pytest.mark.parametrize("name", ["/var/lib/15/main", "var/lib/15/main/", "disk/pg", "/srv/named"])
+def test_a_data_directory_has_all_its_names(name: str) -> None:
+    items, contents = cluster("disk/pg", postmaster_dot_pid=b"4711\n/srv/named\n1795352956\n5432\n")
+    items += [link("var/lib/15", "/mnt/15"), link("mnt/15/main", "../../disk/pg"), *cluster("other")[0]]
+    contents.update(cluster("other")[1])
+    found, catalogue = find_databases(items, read=lambda _items: contents, begin=lambda *_: {})
+    assert choose_database(found, archive="a", data_directory=name, places=catalogue.places).data_directory == "disk/pg"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "options", "is_found"),
+    [
+        (b"data_directory = '/var/lib/main'\n", b"", True),
+        (b"  Data_Directory '/var/lib/main' # here\n", b"", True),
+        (b"#data_directory = '/var/lib/main'\n", b"", False),
+        (b"data_directory = '/other'\n", b"", False),
+        (b"", b'/bin/postgres "-D" "/x" "-c" "config_file=/etc/db/postgresql.conf"\n', True),
+    ],
+)
+def test_a_configuration_says_which_data_directory_it_is_of(
+    configuration: bytes, options: bytes, is_found: bool
+) -> None:
+    items, contents = cluster("disk/pg", postmaster_dot_opts=options)
+    items += [link("var/lib/main", "/disk/pg"), file("etc/db/postgresql.conf", len(configuration) or 1)]
+    (found,) = find(items, {**contents, "etc/db/postgresql.conf": configuration})
+    assert found.configuration_directory == ("etc/db" if is_found else None)
+
+
+def test_the_configuration_of_another_cluster_of_that_name_is_not_taken() -> None:
+    items, contents = cluster("mnt/15/main")
+    others, more = cluster("var/lib/postgresql/15/main")
+    text = b"data_directory = '/var/lib/postgresql/15/main'\n"
+    items += [*others, file("etc/postgresql/15/main/postgresql.conf", len(text))]
+    found = find(items, {**contents, **more, "etc/postgresql/15/main/postgresql.conf": text})
+    assert [one.configuration_directory for one in found] == [None, "etc/postgresql/15/main"]

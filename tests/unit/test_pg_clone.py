@@ -54,15 +54,13 @@ def first_segment(data: Path) -> str:
     return Start(int(high, 16) << 32 | int(low, 16), control.timeline, control.wal_segment_size).segment
 
 
-def plan(data: Path, relocated: dict[str, str] | None = None, *, is_recovered: bool = False) -> list[Step]:
-    found = plan_clone(
-        read_data_directory(str(data)), str(tree_of(data)), relocated=relocated, is_recovered=is_recovered
-    )
+def plan(data: Path, known: dict[str, str] | None = None, *, is_recovered: bool = False) -> list[Step]:
+    found = plan_clone(read_data_directory(str(data)), str(tree_of(data)), known=known, is_recovered=is_recovered)
     return found.steps
 
 
-def whats(data: Path, relocated: dict[str, str] | None = None) -> list[str]:
-    return [step.what for step in plan(data, relocated)]
+def whats(data: Path, known: dict[str, str] | None = None) -> list[str]:
+    return [step.what for step in plan(data, known)]
 
 
 def problems(data: Path) -> list[str]:
@@ -99,7 +97,9 @@ def test_a_tablespace_is_found_at_its_path_and_below_prefixes(data: Path) -> Non
         assert whats(data) == [f"pg_tblspc/16400 re-pointed to {tree_of(data)}/{inside}"]
     elsewhere = tree_of(data) / "snapshots" / "7" / "fast"
     (elsewhere / VERSION_DIRECTORY).mkdir(parents=True)
-    assert whats(data, {"/mnt/fast": "snapshots/7/fast"}) == [f"pg_tblspc/16400 re-pointed to {elsewhere}"]
+    assert whats(data, {"srv/pg/data/pg_tblspc/16400": "snapshots/7/fast"}) == [
+        f"pg_tblspc/16400 re-pointed to {elsewhere}"
+    ]
     apply(data)
     assert os.readlink(link) == f"{tree_of(data)}/srv/pg/mnt/fast"
     assert plan(data) == []
@@ -151,9 +151,23 @@ def test_other_directories_are_taken_from_the_archive(data: Path) -> None:
     there.mkdir(parents=True)
     assert whats(data) == [f"base/5 re-pointed to {there}"]
     (there / "1259").symlink_to("/etc/passwd")
-    assert problems(data) == [
-        f"{there}/1259 is a link to /etc/passwd, which leads out of the copy to files that belong to this host"
+    (found,) = problems(data)
+    assert found.startswith(
+        f"{there}/1259 is a link to /etc/passwd, which leads out of the copy to files that belong to"
+    )
+    (there / "1259").unlink()
+    # What it leads to may lead further.
+    (tree_of(data) / "bigger").mkdir()
+    (there / "sub").symlink_to("/bigger")
+    (tree_of(data) / "bigger" / "out").symlink_to("/etc")
+    assert problems(data)[0].startswith(f"{tree_of(data)}/bigger/out is a link to /etc, which leads out")
+    (tree_of(data) / "bigger" / "out").unlink()
+    assert whats(data) == [
+        f"base/5 re-pointed to {there}",
+        f"{there}/sub re-pointed to {tree_of(data)}/bigger",
     ]
+    apply(data)
+    assert plan(data) == []
 
 
 def test_links_that_a_session_has_no_use_for_are_dropped(data: Path) -> None:

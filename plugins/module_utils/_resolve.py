@@ -1,0 +1,74 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Symbolic links of a tree that is taken for `/`: followed component by component, and never out of the tree.
+
+The tree may be a list of names or a mount: the one who asks tells what the links say, and no path of this host is
+followed. Whoever made the tree may wish this host ill: the number of links on one way is bounded, as the kernel has it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["leading", "moved", "resolve"]
+
+MOST_LINKS = 40  # on one way, as the kernel has it
+
+
+def resolve(
+    path: str,
+    target_of: Callable[[str], str | None],
+    *,
+    root: str = "",
+    place_of: Callable[[str], str | None] = lambda _path: None,
+) -> str | None:
+    """Where path leads: a path below the tree without links (`` is the tree itself), or None after too many of them.
+
+    target_of tells what the link at a path says, None where there is no link. root is the directory of the tree that
+    absolute paths begin at. place_of may tell that an absolute path is another place of the tree.
+    """
+    top = root.split("/") if root else []
+    done: list[str] = []
+    ahead: list[str] = []
+
+    def enter(text: str) -> None:
+        place = place_of(text) if text.startswith("/") else None
+        if text.startswith("/"):
+            done[:] = top if place is None else []
+        ahead.extend(reversed((text if place is None else place).split("/")))
+
+    enter(path)
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part == "..":
+            done[:] = done if done == top else done[:-1]
+        elif part not in ("", "."):
+            target = target_of("/".join([*done, part]))
+            if target is None:
+                done.append(part)
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                return None
+            enter(target)
+    return "/".join(done)
+
+
+def leading(path: str) -> Iterator[str]:
+    """The directories above path, the longest first and `` last: any may be where another host's `/` was mounted."""
+    parts = path.split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        yield "/".join(parts[:length])
+    yield ""
+
+
+def moved(path: str, places: Mapping[str, str]) -> tuple[str, str] | None:
+    """Of the directories that were moved (from: to) the longest that path is or is below, and where path is now."""
+    path = posixpath.normpath(path)
+    above = next((name for name in (path, *leading(path)) if name in places), None)
+    return None if above is None else (above, posixpath.join(places[above], path[len(above) :].lstrip("/")))

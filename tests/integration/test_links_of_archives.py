@@ -1,0 +1,179 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Data directories that reach over a whole host, by links: what the archive has of it is found, and nothing else is.
+
+One cluster has all that people do at once. Its data directory and one database's lie behind links that lead through
+linked directories; its WAL, and a tablespace that a database has as its own, are on volumes of a container, so that
+their links lead nowhere in the archive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
+
+from tests.integration.conftest import needs_root
+from tests.support.cluster import Cluster, Connection
+from tests.support.host import remains
+from tests.support.modules import call
+from tests.support.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.playbook import Playbooks
+
+pytestmark = needs_root  # its cluster belongs to postgres
+
+NAME = "var/lib/postgresql/main/data"  # of the data directory, on its host
+VOLUMES = "var/lib/docker/volumes"
+FAST, WAL = f"{VOLUMES}/fast/_data", f"{VOLUMES}/wal/_data/pg_wal"
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A cluster that was shut down, in `top`, which was the root of its host."""
+
+    repository: Repository
+    cluster: Cluster
+    top: Path
+    oids: dict[str, str]
+
+    def archive(self, name: str) -> str:
+        """Archive the host as it is now."""
+        self.repository.archive(name, *sorted(path.name for path in self.top.iterdir()), cwd=self.top)
+        return f"{self.repository.location}::{name}"
+
+
+@pytest.fixture(scope="module")
+def made(shared_place: Path) -> Iterator[Made]:
+    top = shared_place / "host"
+    for path in (top / FAST, top / "disks/ssd/dbs", top / "disk1/data"):
+        path.mkdir(parents=True)
+        shutil.chown(path, "postgres")
+    repository = Repository(directory=shared_place / "host-repository", base=shared_place / "host-borg")
+    repository.create()
+    with Cluster(directory=shared_place / "host-run", data=top / "disk1/data/pg") as cluster:
+        ask = cluster.connection.sql
+        ask(f"create tablespace fast location '{top / FAST}'")
+        ask("create database own tablespace fast")
+        ask("create database linked")
+        for database in ("own", "linked"):
+            ask("create table t as select generate_series(1, 1000) i", database=database)
+        oids = dict(line.split("|") for line in ask("select datname, oid from pg_database").splitlines())
+        oids["fast"] = ask("select oid from pg_tablespace where spcname = 'fast'")
+        cluster.stop()
+        _rearrange(top, cluster.data, oids)
+        yield Made(repository, cluster, top, oids)
+
+
+def _rearrange(top: Path, data: Path, oids: dict[str, str]) -> None:
+    shutil.move(data / "base" / oids["linked"], top / "disks/ssd/dbs")
+    link(top / "ssd", "/disks/ssd")
+    link(data / "base" / oids["linked"], f"/ssd/dbs/{oids['linked']}")
+    (top / WAL).parent.mkdir(parents=True)
+    shutil.move(data / "pg_wal", top / WAL)
+    link(data / "pg_wal", "/var/lib/wal/pg_wal")
+    link(data / "pg_tblspc" / oids["fast"], "/fast")
+    # Two steps, the second of which goes up from behind a link, which is not the way that its path is spelled.
+    link(top / "var/lib/postgresql/main", "/disk1/data")
+    (data / "postmaster.opts").unlink()
+    link(top / "disk1/data/data", "../data/pg")
+    configuration = top / "etc/postgresql/15/main/postgresql.conf"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f"data_directory = '/{NAME}'\ndatestyle = 'german'\n")
+
+
+def link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.fixture
+def looking(made: Made, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of the module that open the repository."""
+    monkeypatch.setenv("BORG_BASE_DIR", str(made.repository.base))
+    return {"passphrase": made.repository.passphrase}
+
+
+@pytest.fixture
+def runner(playbooks: Playbooks, made: Made) -> Playbooks:
+    return dataclasses.replace(playbooks, environment=made.repository.environment)
+
+
+def test_everything_is_found_and_answers(made: Made, runner: Playbooks) -> None:
+    run = runner.start(archive=made.archive("whole"), data_directory=f"/{NAME}")
+    assert run.returncode == 0, run.output
+    connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
+    for database in ("own", "linked"):
+        assert connection.sql("select count(*) from t", database=database) == "1000"
+        connection.sql("insert into t values (0); checkpoint", database=database)
+        assert connection.sql("select count(*) from t", database=database) == "1001"
+    assert connection.sql("select date '2026-11-26'") == "26.11.2026"
+    assert runner.stop("all").returncode == 0
+    assert runner.session_root is not None
+    assert remains(runner.session_root) == []
+
+
+def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
+    found = call(borg_archive_info.main, **looking, archive=made.archive("told"), data_directory=NAME)
+    database = found["database"]
+    data = "disk1/data/pg"
+    assert (database["data_directory"], database["configuration_directory"]) == (data, "etc/postgresql/15/main")
+    assert database["links"] == {
+        f"{data}/pg_wal": WAL,
+        f"{data}/pg_tblspc/{made.oids['fast']}": FAST,
+        f"{data}/base/{made.oids['linked']}": f"disks/ssd/dbs/{made.oids['linked']}",
+    }
+    assert found["paths"] == [data, *sorted([*database["links"].values()]), "etc/postgresql/15/main"]
+    assert (database["problems"], database["refusals"]) == ([], [])
+
+
+@pytest.mark.parametrize(("volume", "target", "inside"), [("wal", "/var/lib/wal", "/pg_wal"), ("fast", "/fast", "")])
+def test_of_two_that_may_be_it_the_user_has_the_choice(
+    made: Made, looking: dict[str, Any], runner: Playbooks, volume: str, target: str, inside: str
+) -> None:
+    """An older copy of a volume beside it. What is said of a directory counts for all below it."""
+    shutil.copytree(made.top / VOLUMES / volume, made.top / VOLUMES / "older", symlinks=True)
+    archive = made.archive(f"two-{volume}")
+    shutil.rmtree(made.top / VOLUMES / "older")
+    refused = call(borg_archive_info.main, **looking, archive=archive)
+    places = [f"{VOLUMES}/{name}/_data" for name in (volume, "older")]
+    assert all(f"{place}{inside}" in refused["msg"] for place in places), refused
+    suggested = json.loads(refused["msg"][refused["msg"].index('{"relocated"') :].rstrip("."))
+    assert suggested["relocated"].keys() == {f"{target}{inside}"}
+    for place in places:
+        chosen = call(borg_archive_info.main, **looking, archive=archive, relocated={target: f"/{place}"})
+        assert f"{place}{inside}" in chosen["database"]["links"].values(), chosen
+    wrong = call(borg_archive_info.main, **looking, archive=archive, relocated={target: "var/lib/nowhere"})
+    assert f"relocated says that {target} is in var/lib/nowhere, where the archive has no " in wrong["msg"]
+    run = runner.start("--check", archive=archive, relocated={target: places[0]})
+    assert run.returncode == 0, run.output
+
+
+def test_links_that_lead_round_or_to_this_host(made: Made, looking: dict[str, Any], runner: Playbooks) -> None:
+    """What the archive does not have is refused before a server looks at it, and no directory of this host is it."""
+    place = made.cluster.data / "base" / made.oids["linked"]
+    before = place.readlink()
+    link(made.top / "round", "/around")
+    link(made.top / "around", "round/x")
+    try:
+        for number, target in enumerate(
+            ("/round/x", f"{made.top}/disks/ssd/dbs/{made.oids['linked']}", "/usr/lib", "/")
+        ):
+            link(place, target)
+            archive = made.archive(f"out-{number}")
+            found = call(borg_archive_info.main, **looking, archive=archive)
+            assert not any(made.oids["linked"] in path for path in found["database"]["links"]), target
+            if number < 2:
+                run = runner.start("--check", archive=archive)
+                assert f"{made.oids['linked']} is a link to {target}, which leads out of the copy" in run.message
+    finally:
+        link(place, str(before))
