@@ -9,8 +9,10 @@ SSH, a user and home of its own, an environment without the caller's secrets.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import RECONNECTS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
 from tests.support.cluster import DATABASE, Connection, fingerprint
 from tests.support.host import processes_below, remains
-from tests.support.playbook import Playbooks, Run
+from tests.support.playbook import CHECKOUT, Playbooks, Run
 from tests.support.sshd import Sshd
 from tests.support.user import ordinary_user, passwordless_sudo
 
@@ -169,6 +172,34 @@ def test_a_connection_that_is_killed(remote: Playbooks, hosts: Hosts, place: Pat
     assert remains(root) == []
 
 
+def test_a_controller_that_is_killed(remote: Playbooks, hosts: Hosts, place: Path) -> None:
+    """Its connection outlives it by ControlPersist, which is short here; then the host's keeper undoes the start."""
+    root = Path(hosts.user.pw_dir) / ".local/state/instant_recovery"
+    persist = {"ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=2s", "ansible_control_path": f"{place}/cp"}
+    place.joinpath("ansible").mkdir()
+    variables = {"deployment_location": "remote", "source_host": "db1", **archive_of(hosts), **persist, "readers": 1}
+    ansible = subprocess.Popen(
+        [
+            *(*remote.command("ansible-playbook"), str(CHECKOUT / "playbooks" / "instant_recovery_start.yml")),
+            *("--inventory", str(hosts.inventory), "--extra-vars", json.dumps(variables)),
+        ],
+        env=remote.process_environment(place / "killed.jsonl"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_until(lambda: any('"borg_mount":' in path.read_text() for path in root.glob("*/session.json")))
+    ansible.kill()
+    ansible.wait()
+    # What was in flight comes to its end, then the connection goes, and a play might connect again for a while.
+    wait_until(lambda: remains(root) == [], seconds=2 * RECONNECTS + 30)
+    ended = succeed(remote.sessions("--limit", "db1", ended=True)).stats["instant_recovery_sessions"]
+    told = max(ended, key=lambda one: str(one["created_at"]))
+    assert told["status"] == "failed"
+    assert told["error_message"].startswith("The start was cut off after ")
+
+
 def start(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> dict[str, Any]:
     run = start_on(remote, hosts, host, **variables)
     session = succeed(run).session
@@ -178,9 +209,12 @@ def start(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> dict[
 
 
 def start_on(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> Run:
+    return remote.start(deployment_location="remote", source_host=host, **archive_of(hosts), **variables)
+
+
+def archive_of(hosts: Hosts) -> dict[str, Any]:
     # Root's Borg may have met the sample's repository elsewhere, in other tests: this is a copy, put there on purpose.
-    archive = {"repository": hosts.repository.location, "archive": "sample-*", "accept_relocated": True}
-    return remote.start(deployment_location="remote", source_host=host, **archive, **variables)
+    return {"repository": hosts.repository.location, "archive": "sample-*", "accept_relocated": True}
 
 
 def owners(session: dict[str, Any]) -> set[int]:
