@@ -17,7 +17,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 
 from tests.support.modules import call
 from tests.support.playbook import Playbooks, Run
-from tests.support.repository import PASSPHRASE
+from tests.support.repository import PASSPHRASE, Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +84,29 @@ def test_a_wrong_passphrase_is_not_shown(playbooks: Playbooks, sample: Sample, p
     assert run.returncode != 0
     assert "passphrase" in run.message
     assert "canary-of-a-typing-error" not in run.output
+
+
+@pytest.mark.parametrize("inside", ["{{ b }}", "{% if", "{# x #}", "{{ 1 }}"])
+def test_braces_in_a_passphrase(playbooks: Playbooks, place: Path, inside: str) -> None:
+    """As it is where it is marked, and refused with the cure where Ansible would make another one of it."""
+    passphrase = f"canary {inside} 'of' \\ braces"
+    repository = Repository(directory=place / "braces", base=place / "borg", passphrase=passphrase)
+    repository.create()
+    repository.archive("empty", "/etc/hostname")
+    mine = dataclasses.replace(playbooks, environment={"BORG_BASE_DIR": str(repository.base)})
+    text, variables = json.dumps(passphrase), place / "secrets.yml"
+
+    def start() -> Run:
+        return mine.start("--extra-vars", f"@{variables}", archive=f"{repository.location}::empty")
+
+    variables.write_text(f"borg_passphrase: !unsafe {text}\n")
+    assert "holds no database" in start().message  # it was opened
+    variables.write_text(f"borg_passphrase: {text}\n")
+    run = start()
+    assert run.message.startswith("borg_passphrase has braces in it that Ansible takes for a template: mark it in its")
+    assert "canary" not in run.output
+    variables.write_text(f"vault: !unsafe {text}\nborg_passphrase: '{{{{ vault }}}}'\n")
+    assert "holds no database" in start().message
 
 
 @contextlib.contextmanager
