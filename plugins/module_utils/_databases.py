@@ -408,9 +408,17 @@ class Catalogue:
 
     def postgresql_directories(self) -> list[str]:
         """Directories that hold PG_VERSION and global/pg_control; `` is the archive's root."""
-        return [
-            directory for directory in self.directories_with("PG_VERSION") if self.has(directory, "global/pg_control")
-        ]
+        return [path for path in self._like_postgresql() if path not in self.signs.pages]
+
+    def other_backups(self) -> list[OtherBackup]:
+        """Backups of other tools, by the names that only these have, or by what only looks like a data directory."""
+        known = self.signs.found()
+        pages = [self.signs.pages[path] for path in self._like_postgresql() if path in self.signs.pages]
+        return [*known, *(other for other in pages[:1] if other.what not in [one.what for one in known])]
+
+    def _like_postgresql(self) -> list[str]:
+        found = self.directories_with("PG_VERSION")
+        return [directory for directory in found if self.has(directory, "global/pg_control")]
 
     def directories_with(self, name: str) -> list[str]:
         """Directories that hold a marker file of that name."""
@@ -717,7 +725,7 @@ def _mongodb(catalogue: Catalogue, content: _Content, directory: str) -> Databas
 
 def _without_data_directory(catalogue: Catalogue, begin: Beginnings) -> tuple[list[Database], list[OtherBackup]]:
     """The logical dumps of an archive that has no data directory, and what else it has that is a backup."""
-    dumps, others = [], {other.path: other for other in catalogue.signs.found()}
+    dumps, others = [], {other.path: other for other in catalogue.other_backups()}
     items = catalogue.to_be_looked_at()
     beginnings = begin(items, BEGINNING)
     for item in items:

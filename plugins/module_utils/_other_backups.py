@@ -291,20 +291,32 @@ SIGN_ENDINGS = (
 )
 
 
+# A full backup of pg_probackup has the names of a data directory, in `database` beside this file, also without
+# compression; what is in the files, pages with headers of its own, no server can read.
+PAGES = "backup.control"
+PAGES_DIRECTORY = "database"
+
+
 @dataclass
 class Signs:
     """Names of an archive that only other tools' backups have, noted while its item list streams by.
 
-    keep is told of each path that is kept: one of each tool, and some of base backups in tar format.
+    keep is told of each path that is kept: one of each tool, and some of base backups in tar format. pages: by the
+    directories that would pass for data directories, what tells that they are none.
     """
 
     keep: Callable[[str], None]
     tools: dict[str, OtherBackup] = field(default_factory=dict)
+    pages: dict[str, OtherBackup] = field(default_factory=dict)
     _tars: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def note(self, path: str, directory: str, name: str) -> None:
         """Look at the path of one file."""
-        if name.endswith(SIGN_ENDINGS):
+        if name == PAGES:
+            self.keep(path)
+            what = OtherBackup(path, f"of a repository of {TOOLS[-1].name}", TOOLS[-1].remedy)
+            self.pages[posixpath.join(directory, PAGES_DIRECTORY)] = what
+        elif name.endswith(SIGN_ENDINGS):
             tool = next((tool for tool in TOOLS if tool.sign.search(path)), None)
             if tool is not None and tool.name not in self.tools:
                 self.keep(path)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +194,23 @@ def test_a_repository_of_another_tool(made: Made, looking: dict[str, Any], tool:
         place.write_bytes(content)
     refusal = told(looking, made.archive(tool))
     assert any(f"holds no data directory to start a server on. {path} is {says}" in refusal for path in signs), refusal
+
+
+def test_a_full_backup_of_pg_probackup_without_compression(made: Made, looking: dict[str, Any]) -> None:
+    """It has the names of a data directory; each page has a header before it. Made here of a real data directory."""
+    place = made.directory("probackup") / "backups" / "main" / "SQ1AB2"
+    made.output("pg_basebackup", "-c", "fast", "-D", str(made.top.parent / "prod" / "plain"))
+    shutil.copytree(made.top.parent / "prod" / "plain", place / "database")
+    table = place / "database" / "base" / "5" / "1259"
+    pages = [table.read_bytes()[at : at + 8192] for at in range(0, table.stat().st_size, 8192)]
+    table.write_bytes(b"".join(struct.pack("<II", at, 8192) + page for at, page in enumerate(pages)))
+    (place / "backup.control").write_text("#Configuration\nbackup-mode = FULL\nstream = true\ncompress-alg = none\n")
+    says = told(looking, made.archive("probackup"))
+    assert (
+        "holds no data directory to start a server on. backups/main/SQ1AB2/backup.control is of a repository of "
+        in says
+    )
+    assert "pg_probackup: have it restore that to a directory (pg_probackup restore -B CATALOG --instance NAME" in says
 
 
 def test_without_the_program_a_compressed_file_is_told(

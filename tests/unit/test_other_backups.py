@@ -21,6 +21,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compress
     beginning,
     compressed_size,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item, find_databases
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
     BEGINNING,
     IMAGES,
@@ -216,6 +217,25 @@ def test_repositories_of_other_tools(path: str, tool: str | None) -> None:
     for _twice in range(2):
         signs.note(path, *path.rpartition("/")[::2])
     assert [(one.path, one.what) for one in signs.found()] == ([(path, f"of a repository of {tool}")] if tool else [])
+
+
+def test_what_only_looks_like_a_data_directory() -> None:
+    """Pages of pg_probackup, whatever its catalogue has beside them; others beside them are as good as ever."""
+    pages, contents = {}, {}
+    for name in ("backups/main/SQ1/database", "srv/database"):
+        pages.update({f"{name}/PG_VERSION": b"15\n", f"{name}/global/pg_control": b"x", f"{name}/base/5/1259": b"x"})
+    contents = {"backups/main/SQ1/backup.control": b"backup-mode = FULL\n", **pages}
+    items = [Item(path, "-", len(content), "postgres") for path, content in contents.items()]
+
+    def find(items: list[Item]) -> tuple[list[str], list[str]]:
+        found, catalogue = find_databases(items, read=lambda _items: contents, begin=lambda *_: {})
+        return [one.data_directory for one in found], [one.what for one in catalogue.others]
+
+    assert find(items) == (["srv/database"], [])
+    items = [item for item in items if not item.path.startswith("srv")]
+    assert find(items) == ([], ["of a repository of pg_probackup"])
+    items.append(Item("backups/main/SQ1/backup_content.control", "-", 1, "postgres"))
+    assert find(items) == ([], ["of a repository of pg_probackup"])
 
 
 def test_a_base_backup_by_its_names() -> None:
