@@ -565,7 +565,8 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
     msgid = next((entry.msgid for entry in reversed(entries) if entry.msgid), None)
     said = _essence(entries[-1].message) if entries else "it gave no reason"
     remedy = ". Act as a user who may read it (become)." if said.startswith("PermissionError: ") else ""
-    return msgid, f"borg failed on {repository}: {said}{remedy}"
+    message = f"borg failed on {repository}: {said}{remedy}"
+    return msgid, message
 
 
 def parse_log(text: str) -> list[LogEntry]:
