@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -190,7 +191,7 @@ def test_a_controller_that_is_killed(remote: Playbooks, hosts: Hosts, place: Pat
         start_new_session=True,
     )
     wait_until(lambda: any('"borg_mount":' in path.read_text() for path in root.glob("*/session.json")))
-    ansible.kill()
+    os.killpg(ansible.pid, signal.SIGKILL)
     ansible.wait()
     # What was in flight comes to its end, then the connection goes, and a play might connect again for a while.
     wait_until(lambda: remains(root) == [], seconds=2 * RECONNECTS + 30)
