@@ -37,8 +37,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compress
     beginning,
     compressed_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import MORE_TIME, RecoveryError, shown
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
     check_archive_name,
     check_repository,

@@ -40,7 +40,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop_all,
     wait_for_end,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._remount import Remount
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
 
 __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]

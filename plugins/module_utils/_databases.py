@@ -16,10 +16,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import Beginning
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, listed, shown
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
     BEGINNING,
     Dump,
@@ -56,8 +57,6 @@ __all__ = [
     "Catalogue",
     "Database",
     "DatabaseChoiceError",
-    "Item",
-    "Link",
     "choose_database",
     "find_databases",
 ]
@@ -80,23 +79,6 @@ MOST_FILES, MOST_PROBABLE = 8, 5
 
 class DatabaseChoiceError(RecoveryError):
     """The archive has no database that fits the request, or several."""
-
-
-class Item(NamedTuple):
-    """One entry of an archive. `path` as borg lists it; `type` as in `ls -l`; `user` a name, or a number without one.
-
-    `target` is a symbolic link's target, or the path in the archive whose content a hard link shares (`type` is then
-    `h`, and `size`, in bytes, is 0). `healthy` is False when borg check replaced lost content by zeros. `is_dotted`:
-    borg has it with `./` before the path, as `tar -cf - . | borg import-tar` makes it.
-    """
-
-    path: str
-    type: str
-    size: int
-    user: str
-    target: str = ""
-    healthy: bool = True
-    is_dotted: bool = False
 
 
 # Content by path of items that are given in the archive's order; what cannot be read is left out.

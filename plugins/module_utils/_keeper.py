@@ -43,11 +43,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import PREFIX
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._programs import packed as packed_program
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import write_textfile
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import (
-    Archive,
-    packed,
-    unpacked,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._remount import packed, unpacked
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Archive
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import PARTS as SANDBOX
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
     KEEPER,
@@ -69,7 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Remount
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._remount import Remount
 
 __all__ = ["ensure_keeper", "main"]
 

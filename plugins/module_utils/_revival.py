@@ -13,34 +13,31 @@ When the copy-on-write layer then misses them it rings a bell, a named pipe, and
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._clock import monotonic
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError, run
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import layer_counters, spent
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at, unmount, wait_until
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import layer_counters
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import wait_until
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
-    PIPE_HOLDS,
     Process,
-    secret_pipe,
-    spawn,
-    stop_all,
     wait_for_any_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._remount import LISTING
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import BELL, Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Archive", "Pace", "Remount", "packed", "rest_after", "unpacked", "wake"]
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._remount import Remount
 
-LISTING, TIMEOUT = 30.0, 60.0  # seconds for a Borg to list its repository's archives, and to mount one
+__all__ = ["Archive", "Pace", "rest_after", "wake"]
+
+TIMEOUT = 60.0  # seconds for Borgs to mount
 QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
 # For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
 LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
@@ -48,82 +45,8 @@ ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that 
 # How often it is mounted again: so many times at once, and one more after so many seconds. A lost piece takes two, and
 # the layer, which waits for 20 s, must not wait in vain.
 REMOUNTS = (20, 10.0)
-SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 
 log = logging.getLogger("keeper")
-
-
-@dataclass(frozen=True)
-class Remount:
-    """How one mount of the archive was made, secret included: to be held in memory alone."""
-
-    name: str
-    mountpoint: str
-    archive: str
-    argv: Sequence[str]
-    listing: Sequence[str]  # a command that lists the repository's archives as JSON
-    env: dict[str, str]
-    passphrase: str | None
-    log: str
-    may_rest: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
-
-    def problem(self, session: Session) -> str | None:
-        """Why it cannot be made again; None: it can. The archive may have been deleted, and made anew by this name."""
-        secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
-        stdin = (self.passphrase or "").encode()
-        try:
-            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin).stdout
-            known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
-        except CommandError as error:
-            return str(error)
-        except (ValueError, LookupError, TypeError):
-            return "borg list did not say what archives there are"
-        own = (session.record["archive"] or {}).get("id")
-        if own is None or known.get(self.archive) != own:
-            return f"the repository has no archive {self.archive} any more, or another one by this name"
-        return None
-
-    def start(self, session: Session) -> Process:
-        """Start a Borg in place of the one that is gone."""
-        unmount(self.mountpoint)
-        with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
-            process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
-        with suppress(OSError):  # it does not inherit the keeper's low priority, where we may say so
-            os.setpriority(os.PRIO_PROCESS, process.pid, 0)
-        return process
-
-    def finish(self, process: Process, *, deadline: float) -> bool:
-        """Wait until it has mounted; whether it did."""
-        wait_until(
-            lambda: mount_at(self.mountpoint) is not None, timeout=deadline - time.monotonic(), processes=[process]
-        )
-        if mount_at(self.mountpoint) is not None and process.alive():
-            return True
-        stop_all([process], SIGNALS)
-        unmount(self.mountpoint)
-        return False
-
-    def let_go(self, session: Session) -> None:
-        """End the Borg until it is needed again. To be called under the lock."""
-        claim = self._claim(session)
-        process, used = Process.from_dict(claim["process"]), spent(claim)
-        session.amend_claim(self.name, resting=True)  # said first: then nobody takes it for dead
-        unmount(self.mountpoint)
-        stop_all([process], SIGNALS)
-        session.amend_claim(self.name, process=None, spent=used)
-
-    def process(self, session: Session) -> Process | None:
-        """That of the claim; None where there is none, or the session does not have this mount any more."""
-        known = self._claim(session).get("process")
-        return Process.from_dict(known) if known else None
-
-    def is_resting(self, session: Session) -> bool:
-        """Whether its Borg was let go of."""
-        return bool(self._claim(session).get("resting"))
-
-    def _claim(self, session: Session) -> dict[str, Any]:
-        claims: list[dict[str, Any]] = session.record["claims"]
-        return next((claim for claim in claims if claim["name"] == self.name), {})
 
 
 class Pace:
@@ -288,15 +211,3 @@ def _rests(session: Session) -> bool:
     """Whether a mount is still missing, by the record as it is now."""
     session.record = Session.open(session.directory).record
     return any(claim.get("resting") for claim in session.record["claims"])
-
-
-def packed(remounts: Sequence[Remount]) -> bytes:
-    """For the pipe to the process that keeps them; nothing where they are too much for a pipe."""
-    data = json.dumps([asdict(remount) for remount in remounts]).encode()
-    return data if len(data) <= PIPE_HOLDS else b"[]"
-
-
-def unpacked(descriptor: int) -> list[Remount]:
-    """What packed() gave, from the reading end of the pipe."""
-    with os.fdopen(descriptor, "rb") as pipe:
-        return [Remount(**fields) for fields in json.loads(pipe.read())]

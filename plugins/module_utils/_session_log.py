@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import errno
+import json
 import os
 import re
 import select
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_log
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import open_regular
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
@@ -279,8 +279,17 @@ def _texts(source: str, data: bytes) -> list[str]:
     if texts and not texts[-1]:
         texts.pop()  # behind the last newline
     if source == "archive":
-        texts = [line for text in texts for entry in parse_log(text) for line in entry.message.splitlines()]
+        texts = [line for text in texts for line in _said_by_borg(text).splitlines()]
     return [CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\r")) for text in texts]
+
+
+def _said_by_borg(line: str) -> str:
+    """What a line of Borg's log says: JSON, perhaps behind a prompt, or what somebody else put there."""
+    words, brace, rest = line.partition('{"')
+    try:
+        return "\n".join(filter(None, [words.strip(), str(json.loads(brace + rest)["message"])]))
+    except (ValueError, LookupError, TypeError):
+        return line
 
 
 def _unfinished_character(data: bytes) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 
 if TYPE_CHECKING:
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 
 __all__ = ["ArchiveRefusedError", "Suspects", "ancestors", "is_below", "limit"]
 

@@ -22,7 +22,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     parse_log,
     resolve_archive,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 
 RECORDED = Path(__file__).parent / "recorded"
 ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())

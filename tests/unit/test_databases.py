@@ -20,11 +20,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._database
     MOST_PROBABLE,
     Database,
     DatabaseChoiceError,
-    Item,
     Link,
     choose_database,
     find_databases,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import ArchiveRefusedError
 
 RECORDED = Path(__file__).parent / "recorded"

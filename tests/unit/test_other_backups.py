@@ -21,7 +21,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compress
     beginning,
     compressed_size,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Item, find_databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import find_databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
     BEGINNING,
     IMAGES,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Catalogue, Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Catalogue
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, tablespace_records
 
 FIRST = "000000010000000000000002"

@@ -18,9 +18,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
     Catalogue,
     Database,
-    Item,
     find_databases,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import ArchiveRefusedError
 
 from tests.support.forked import forked
