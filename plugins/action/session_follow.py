@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import SessionError, parse_duration
+
+from ..module_utils._session.session import SessionError, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

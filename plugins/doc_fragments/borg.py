@@ -1,7 +1,7 @@
 # Copyright (c) 2026, phpBorg contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of the modules that open a Borg repository; module_utils/_borg.py has them as ARGUMENTS."""
+"""Options of the modules that open a Borg repository; module_utils/_borg/repository.py has them as ARGUMENTS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, phpBorg contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of the modules that start a PostgreSQL server or tell what that would do; in _pg_plan.py as ARGUMENTS."""
+"""Options of the modules that start a PostgreSQL server or tell what it would do (ARGUMENTS of _postgresql/plan.py)."""
 
 from __future__ import annotations
 

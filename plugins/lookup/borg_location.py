@@ -46,12 +46,8 @@ _raw:
 from typing import Any
 
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
-    LocationError,
-    check_repository,
-    parse_archive,
-    parse_wal_source,
-)
+
+from ..module_utils._borg.location import LocationError, check_repository, parse_archive, parse_wal_source
 
 NOTHING = {"repository": "", "archive": "", "path": "", "is_own": False, "refusal": ""}
 

@@ -404,22 +404,12 @@ from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
-    ARGUMENTS,
-    SECRETS,
-    BorgError,
-    Repository,
-    resolve_archive,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
-    ENGINES,
-    Database,
-    DatabaseChoiceError,
-    choose_database,
-    find_databases,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module, warn
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
+
+from ..module_utils._borg.location import parse_archive
+from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository, resolve_archive
+from ..module_utils._engines.database import DatabaseChoiceError, choose_database, find_databases
+from ..module_utils._engines.model import ENGINES, Database
+from ..module_utils._errors import run_module, warn
 
 NOTHING: dict[str, Any] = {
     "archive": None,

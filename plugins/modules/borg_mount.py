@@ -155,22 +155,14 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
-    ARGUMENTS,
-    SECRETS,
-    BorgError,
-    Repository,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
-    ArchiveMount,
-    mounted_archives,
-    unmount_archives,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming_if_given
+
+from ..module_utils._borg.location import parse_archive
+from ..module_utils._borg.mount import ArchiveMount, mounted_archives, unmount_archives
+from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository
+from ..module_utils._errors import run_module
+from ..module_utils._host.mounts import mount_at
+from ..module_utils._keeper.keeper import ensure_keeper
+from ..module_utils._session.session import Session, claiming_if_given
 
 
 def main() -> None:

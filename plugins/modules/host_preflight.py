@@ -129,15 +129,10 @@ elapsed:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
-    DRIVERS,
-    Host,
-    examine,
-    parse_floor,
-    parse_size,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import default_root
+
+from ..module_utils._errors import run_module
+from ..module_utils._host.preflight import DRIVERS, Host, examine, parse_floor, parse_size
+from ..module_utils._session.session import default_root
 
 
 def main() -> None:

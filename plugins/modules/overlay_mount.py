@@ -149,20 +149,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import (
-    Overlay,
-    OverlayError,
-    remove_overlay,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
-    DRIVERS,
-    Host,
-    choose_driver,
-    parse_size,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, claiming_if_given
+
+from ..module_utils._errors import run_module
+from ..module_utils._host.mounts import mount_at
+from ..module_utils._host.preflight import DRIVERS, Host, choose_driver, parse_size
+from ..module_utils._layer.overlay import Overlay, OverlayError, remove_overlay
+from ..module_utils._session.session import Session, claiming_if_given
 
 
 def main() -> None:

@@ -106,13 +106,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import (
-    find_binaries,
-    installed,
-    package_name,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import OLDEST_MAJOR, PostgresError
+
+from ..module_utils._errors import run_module
+from ..module_utils._postgresql.cluster import OLDEST_MAJOR, PostgresError
+from ..module_utils._postgresql.programs import find_binaries, installed, package_name
 
 
 def main() -> None:

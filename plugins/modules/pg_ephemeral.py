@@ -386,31 +386,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import lost_content
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
-    ARGUMENTS,
-    Plan,
-    Request,
-    make_plan,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_role import SESSION_ROLE
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import (
-    running_server,
-    start_server,
-    stop_server,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import check_settings
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
-    PostgresError,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
-    Session,
-    claiming,
-    public,
-)
+
+from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._host.command import account
+from ..module_utils._layer.lost import lost_content
+from ..module_utils._postgresql.cluster import PostgresError
+from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
+from ..module_utils._postgresql.role import SESSION_ROLE
+from ..module_utils._postgresql.server import running_server, start_server, stop_server
+from ..module_utils._postgresql.settings import check_settings
+from ..module_utils._postgresql.target import read_target
+from ..module_utils._session.session import Session, claiming, public
 
 # Every result has these keys.
 NOTHING: dict[str, Any] = {

@@ -162,30 +162,17 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
-    ARGUMENTS as BORG_ARGUMENTS,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
-    SECRETS,
-    Repository,
-    plain_path,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg_mount import (
-    ArchiveMount,
-    unmount_archives,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import parse_archive
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import unmounted_with_its_users
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import resolve_within
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_plan import (
-    ARGUMENTS,
-    Plan,
-    Request,
-    make_plan,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import read_target
+
+from ..module_utils._borg.location import parse_archive
+from ..module_utils._borg.mount import ArchiveMount, unmount_archives
+from ..module_utils._borg.repository import ARGUMENTS as BORG_ARGUMENTS
+from ..module_utils._borg.repository import SECRETS, Repository, plain_path
+from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._host.command import account
+from ..module_utils._host.mounts import unmounted_with_its_users
+from ..module_utils._postgresql.links import resolve_within
+from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
+from ..module_utils._postgresql.target import read_target
 
 NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
 

@@ -306,36 +306,21 @@ import pwd
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import ensure_keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine as look_at
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import CLAIM as LAYER
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import reserve_port
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import (
-    DRIVERS,
-    Host,
-    Report,
-    examine,
-    parse_floor,
-    parse_memory,
-    parse_size,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._prometheus import check_textfile
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._reap import (
-    dead_sessions,
-    is_dead,
-    strays,
-    sweep,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
-    LEAST_MEMORY,
-    UNLIMITED,
-    WEIGHTS,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import wake
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+
+from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._host.command import account
+from ..module_utils._host.limits import LEAST_MEMORY, UNLIMITED, WEIGHTS
+from ..module_utils._host.ports import reserve_port
+from ..module_utils._host.preflight import DRIVERS, Host, Report, examine, parse_floor, parse_memory, parse_size
+from ..module_utils._host.users import RANGE, processes_of
+from ..module_utils._keeper.archive import wake
+from ..module_utils._keeper.keeper import ensure_keeper
+from ..module_utils._layer.overlay import CLAIM as LAYER
+from ..module_utils._session.audit import audit, requester
+from ..module_utils._session.liveness import examine as look_at
+from ..module_utils._session.prometheus import check_textfile
+from ..module_utils._session.reap import dead_sessions, is_dead, strays, sweep
+from ..module_utils._session.session import (
     DIRECTORIES,
     Session,
     SessionError,
@@ -345,8 +330,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     parse_duration,
     public,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import drop_changes, tear_down
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import RANGE, processes_of
+from ..module_utils._session.teardown import drop_changes, tear_down
 
 FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
 KEPT = ("metrics_textfile", "requested_by")  # in the record, without being looked at

@@ -310,19 +310,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import examine
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import (
-    METRICS,
-    measure,
-    no_metrics,
-    read_sample,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
-    Session,
-    default_root,
-    public,
-)
+
+from ..module_utils._errors import run_module
+from ..module_utils._session.liveness import examine
+from ..module_utils._session.metrics import METRICS, measure, no_metrics, read_sample
+from ..module_utils._session.session import Session, default_root, public
 
 AT_ONCE = 8  # sessions that are looked at
 

@@ -138,9 +138,10 @@ elapsed:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError, run_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, default_root
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session_log import read_logs
+
+from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._session.logs import read_logs
+from ..module_utils._session.session import Session, default_root
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 # Before the imports that follow: it is started from anywhere.
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (  # noqa: E402
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (  # noqa: E402
     Process,
     descendants,
     identify,

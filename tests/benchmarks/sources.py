@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import parse_pg_control
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import parse_pg_control
 
 from tests.support.cluster import Cluster
 from tests.support.repository import Repository

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, spawn, stop
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, spawn, stop
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_mount,
     overlay_mount,
@@ -38,7 +38,7 @@ from tests.support.modules import call
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
 
     from tests.benchmarks.sources import Source
     from tests.support.repository import Repository

@@ -141,7 +141,8 @@ sys.path.insert(0, sys.argv[2])
 os.makedirs(sys.argv[2] + "/ansible_collections/phpborg", exist_ok=True)
 link = sys.argv[2] + "/ansible_collections/phpborg/instant_recovery"
 os.path.islink(link) or os.symlink(sys.argv[1], link)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _processes, _resources
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import processes as _processes
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import limits as _resources
 directory = sys.argv[2] + "/sessions/20200101-000000-0000"
 script = "sleep 60 & sleep 60 & sh -c 'sleep 60 & wait' & wait"
 process = _processes.spawn(["sh", "-c", script], log=sys.argv[2] + "/stragglers.log", env={})

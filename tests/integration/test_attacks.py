@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import session_usage
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import session_usage
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root

@@ -19,7 +19,7 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,
@@ -627,7 +627,8 @@ def _server(cluster: Cluster) -> list[str]:
 
 def _hide_borg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.find_program", lambda _name: None
+        "ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository.find_program",
+        lambda _name: None,
     )
 
 

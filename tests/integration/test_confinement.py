@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import sandbox as _sandbox
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import (
     Account,
     CommandError,
     account,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox import Sandbox, SandboxError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._sandbox_landlock import landlock_version
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.landlock import landlock_version
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.sandbox import Sandbox, SandboxError
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, identify, spawn
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, identify, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, pg_ephemeral, session_info
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import lost_content, lost_files
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.lost import lost_content, lost_files
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import Repository as OwnRepository
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
+    Repository as OwnRepository,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,

@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_server
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import server as _pg_server
 
 from tests.support.cluster import Cluster
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compressed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import compressed as _compressed
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
 
 from tests.support.cluster import DATABASE, Cluster, Connection, fingerprint

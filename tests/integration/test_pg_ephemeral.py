@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import measure
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import find_links
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_server import CLIENT_WORDS
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, scan, scan_segment
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._uids import processes_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.users import processes_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.links import find_links
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.server import CLIENT_WORDS
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start, scan, scan_segment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 
 import instant_recovery as api
 from instant_recovery._session import OWN_WORDS
@@ -582,7 +582,7 @@ def test_a_version_that_is_not_here(
     version: str, said: str, closed: Cluster, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pg_control of another version is made by no means here, so its catalog version is taken as unknown."""
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_control
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import control as _pg_control
 
     copy = copy_of(closed)
     copy.path("PG_VERSION").write_text(f"{version}\n")

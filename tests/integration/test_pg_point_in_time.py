@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import wal as _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import read_data_directory
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import (
     Start,
     last_commit,
     parse_position,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import read_data_directory
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 from tests.support.cluster import Cluster
 from tests.support.host import processes_below

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_locale
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._metrics import measure
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import locales as _pg_locale
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 from tests.support import cluster as support
 from tests.support.cluster import Cluster

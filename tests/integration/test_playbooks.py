@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 

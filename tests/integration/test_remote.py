@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._liveness import RECONNECTS
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.liveness import RECONNECTS
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import Connection

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
 
 __all__ = ["empty_fuse"]
 
@@ -27,8 +27,12 @@ PYTHON = "/usr/bin/python3"
 @contextlib.contextmanager
 def empty_fuse(mountpoint: str, *, env: Mapping[str, str] | None = None, log: str = "/dev/null") -> Iterator[Process]:
     """Mount it and give its server; at the end nothing is left of either, in whatever state they are."""
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mount_at, unmount, wait_until
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import spawn, stop
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import (
+        mount_at,
+        unmount,
+        wait_until,
+    )
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import spawn, stop
 
     server = spawn([PYTHON, __file__, mountpoint], log=log, env=env or {})
     try:

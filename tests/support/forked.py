@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _sandbox
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import sandbox as _sandbox
 
 if TYPE_CHECKING:
     import pwd

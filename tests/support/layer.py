@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PROGRAM", "PYTHON", "Layer", "drop_names", "forget", "is_mounted", "wait_for_mounts"]
 
 PYTHON = "/usr/bin/python3"  # Debian's, which has pyfuse3
-PROGRAM = Path(__file__).resolve().parents[2] / "plugins" / "module_utils" / "_cowfs.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "plugins" / "module_utils" / "_layer/cowfs.py"
 
 
 @dataclass(kw_only=True)

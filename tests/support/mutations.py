@@ -10,7 +10,7 @@ import shutil
 import struct
 from typing import TYPE_CHECKING
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
 
 if TYPE_CHECKING:
     from collections.abc import Callable

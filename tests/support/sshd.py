@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import descendants, identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import descendants, identify
 
 from tests.support.host import free_port
 

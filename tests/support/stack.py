@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify, wait_for_end
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify, wait_for_end
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_mount,
     overlay_mount,

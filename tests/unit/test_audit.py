@@ -11,8 +11,8 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _audit
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._audit import audit, requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import audit as _audit
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.audit import audit, requester
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.doc_fragments.borg import ModuleDocFragment
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
     ARGUMENTS,
     Archive,
     BorgError,
@@ -22,7 +23,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg imp
     parse_log,
     resolve_archive,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
 
 RECORDED = Path(__file__).parent / "recorded"
 ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import (
     CommandError,
     OutputError,
     environment,
@@ -20,8 +21,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command 
     run,
     run_bytes,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 
 if TYPE_CHECKING:
     from pathlib import Path

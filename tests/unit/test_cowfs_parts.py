@@ -9,8 +9,8 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _cowfs
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._cowfs import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer import cowfs as _cowfs
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs import (
     BLOCK,
     PIECE,
     WINDOW,

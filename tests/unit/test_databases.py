@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import Beginning, beginning
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
-    MOST_FILES,
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import MOST_FILES
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import (
     MOST_PROBABLE,
-    Database,
     DatabaseChoiceError,
-    Link,
     choose_database,
     find_databases,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import ArchiveRefusedError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database, Link
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.compressed import Beginning, beginning
 
 RECORDED = Path(__file__).parent / "recorded"
 CRASHED = (RECORDED / "pg_control-15-crashed.bin").read_bytes()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._files import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.files import (
     open_regular,
     read_beginning,
     read_end,

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import keeper as _keeper
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session, SessionError
 
 if TYPE_CHECKING:
     from pathlib import Path

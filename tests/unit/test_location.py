@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.lookup import borg_location
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import ARGUMENTS, Repository
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.location import (
     LocationError,
     WalPlace,
     check_archive_name,
@@ -22,7 +21,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._location
     parse_wal_source,
     split_location,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import Host
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import ARGUMENTS, Repository
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.preflight import Host
 
 NOTHING_GIVEN: dict[str, Any] = {name: spec.get("default") for name, spec in ARGUMENTS.items()}
 REPOSITORIES = [

@@ -8,14 +8,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _cowfs
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._lost import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer import cowfs as _cowfs
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.lost import (
     failure,
     failures_of,
     lost_content,
     lost_files,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import (
     Mount,
     MountError,
     is_responding,
@@ -23,7 +23,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts i
     unmount,
     wait_until,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import spawn, stop, wait_for_end
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import spawn, stop, wait_for_end
 
 from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked

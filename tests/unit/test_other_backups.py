@@ -15,15 +15,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _compressed
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._compressed import (
-    Beginning,
-    beginning,
-    compressed_size,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import find_databases
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_backups import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.other_backups import (
     BEGINNING,
     IMAGES,
     Dump,
@@ -31,6 +25,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._other_ba
     Signs,
     dump_in,
     other_backup_in,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import compressed as _compressed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.compressed import (
+    Beginning,
+    beginning,
+    compressed_size,
 )
 
 if TYPE_CHECKING:

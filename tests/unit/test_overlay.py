@@ -8,7 +8,7 @@ import os
 import tempfile
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._overlay import Overlay, OverlayError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.overlay import Overlay, OverlayError
 
 
 @pytest.mark.parametrize("driver", ["block", "overlayfs"])

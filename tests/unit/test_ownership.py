@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ownership import exposure, open_directory
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.ownership import exposure, open_directory
 
 from tests.support.forked import forked
 from tests.support.user import ordinary_user

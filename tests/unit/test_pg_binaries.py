@@ -7,8 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_binaries
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binaries import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import programs as _pg_binaries
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.programs import (
     find_binaries,
     installed,
     library_directory,
@@ -16,7 +17,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_binar
     parse_version,
     require,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_binaries_info
 
 from tests.support.cluster import server_directory

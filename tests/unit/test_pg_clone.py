@@ -9,8 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
+    PostgresError,
+    read_data_directory,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.detach import (
     NEEDED,
     SET_ASIDE,
     Step,
@@ -18,18 +22,14 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_clone
     parse_tablespace_map,
     plan_clone,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_links import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.links import (
     Link,
     archived_places,
     find_links,
     leads_within,
     resolve_within,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
-    PostgresError,
-    read_data_directory,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start
 
 CONTROL = Path(__file__).parent / "recorded" / "pg_control-15-shut-down.bin"
 VERSION_DIRECTORY = "PG_15_202209061"

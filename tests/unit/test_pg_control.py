@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import (
     PgControlError,
     parse_pg_control,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_facts import Found, look_into
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.facts import Found, look_into
 
 WHOLE = {
     "unlogged": ["public.u"],

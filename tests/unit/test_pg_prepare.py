@@ -9,15 +9,15 @@ import hashlib
 import hmac
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_catalogs import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.catalogs import (
     catalog_script,
     parse_catalogs,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_log import reason
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_prepare import scram_verifier
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import recovered_to
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_role import RoleSettings
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.log import reason
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.recovery import recovered_to
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.role import RoleSettings
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.single_user import scram_verifier
 
 # Printed by PostgreSQL 15.18 on a subscriber.
 OUTPUT = r"""

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_recovery import Recovery, check_outcome
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import Target
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.recovery import (
+    Recovery,
+    check_outcome,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.target import Target
 
 # Printed by PostgreSQL 12.22, and the warning by 13.23.
 DONE = "2026-11-22 23:26:42.485 GMT [7] 00000 LOG:  redo done at 0/7342CF8"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_restore import WalServer
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal_server import WalServer
 
 SEGMENTS = [f"{number:024X}" for number in (2**64 + 1, 2**64 + 2)]
 

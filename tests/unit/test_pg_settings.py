@@ -9,8 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import parse_pg_control
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
+    DataDirectory,
+    PostgresError,
+    quote_literal,
+    read_data_directory,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import parse_pg_control
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.settings import (
     CARRIED,
     GUARDS,
     TUNING,
@@ -24,12 +30,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_setti
     report_carried,
     report_limits,
     tuning,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import (
-    DataDirectory,
-    PostgresError,
-    quote_literal,
-    read_data_directory,
 )
 
 from tests.support.cluster import server_directory

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.target import (
     Target,
     parse_time,
     read_target,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import Catalogue
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import Start, tablespace_records
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Completed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start, tablespace_records
 
 FIRST = "000000010000000000000002"
 

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._ports import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.ports import (
     ADDRESS,
     FIRST_PORT,
     check_socket_path,

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._preflight import Host, Report, examine
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.preflight import Host, Report, examine
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import CommandError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import CommandError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (
     MARKER,
     Process,
     descendants,
@@ -148,7 +148,7 @@ def test_who_reads_a_log_or_works_in_the_directory_is_not_of_the_session(start: 
 def test_the_caller_and_its_ancestors_are_never_found(tmp_path: Path) -> None:
     """A tear-down that runs inside the session must not stop itself."""
     look = f"""import sys; sys.path[:0] = {sys.path!r}
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import marked
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import marked
 print([process.pid for process in marked({str(tmp_path)!r})])"""
     script = 'sleep 60 & echo $!; "$@"; kill $!'
     done = subprocess.run(
@@ -198,7 +198,7 @@ def test_a_daemon_can_report_on_a_descriptor(start: Start) -> None:
 
 def test_a_daemon_outlives_the_one_who_started_it(tmp_path: Path) -> None:
     script = f"""import os, signal, sys; sys.path[:0] = {sys.path!r}
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import spawn
 print(spawn(["sleep", "60"], log={str(tmp_path / "log")!r}, env={{}}).pid, flush=True)
 os.killpg(0, signal.SIGKILL)"""
     argv = [sys.executable, "-c", script]

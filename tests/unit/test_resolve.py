@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resolve import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.links import (
     MOST_LINKS,
     leading,
     moved,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._resources import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.limits import (
     io_priority_of,
     nice_of,
     slice_of,

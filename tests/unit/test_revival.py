@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._revival import Pace, rest_after
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper.archive import Pace, rest_after
 
 
 @pytest.mark.parametrize(

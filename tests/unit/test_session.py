@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import Process
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
     DIRECTORIES,
     ENDED_KEPT,
     PUBLIC_KEYS,
@@ -32,7 +32,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
     public,
     timestamp,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 
 from tests.support.forked import forked
 from tests.support.user import ordinary_user
@@ -277,7 +277,7 @@ def test_timings(root: str) -> None:
 
 
 HOLD = """import sys, time; sys.path[:0] = {path!r}
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 with Session.open({directory!r}).locked() as session:
     print("locked", flush=True)
     sys.stdin.read()

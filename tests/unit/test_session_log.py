@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _session_log
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session_log import source_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import logs as _session_log
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.logs import source_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_log
 
 from tests.support.modules import call
@@ -263,8 +263,9 @@ def test_last_words_are_read_from_a_directory_that_is_gone(logs: Logs, monkeypat
 def test_nobody_left_to_read_ends_the_waiting(logs: Logs) -> None:
     """As when a follower's connection breaks off: no process of it stays behind on the host."""
     code = (
-        "import sys; from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session\n"
-        "from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session_log import read_logs\n"
+        "import sys\n"
+        "from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session\n"
+        "from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.logs import read_logs\n"
         "sys.stderr.write('.'); sys.stderr.flush(); read_logs(Session.open(sys.argv[1]), wait=60)"
     )
     with subprocess.Popen(

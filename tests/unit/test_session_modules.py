@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import unmount
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import unmount
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (
     MARKER,
     Process,
     marked,
@@ -22,7 +22,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
     PUBLIC_KEYS,
     Session,
     SessionError,

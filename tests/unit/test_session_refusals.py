@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 import yaml
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_target import parse_time
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.target import parse_time
 
 VARIABLES = Path(__file__).resolve().parents[2] / "roles" / "session" / "vars" / "main.yml"
 

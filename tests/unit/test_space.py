@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._space import disk_usage, session_usage
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import disk_usage, session_usage
 
 from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _databases
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import parse_item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._databases import (
-    Catalogue,
-    Database,
-    find_databases,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._suspects import ArchiveRefusedError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import database as _databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database
 
 from tests.support.forked import forked
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _teardown
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mounts import mounts_below
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import mounts_below
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (
     MARKER,
     Process,
     marked,
@@ -27,8 +26,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processe
     stop,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session, SessionError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._teardown import remove_tree, tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import teardown as _teardown
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import remove_tree, tear_down
 
 from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked
@@ -101,8 +101,8 @@ def test_a_failed_start_keeps_its_reason(session: Session, root: str) -> None:
 
 
 KILLED = """import os, signal, sys; sys.path[:0] = {path!r}
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._processes import MARKER, spawn
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 with Session.open({directory!r}).locked() as session:
     session.claim(name="server", kind="process", signals=[["SIGTERM", 5], ["SIGKILL", 5]])
     for _ in range({count}):

@@ -63,7 +63,7 @@ def template(node: ast.expr) -> str:
 
 @cache
 def trees() -> dict[str, ast.Module]:
-    paths = [*(TOP / "plugins").glob("*/*.py")]
+    paths = [*(TOP / "plugins").rglob("*.py")]
     return {path.name: ast.parse(path.read_text()) for path in sorted(paths)}
 
 

@@ -22,18 +22,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils import _pg_wal
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._command import Completed, run
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_control import crc32c
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Completed, run
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import wal as _pg_wal
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import (
     Start,
     last_commit,
     scan_segment,
     tablespace_records,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_wal_archive import WalArchive, open_archive
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal_archive import (
+    WalArchive,
+    open_archive,
+)
 
 from tests.support.forked import forked
 

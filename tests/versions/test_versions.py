@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._pg_settings import guards
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.settings import guards
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import Cluster, fingerprint

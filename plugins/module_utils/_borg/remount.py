@@ -1,0 +1,112 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a mount of an archive was made, for whoever has to make it again: the session's keeper."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .._host.command import CommandError, run
+from .._host.mounts import mount_at, unmount, wait_until
+from .._host.processes import PIPE_HOLDS, Process, secret_pipe, spawn, stop_all
+from .._session.metrics import spent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._session.session import Session
+
+__all__ = ["LISTING", "Remount", "packed", "unpacked"]
+
+LISTING = 30.0  # seconds for a Borg to list its repository's archives
+SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
+
+
+@dataclass(frozen=True)
+class Remount:
+    """How one mount of the archive was made, secret included: to be held in memory alone."""
+
+    name: str
+    mountpoint: str
+    archive: str
+    argv: Sequence[str]
+    listing: Sequence[str]  # a command that lists the repository's archives as JSON
+    env: dict[str, str]
+    passphrase: str | None
+    log: str
+    may_rest: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
+
+    def problem(self, session: Session) -> str | None:
+        """Why it cannot be made again; None: it can. The archive may have been deleted, and made anew by this name."""
+        secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
+        stdin = (self.passphrase or "").encode()
+        try:
+            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin).stdout
+            known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
+        except CommandError as error:
+            return str(error)
+        except (ValueError, LookupError, TypeError):
+            return "borg list did not say what archives there are"
+        own = (session.record["archive"] or {}).get("id")
+        if own is None or known.get(self.archive) != own:
+            return f"the repository has no archive {self.archive} any more, or another one by this name"
+        return None
+
+    def start(self, session: Session) -> Process:
+        """Start a Borg in place of the one that is gone."""
+        unmount(self.mountpoint)
+        with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
+            process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
+        with suppress(OSError):  # it does not inherit the keeper's low priority, where we may say so
+            os.setpriority(os.PRIO_PROCESS, process.pid, 0)
+        return process
+
+    def finish(self, process: Process, *, deadline: float) -> bool:
+        """Wait until it has mounted; whether it did."""
+        wait_until(
+            lambda: mount_at(self.mountpoint) is not None, timeout=deadline - time.monotonic(), processes=[process]
+        )
+        if mount_at(self.mountpoint) is not None and process.alive():
+            return True
+        stop_all([process], SIGNALS)
+        unmount(self.mountpoint)
+        return False
+
+    def let_go(self, session: Session) -> None:
+        """End the Borg until it is needed again. To be called under the lock."""
+        claim = self._claim(session)
+        process, used = Process.from_dict(claim["process"]), spent(claim)
+        session.amend_claim(self.name, resting=True)  # said first: then nobody takes it for dead
+        unmount(self.mountpoint)
+        stop_all([process], SIGNALS)
+        session.amend_claim(self.name, process=None, spent=used)
+
+    def process(self, session: Session) -> Process | None:
+        """That of the claim; None where there is none, or the session does not have this mount any more."""
+        known = self._claim(session).get("process")
+        return Process.from_dict(known) if known else None
+
+    def is_resting(self, session: Session) -> bool:
+        """Whether its Borg was let go of."""
+        return bool(self._claim(session).get("resting"))
+
+    def _claim(self, session: Session) -> dict[str, Any]:
+        claims: list[dict[str, Any]] = session.record["claims"]
+        return next((claim for claim in claims if claim["name"] == self.name), {})
+
+
+def packed(remounts: Sequence[Remount]) -> bytes:
+    """For the pipe to the process that keeps them; nothing where they are too much for a pipe."""
+    data = json.dumps([asdict(remount) for remount in remounts]).encode()
+    return data if len(data) <= PIPE_HOLDS else b"[]"
+
+
+def unpacked(descriptor: int) -> list[Remount]:
+    """What packed() gave, from the reading end of the pipe."""
+    with os.fdopen(descriptor, "rb") as pipe:
+        return [Remount(**fields) for fields in json.loads(pipe.read())]

@@ -1,0 +1,131 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program that locks itself up and then becomes another one: see `_host/sandbox.py`, which starts it.
+
+It runs by itself, with nothing but the standard library, because what it does cannot be done between fork and exec of
+a process with threads. Its child makes a root directory of its own, which holds only what it was told, becomes the
+server's user, restricts itself by Landlock and seccomp, and executes the program that it was given. It stays as that
+child's warden (`_host/confined/warden.py`).
+
+    main(PROGRAM, SPECIFICATION, STATUS, GO)
+
+The arguments are descriptors. PROGRAM is the zip file that this comes from. SPECIFICATION holds JSON with the fields of
+`Specification`. STATUS gets a line of JSON, {"pid": the warden's, "program": the program's}, and after an error
+{"error": …}; it is closed when the program runs. Nothing is executed before a byte has come through GO, and nothing at
+all when that is closed first: whoever starts a process can record it before it runs.
+
+Source of the numbers: linux/prctl.h.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+
+from .calls import restrict_calls
+from .kernel import checked, libc
+from .landlock import restrict_files
+from .root import enter_namespaces, make_root
+from .specification import Specification
+from .warden import Warden
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 15, 36, 38
+
+
+def main(program: int, specification: int, status: int, go: int) -> None:
+    """Be the program that the module's docstring describes."""
+    os.close(program)
+    with os.fdopen(specification, "rb") as file:
+        spec = Specification(file.read())
+    for descriptor in (status, go, *(int(door) for door, _target in spec.doors)):
+        os.set_inheritable(descriptor, False)
+    life, living = os.pipe()  # closed when the warden is no more
+    said, saying = os.pipe()
+    try:
+        checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        # Whatever the program starts stays below this process, should there be no namespace that ends with it.
+        checked(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
+        if spec.doors:
+            import socket  # noqa: F401  # the warden's: it may lie where there will be nothing in a moment
+        if spec.namespaces:
+            enter_namespaces(spec)
+        child = os.fork()
+    except OSError as error:
+        _tell(status, error=str(error))
+        raise SystemExit(1) from None
+    if child == 0:
+        os.close(living)
+        for number in spec.logged:
+            os.dup2(saying, number)
+        _become(spec, status, go, life)
+    for descriptor in (go, life, saying):
+        os.close(descriptor)
+    libc.prctl(_PR_SET_NAME, b"ir-warden", 0, 0, 0)
+    warden = Warden(spec, child, said)
+    _tell(status, pid=os.getpid(), program=child)
+    os.close(status)
+    _change_user(spec)
+    raise SystemExit(warden.watch())
+
+
+def _become(spec: Specification, status: int, go: int, life: int) -> None:
+    """Lock this process up and execute the program; never returns."""
+    try:
+        os.setsid()
+        os.umask(0o022)  # a keeper has a stricter one, and its user could not enter what is made here
+        if spec.namespaces:
+            make_root(spec)
+        if not os.read(go, 1):
+            os._exit(1)  # whoever started this is gone, and nobody knows of it
+        _limit(spec)
+        _change_user(spec)
+        _end_with_parent(life)
+        if spec.landlock:
+            restrict_files(spec)
+        if spec.seccomp:
+            restrict_calls(spec.network)
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.umask(0o077)
+        os.execve(spec.argv[0], spec.argv, spec.env)
+    except BaseException as error:  # nothing of this process may go on
+        _tell(status, error=str(error))
+    os._exit(126)
+
+
+def _tell(status: int, **fields: object) -> None:
+    os.write(status, json.dumps(fields).encode() + b"\n")
+
+
+def _end_with_parent(life: int) -> None:
+    """Be killed when the warden ends. To be called when the user is the last one: a change takes that away."""
+    checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent's death signal")
+    os.set_blocking(life, False)
+    try:
+        os.read(life, 1)
+    except BlockingIOError:
+        return
+    os._exit(1)  # it has ended before
+
+
+def _limit(spec: Specification) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what the memory of a server holds is on no other disk
+    if spec.memory:
+        resource.setrlimit(resource.RLIMIT_AS, (spec.memory, spec.memory))
+    # Counted for each user of each namespace (since Linux 5.14): without one, the user's other processes would count.
+    if spec.processes and spec.namespaces:
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        most = spec.processes if hard == resource.RLIM_INFINITY else min(spec.processes, hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
+def _change_user(spec: Specification) -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+    if (os.getuid(), os.getgid()) != (spec.uid, spec.gid):
+        os.setresgid(spec.gid, spec.gid, spec.gid)
+        os.setresuid(spec.uid, spec.uid, spec.uid)

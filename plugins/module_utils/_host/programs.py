@@ -1,0 +1,59 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Parts of the collection as programs that run by themselves, when Ansible's copy of it is gone."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["PREFIX", "packed"]
+
+PREFIX = __name__.rpartition("._host.")[0]
+
+
+def packed(*rooms: str, main: str | None = None) -> bytes:
+    """A zip file that Python can import the loaded modules of these rooms from; main is what runs it by itself.
+
+    A room is a module of module_utils, or a directory of modules: `_errors`, `_host/confined`. Whoever needs a program
+    imports it, and so Ansible ships all that it consists of.
+    """
+    import zipfile  # not for the keeper itself, which is to be small
+
+    names = [f"{PREFIX}.{room.replace('/', '.')}" for room in rooms]
+    modules = {
+        name: module
+        for name, module in sorted(sys.modules.items())
+        if any(name == room or name.startswith(f"{room}.") for room in names) and _is_file(module)
+    }
+    packages = {
+        ".".join(parts[:depth]) for parts in (name.split(".") for name in modules) for depth in range(1, len(parts))
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for package in sorted(packages):
+            archive.writestr(f"{package.replace('.', '/')}/__init__.py", "")
+        for name, module in modules.items():
+            archive.writestr(f"{name.replace('.', '/')}.py", _source(module))
+        if main is not None:
+            archive.writestr("__main__.py", main)
+    return content.getvalue()
+
+
+def _is_file(module: ModuleType) -> bool:
+    spec = module.__spec__
+    return spec is not None and spec.origin is not None and spec.submodule_search_locations is None
+
+
+def _source(module: ModuleType) -> bytes:
+    """The text of a module, which may lie in the zip file that Ansible made of ours."""
+    spec = module.__spec__
+    if spec is None or spec.loader is None or spec.origin is None:
+        raise ImportError(module.__name__)
+    # Both loaders that there are, of files and of zip files, have it; the abstract one does not.
+    data: bytes = spec.loader.get_data(spec.origin)  # type: ignore[attr-defined]
+    return data

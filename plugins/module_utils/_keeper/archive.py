@@ -1,0 +1,210 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A session's mounts of its archive, as its keeper looks after them.
+
+A Borg that died is replaced. A mounted Borg knows the repository as it was. When C(borg compact) moves chunks of the
+archive, which it also does after other archives were deleted, that Borg ends at the next read of them. A new one finds
+them where they are now.
+
+Borgs that nobody needs are ended: each takes about 40 MiB of memory, and most sessions are idle most of their life.
+When the copy-on-write layer then misses them it rings a bell, a named pipe, and waits for their successors.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from .._borg.remount import LISTING
+from .._host.clock import monotonic
+from .._host.command import CommandError
+from .._host.mounts import wait_until
+from .._host.processes import Process, wait_for_any_end
+from .._session.metrics import layer_counters
+from .._session.session import BELL, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .._borg.remount import Remount
+
+__all__ = ["Archive", "Pace", "rest_after", "wake"]
+
+TIMEOUT = 60.0  # seconds for Borgs to mount
+QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
+# For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
+LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
+ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that is mounted could be mounted again
+# How often it is mounted again: so many times at once, and one more after so many seconds. A lost piece takes two, and
+# the layer, which waits for 20 s, must not wait in vain.
+REMOUNTS = (20, 10.0)
+
+log = logging.getLogger("keeper")
+
+
+class Pace:
+    """How often something may be done: some times at once, and over a long time once in so many seconds."""
+
+    def __init__(self, at_once: int, seconds: float) -> None:
+        self.at_once, self.seconds = at_once, seconds
+        self.left = float(at_once)
+        self.counted = 0.0
+
+    def take(self, now: float) -> float:
+        """Do it once; seconds until it may be done again."""
+        self.left = min(self.at_once, self.left + (now - self.counted) / self.seconds) - 1
+        self.counted = now
+        return max(0.0, (1 - self.left) * self.seconds)
+
+
+class Archive:
+    """The mounts of a session's archive. Times are of the monotonic clock."""
+
+    def __init__(self, session: Session, remounts: Sequence[Remount]) -> None:
+        self.remounts = remounts
+        self.is_wanted = False  # whether the bell was rung since all were mounted
+        self.failures = 0
+        self.next_attempt = 0.0
+        self.pace = Pace(*REMOUNTS)
+        self.is_held_back = False
+        self.fetched: int | None = None
+        self.quiet_since = monotonic()
+        self.unrecorded: dict[str, Process] = {}  # Borgs that serve already
+        with suppress(FileExistsError):
+            os.mkfifo(session.path(BELL), 0o600)
+        self.bell = os.open(session.path(BELL), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def wait(self, session: Session, *, timeout: float) -> None:
+        """Wait up to timeout seconds, or until a Borg ends or one is wanted."""
+        processes = [process for remount in self.remounts if (process := self._process(remount, session))]
+        wait_for_any_end([one for one in processes if one.alive()], timeout=timeout, readable=[self.bell])
+        with suppress(BlockingIOError):
+            self.is_wanted = bool(os.read(self.bell, 4096)) or self.is_wanted
+
+    def revive(self, session: Session) -> None:
+        """Mount again what has died, or is wanted. The layer waits some seconds for that before it gives an error.
+
+        Not under the session's lock: whoever has it may be waiting for a server that waits for the archive. Should the
+        session be torn down meanwhile, the keeper is ended before what bears the session's mark is looked for.
+        """
+        self._record(session)
+        missing = [remount for remount in self.remounts if self._is_missing(remount, session)]
+        if not missing:
+            self.is_wanted = False
+            return
+        if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
+            return
+        fcntl.flock(self.bell, fcntl.LOCK_EX)  # as long as this tries, the layer waits
+        try:
+            problem = missing[0].problem(session) or self._mount(missing, session)
+        finally:
+            fcntl.flock(self.bell, fcntl.LOCK_UN)
+        if problem:
+            log.error("the archive cannot be mounted again: %s", problem)
+        self.quiet_since = monotonic()
+        self.failures = self.failures + 1 if problem else 0
+        pause = self.pace.take(time.monotonic())
+        if pause and not self.is_held_back:
+            log.warning(
+                "the archive had to be mounted again %d times in a short time, from now on it is once in %g s: each "
+                "read of content that the repository has lost, or moved, ends a Borg",
+                *REMOUNTS,
+            )
+        self.is_held_back = pause > 0
+        self.next_attempt = time.monotonic() + max(pause, min(60.0, 2.0 ** min(self.failures, 6) - 1))
+
+    def rest(self, session: Session) -> None:
+        """Let go of mounts that have not been read for long, if they can be had back."""
+        fetched, now = layer_counters(session).get("fetched_bytes"), monotonic()
+        if fetched != self.fetched:
+            self.fetched, self.quiet_since = fetched, now
+        idle = rest_after(session.record)
+        if fetched is None or self.is_wanted or not 0 < idle <= now - self.quiet_since:
+            return
+        self.quiet_since = now
+        mounted = [remount for remount in self.remounts if remount.process(session)]
+        if not mounted:
+            return
+        if not self._can_be_had_back(session):
+            self.quiet_since = now + ASKED_AGAIN  # asking a repository that is out of reach takes its time
+            return
+        with session.locked(timeout=1):
+            if session.record["status"] == "active" and layer_counters(session).get("fetched_bytes") == fetched:
+                for remount in mounted:
+                    remount.let_go(session)
+                log.info("nobody has read the archive for %g s: its mounts are gone until somebody does", idle)
+
+    def _can_be_had_back(self, session: Session) -> bool:
+        """Whether mounting is allowed without asking, and the repository has the archive still."""
+        return all(one.may_rest for one in self.remounts) and self.remounts[0].problem(session) is None
+
+    def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
+        """All of them at once; what went wrong."""
+        deadline = time.monotonic() + TIMEOUT
+        started, failed = [], []
+        for remount in missing:
+            try:
+                started.append((remount, remount.start(session)))
+            except CommandError as error:
+                failed.append(str(error))
+        for remount, process in started:
+            if remount.finish(process, deadline=deadline):
+                self.unrecorded[remount.name] = process
+                log.info("%s is mounted again", remount.mountpoint)
+            else:
+                failed.append(f"borg has not mounted it, see {remount.log}")
+        self._record(session)
+        return failed[0] if failed else None
+
+    def _record(self, session: Session) -> None:
+        """Claim what serves already, as soon as nobody else is at work on the session."""
+        if self.unrecorded and not session.is_locked():
+            with session.locked(timeout=1):
+                for name, process in list(self.unrecorded.items()):
+                    session.amend_claim(name, process=process, resting=False)
+                    del self.unrecorded[name]
+
+    def _process(self, remount: Remount, session: Session) -> Process | None:
+        return self.unrecorded.get(remount.name) or remount.process(session)
+
+    def _is_missing(self, remount: Remount, session: Session) -> bool:
+        if remount.name not in self.unrecorded and remount.is_resting(session):
+            return self.is_wanted
+        process = self._process(remount, session)
+        return process is not None and not process.alive()
+
+
+def rest_after(record: Mapping[str, Any]) -> float:
+    """Seconds without a read after which a session's archive is let go of; 0: never.
+
+    What is slow to come back is held for longer: whoever reads again waits for a tenth of the time, at most, in which
+    nobody did.
+    """
+    mounting = record["timings"].get("borg_mount", QUICK)
+    if mounting >= QUICK:
+        return 0.0
+    chosen: float | None = record["rest_after"]
+    return max(LEAST_IDLENESS, IDLENESS_PER_MOUNTING * mounting) if chosen is None else chosen
+
+
+def wake(session: Session) -> bool:
+    """Have an archive that rests mounted; whether it is. Not to be called under the lock, which the keeper needs."""
+    if not _rests(session):
+        return True
+    try:
+        bell = os.open(session.path(BELL), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False  # there is no keeper
+    with os.fdopen(bell, "wb", buffering=0) as pipe:
+        pipe.write(b"!")
+    return wait_until(lambda: not _rests(session), timeout=LISTING + TIMEOUT)
+
+
+def _rests(session: Session) -> bool:
+    """Whether a mount is still missing, by the record as it is now."""
+    session.record = Session.open(session.directory).record
+    return any(claim.get("resting") for claim in session.record["claims"])

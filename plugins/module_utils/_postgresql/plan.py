@@ -1,0 +1,309 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the start of a server on a copied data directory will do, decided before anything is changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .._host.command import find_program
+from .._host.files import open_inside
+from .._host.ports import check_port, check_socket_path
+from .._host.sandbox import Sandbox
+from .build import check_build
+from .cluster import DataDirectory, PostgresError, check_account, read_data_directory
+from .detach import Clone, plan_clone
+from .links import is_within, resolve_within
+from .programs import Binaries, require
+from .recovery import Recovery, plan_recovery
+from .settings import (
+    archived_settings,
+    carried,
+    check_settings,
+    guards,
+    preload,
+    report_carried,
+    report_guards,
+    report_limits,
+    tuning,
+)
+from .target import POINTS, Target
+from .wal import WALDUMP_OUTPUT
+from .wal_archive import WalArchive, open_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .._host.command import Account, Completed
+
+__all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
+
+# The options of doc_fragments/postgresql.py.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "bindir": {"type": "path"},
+    "settings": {"type": "dict", "default": {}},
+    "read_only": {"type": "bool", "default": False},
+    "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
+    "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
+    "accept_unconfined": {"type": "bool", "default": False},
+    **{name: {"type": "str"} for name in POINTS},
+    "recovery_target_inclusive": {"type": "bool"},
+    "recovery_target_timeline": {"type": "str"},
+    "recovery_target_action": {"type": "str"},
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a start is asked for. Paths are absolute; timeout is in seconds; links as known of plan_clone.
+
+    directory: the session's, or one that is laid out like it. account: whom the server runs as. recovered: what an
+    earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
+    leave_out to start without them. as_archived: the tree is the archive's mount, where files belong to whom Borg says.
+    configuration: directory of the archived configuration below tree, where that is known.
+    target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
+    that may open connections.
+    """
+
+    directory: str
+    data_directory: str
+    account: Account
+    port: int | None = None
+    bindir: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    read_only: bool = False
+    timeout: float = 600
+    links: Mapping[str, str] = field(default_factory=dict)
+    configuration: str | None = None
+    target: Target | None = None
+    wal_source: str | None = None
+    network: str = "none"
+    missing_tablespaces: str = "refuse"
+    examine: bool = True
+    accept_unconfined: bool = False
+    recovered: dict[str, Any] | None = None
+    as_archived: bool = False
+
+    @property
+    def tree(self) -> str:
+        """The copy: the data directory with whatever else of it the archive has."""
+        return os.path.join(self.directory, "merged")
+
+    @property
+    def socket_directory(self) -> str:
+        """Where the server makes its socket: a directory of its own, of which nothing is believed."""
+        return os.path.join(self.directory, "run")
+
+    @property
+    def log(self) -> str:
+        """The server's log file."""
+        return os.path.join(self.directory, "log", "postgresql.log")
+
+    def config(self, name: str = "") -> str:
+        """A file that tells the server something, or their directory."""
+        return os.path.join(self.directory, "config", name).rstrip("/")
+
+    def client(self, name: str = "") -> str:
+        """A file for those who speak to the server, or their directory."""
+        return os.path.join(self.directory, "client", name).rstrip("/")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done. sections: the session's configuration file; guards: settings for the command line.
+
+    neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
+    carried_over: what it has in common with production all the same.
+    sandbox: what the server can reach. warnings: what of it does not hold on this host.
+    recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
+    """
+
+    request: Request
+    data: DataDirectory
+    binaries: Binaries
+    account: Account
+    sections: dict[str, dict[str, str]]
+    guards: dict[str, str]
+    neutralised: tuple[dict[str, str], ...]
+    carried_over: tuple[dict[str, str], ...]
+    sandbox: Sandbox
+    warnings: tuple[str, ...]
+    clone: Clone
+    recovery: Recovery | None
+    recovered: dict[str, Any] | None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The configuration file's settings as they count."""
+        return {name: value for section in self.sections.values() for name, value in section.items()}
+
+    def serving(self, port: int) -> Sandbox:
+        """The sandbox of the server itself, which may listen on this port."""
+        return replace(self.sandbox, network="host" if self.request.network == "host" else "serve", port=port)
+
+
+def make_plan(request: Request) -> Plan:
+    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
+    _check_place(request)
+    data = read_data_directory(request.data_directory)
+    own = check_settings(request.settings, data.major)
+    binaries = require(data.major, bindir=request.bindir)
+    check_build(data, binaries, is_named=request.bindir is not None)
+    check_account(data, request.account, is_presented=not request.as_archived)
+    if request.port is not None:
+        check_port(request.port)
+    check_socket_path(request.client(), ".s.PGSQL.65535")
+    sandbox = _sandbox(request, binaries)
+    confined, warnings = replace(sandbox, network="host" if request.network == "host" else "serve").report()
+    _check_recovered(request)
+    archive = None if request.recovered else _wal_archive(request, data, sandbox)
+    clone = _clone(request, data, binaries, archive, sandbox)
+    archived = archived_settings(data, request.tree, request.configuration, is_recovered=request.recovered is not None)
+    libraries, left_out = preload(archived, binaries.bindir)
+    return Plan(
+        request=request,
+        data=data,
+        binaries=binaries,
+        account=request.account,
+        sections=_sections(data, archived, libraries, own),
+        guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
+        neutralised=(
+            *(step.as_dict() for step in clone.steps if step.what),
+            *confined,
+            *report_guards(data.major),
+            *report_limits(data, archived),
+            *(_left_out(name) for name in left_out if name not in own.get("shared_preload_libraries", "")),
+        ),
+        carried_over=tuple(report_carried(data, archived, libraries)),
+        sandbox=sandbox,
+        warnings=(*warnings, *map(_cannot_be_read, clone.left_out)),
+        clone=clone,
+        recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
+        recovered=request.recovered,
+    )
+
+
+def _check_place(request: Request) -> None:
+    """Raise PostgresError for a data directory that is not the copy's own: a link could lead to production's."""
+    path, tree = request.data_directory, request.tree
+    if is_within(path, tree) and ".." not in path.split("/"):
+        try:
+            os.close(open_inside(path, os.O_PATH | os.O_DIRECTORY))
+            return
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise PostgresError(f"data_directory {path} cannot be read: {error.strerror}.") from error
+    raise PostgresError(
+        f"data_directory {path} is not a directory of the copy in {tree}, or a link is on the way to it: name a "
+        "directory of the copy itself."
+    )
+
+
+def _clone(
+    request: Request, data: DataDirectory, binaries: Binaries, archive: WalArchive | None, sandbox: Sandbox
+) -> Clone:
+    program = find_program("pg_waldump", directories=(binaries.bindir,))
+
+    def waldump(directory: str, arguments: Sequence[str]) -> Completed:
+        """It parses what the archive holds: so it is locked up as the server is."""
+        room = sandbox.for_tool(readable=[*binaries.trees(), directory])
+        return room.text([program or "", *arguments], timeout=request.timeout, check=False, limit=WALDUMP_OUTPUT)
+
+    return plan_clone(
+        data,
+        request.tree,
+        known=request.links,
+        archive=archive,
+        waldump=None if program is None else waldump,
+        timeout=request.timeout,
+        recovering=archive is not None or (request.target is not None and request.recovered is None),
+        is_recovered=request.recovered is not None,
+        leave_out=request.missing_tablespaces == "leave_out",
+    )
+
+
+def _cannot_be_read(oid: str) -> str:
+    return (
+        f"Tablespace {oid} is not in the archive and was left out: what lies there cannot be read, nor can a table "
+        "that has an index there."
+    )
+
+
+def _sections(
+    data: DataDirectory, archived: Mapping[str, str], libraries: dict[str, str], own: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """The configuration file, by heading."""
+    return {
+        "What keeps the session quick and its changes small": tuning(data),
+        "Kept from the archived configuration, because results of queries depend on it": carried(archived),
+        "Libraries of the archived configuration that only look on": libraries,
+        "Given for this session": own,
+    }
+
+
+def _sandbox(request: Request, binaries: Binaries) -> Sandbox:
+    """The server needs its own programs, what it is told, the copy, and a directory for its socket."""
+    return Sandbox(
+        account=request.account,
+        readable=(*binaries.trees(), request.config()),
+        writable=(request.tree, request.socket_directory),
+        private=(request.socket_directory,),
+        session_directory=request.directory,
+        accept_unconfined=request.accept_unconfined,
+    )
+
+
+def _check_recovered(request: Request) -> None:
+    """Raise PostgresError where an earlier start recovered the copy to something else than is asked for now."""
+    recovered = request.recovered
+    if recovered is not None and recovered.get("problem"):
+        raise PostgresError(f"{recovered['problem']} This copy went past it: start from the archive again.")
+    wanted = str(request.target) if request.target else None
+    if recovered is not None and wanted is not None and wanted != recovered["target"]:
+        raise PostgresError(
+            f"The copy in {request.data_directory} was recovered already, to "
+            f"{recovered['target'] or 'the end of its WAL'}: start from the archive again to see it at {wanted}."
+        )
+
+
+def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
+    """The WAL of wal_source. Within the tree, links mean what they meant on the host the archive is from."""
+    source = request.wal_source
+    if source is None:
+        return None
+    if is_within(source, request.tree):
+        within = resolve_within(request.tree, os.path.relpath(source, request.tree))
+        if within is None:  # followed as it stands, a link might lead to a directory of this host
+            raise PostgresError(f"wal_source {source} is not in the archive: name a directory that it has.")
+        source = within
+    return open_archive(
+        source,
+        segment_size=data.control.wal_segment_size,
+        system_identifier=data.control.system_identifier,
+        room=sandbox.for_tool(),
+    )
+
+
+def _recovery(
+    request: Request, data: DataDirectory, clone: Clone, archive: WalArchive | None, archived: Mapping[str, str]
+) -> Recovery | None:
+    return plan_recovery(
+        data,
+        clone.backup,
+        target=request.target,
+        archive=archive,
+        wal=clone.wal,
+        # As it is archived: one that this host does not know must not become another.
+        time_zone=archived.get("timezone", "UTC"),
+    )
+
+
+def _left_out(library: str) -> dict[str, str]:
+    why = (
+        "it is not known to only look on, or is not installed here; it might run production's jobs a second time (to "
+        "load it all the same, name it in shared_preload_libraries of settings)"
+    )
+    return {"what": f"library {library} not preloaded", "why": why}

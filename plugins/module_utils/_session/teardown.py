@@ -1,0 +1,274 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one way in which a session ends: stop, roll-back of a failed start, automatic stop and clean-up of orphans.
+
+It undoes what the record claims, newest first, then looks for what a crash kept from being recorded, and at last
+removes the directory. Every step starts from what is there, so it can be cut off anywhere and run again. It touches
+nothing but claims, processes that bear the session's mark, and what is in the session's directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from .._host.mounts import MountError, mount_at, mounts_below, unmount
+from .._host.processes import Process, descendants, describe, identify, marked, stop_all, wait_for_end
+from .._host.shared_memory import release
+from .._host.users import processes_of, taken_by
+from .audit import audit, requester
+from .prometheus import write_textfile
+from .session import BELL, LOCK, RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from .session import Session
+
+__all__ = ["drop_changes", "remove_tree", "tear_down"]
+
+SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # where a claim says nothing else
+# A FUSE server ends by itself once its mount is gone: Borg then closes its repository in order.
+UNMOUNTED_SERVER_ENDS = 5.0  # seconds
+STACKED_MOUNTS = 20  # on one mount point, before giving up
+DEEPEST = 100  # directories in one another that are gone through; what is deeper is moved up first
+MOST_TURNS = (
+    100_000  # of that; a path of the kernel's would have 2048 parts, but one that is made step by step any number
+)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def tear_down(
+    session: Session,
+    *,
+    status: str = "stopped",
+    error_message: str | None = None,
+    reason: str | None = None,
+    event: str = "stop",
+    who: Mapping[str, str | None] | None = None,
+    timeout: float = 30,
+) -> list[str]:
+    """End session with this status (C(stopped) or C(failed)) and return what could not be removed.
+
+    reason is why it is ended, for its last record; event and who are for the audit log (default: whoever runs this).
+
+    An empty list: nothing is left but the last record, with its error_message, among the ended ones. Otherwise the
+    session stays, as C(stopping), and its error_message says what remains and what to do. timeout (seconds) is for the
+    lock; raises SessionGoneError where the session has ended meanwhile and SessionError where the lock stays taken.
+    """
+    with session.locked(timeout=timeout):
+        # An earlier attempt may have known more: that the start had failed, and why.
+        ending = session.record.get("ending") or _ending(session, status, error_message, reason)
+        _note(session, status="stopping", error_message=None, ending=ending)
+        with suppress(FileNotFoundError):  # nobody is going to mount the archive again: who waits for it need not
+            os.unlink(session.path(BELL))
+        for claim in reversed(session.record["claims"]):
+            _undo(session, claim)
+        _sweep(session)
+        remains = _remains(session) or remove_tree(session.directory, keep=(RECORD, f"{RECORD}.tmp", LOCK))
+        if not remains:
+            try:
+                textfile = session.record["metrics_textfile"]
+                session.record = session.finish(**ending)
+                why = ending["error_message"] or ending["stop_reason"]
+                audit(os.path.dirname(session.directory), event, session.record, who=who or requester(), reason=why)
+                if textfile:
+                    with suppress(OSError):  # the session has ended all the same
+                        write_textfile(textfile, os.path.dirname(session.directory))
+                return []
+            except OSError as error:
+                remains = [f"{error.filename or session.directory} ({error.strerror})"]
+        _note(session, error_message=_advice(session, remains))
+        return remains
+
+
+def drop_changes(session: Session, *, layer: str) -> list[str]:
+    """Undo the claim called layer and those made after it, and empty the upper; return what could not be removed.
+
+    The archive stays mounted and the keeper at work. To be called under the lock.
+    """
+    names = [claim["name"] for claim in session.record["claims"]]
+    later = session.record["claims"][names.index(layer) :] if layer in names else []
+    for claim in reversed(later):
+        _undo(session, claim)
+        session.release_claim(claim["name"])
+    remains = [describe(process) for process in _processes_of(later) if process.alive()]
+    return remains or remove_tree(session.path("upper"))
+
+
+def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
+    """Empty directory, except for the names in keep directly in it; return what could not be removed, and why.
+
+    Never enters a mount, not even a bind mount of the same file system, and never follows a symbolic link.
+    """
+    try:
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"{directory} ({error.strerror})"]
+    try:
+        tree = _Tree(top, _mount_id(top))
+        remains = tree.empty(top, directory, keep)
+        for _turn in range(MOST_TURNS):  # what lay too deep was moved up, and may hold more of the kind
+            if remains or set(os.listdir(top)) <= set(keep):
+                break
+            remains = tree.empty(top, directory, keep)
+        return remains
+    finally:
+        os.close(top)
+
+
+def _undo(session: Session, claim: dict[str, Any]) -> None:
+    """Undo one claim as far as possible; what remains is found out in the end."""
+    process = Process.from_dict(claim["process"]) if claim["process"] else None
+    if process is not None and process.pid == os.getpid():
+        return  # the keeper, ending its session: it goes by itself when all is done
+    signals = [(str(name), float(seconds)) for name, seconds in claim.get("signals", SIGNALS)]
+    if claim["kind"] == "mount" and _unmount_all(claim["mountpoint"]) and process:
+        wait_for_end([process], timeout=UNMOUNTED_SERVER_ENDS)
+    left = stop_all([process], signals) if process else []
+    if claim["kind"] == "process" or process is None:
+        # What belongs to no other claim was started under this one: children that outlived their parent, or a process
+        # that nobody had the time to record.
+        stop_all(_strays(session, besides=left), signals)
+    if not left:  # segments that a server killed with SIGKILL could not remove itself
+        release(claim.get("shared_memory", ()))
+
+
+def _unmount_all(mountpoint: str) -> bool:
+    """Whether something was mounted there and now nothing is."""
+    found = False
+    for _layer in range(STACKED_MOUNTS):
+        if mount_at(mountpoint) is None:
+            return found
+        found = True
+        try:
+            unmount(mountpoint)
+        except MountError:
+            return False
+    return False
+
+
+def _strays(session: Session, *, besides: Collection[Process] = ()) -> list[Process]:
+    """The session's processes that no claim accounts for, neither itself nor by one of its ancestors."""
+    claimed = _claimed(session)
+    accounted = {*besides, *claimed, *descendants(*claimed)}
+    return [process for process in marked(session.directory) if process not in accounted]
+
+
+def _sweep(session: Session) -> None:
+    """End whatever else bears the session's mark or is mounted in its directory."""
+    for mount in mounts_below(session.directory):
+        _unmount_all(mount.mountpoint)
+    stop_all([*marked(session.directory), *_of_own_user(session)], SIGNALS)
+    # Stopping a server may have freed what hung on it.
+    wait_for_end(_claimed(session), timeout=UNMOUNTED_SERVER_ENDS)
+    for mount in mounts_below(session.directory):
+        _unmount_all(mount.mountpoint)
+
+
+def _remains(session: Session) -> list[str]:
+    """What is still there, read from the system and not from what the steps reported."""
+    processes = {*_claimed(session), *marked(session.directory), *_of_own_user(session)}
+    found = [describe(process) for process in sorted(processes, key=lambda one: one.pid) if process.alive()]
+    points = [claim["mountpoint"] for claim in session.record["claims"] if claim["kind"] == "mount"]
+    claimed = [mount for mount in map(mount_at, points) if mount is not None]
+    table = {mount.mount_id: mount for mount in [*mounts_below(session.directory), *claimed]}
+    return found + [f"the mount {mount.mountpoint} ({mount.fstype})" for mount in table.values()]
+
+
+def _of_own_user(session: Session) -> list[Process]:
+    """What runs as the user that the session alone has, of which we keep a note elsewhere should the record be gone."""
+    found = (identify(pid) for uid in taken_by(session.directory) for pid in processes_of(uid))
+    return [process for process in found if process is not None]
+
+
+def _claimed(session: Session) -> list[Process]:
+    return _processes_of(session.record["claims"])
+
+
+def _processes_of(claims: Iterable[Mapping[str, Any]]) -> list[Process]:
+    """The processes of claims, except this one."""
+    known = [Process.from_dict(claim["process"]) for claim in claims if claim["process"]]
+    return [process for process in known if process.pid != os.getpid()]
+
+
+def _ending(session: Session, status: str, error_message: str | None, reason: str | None) -> dict[str, Any]:
+    """What the last record will say. A session that had failed while it ran has failed."""
+    if session.record["status"] == "failed":
+        status, error_message = "failed", session.record["error_message"]
+    return {"status": status, "error_message": error_message, "stop_reason": reason}
+
+
+def _advice(session: Session, remains: list[str]) -> str:
+    return (
+        f"Session {session.id} could not be removed wholly. Still there: {'; '.join(remains)}. End what uses it and "
+        "stop the session again."
+    )
+
+
+def _note(session: Session, **fields: Any) -> None:
+    """Record how far it came, unless the disk is full: then removing the session is what helps."""
+    try:
+        session.update(**fields)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+
+
+class _Tree:
+    """A directory that is being emptied; a hostile server can have made one that is deeper than any stack."""
+
+    def __init__(self, top: int, mount_id: str) -> None:
+        self.top, self.mount_id, self.moved = top, mount_id, 0
+
+    def empty(self, directory: int, path: str, keep: Collection[str], depth: int = 0) -> list[str]:
+        """Remove what is in directory; return what could not be removed."""
+        remains = []
+        if os.fstat(directory).st_mode & 0o700 != 0o700:
+            with suppress(PermissionError):  # as overlayfs closes its work directory to everybody
+                os.fchmod(directory, 0o700)
+        for name in os.listdir(directory):
+            if name not in keep:
+                inner = os.path.join(path, name)
+                try:
+                    remains += self._remove(directory, name, inner, depth)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    remains.append(f"{inner} ({error.strerror})")
+        return remains
+
+    def _remove(self, parent: int, name: str, path: str, depth: int) -> list[str]:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=parent)
+            return []
+        if depth >= DEEPEST:
+            self.moved += 1
+            os.rename(name, f".deep-{self.moved}", src_dir_fd=parent, dst_dir_fd=self.top)
+            return []
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            directory = os.open(name, flags, dir_fd=parent)
+        except PermissionError:
+            os.chmod(name, 0o700, dir_fd=parent)
+            directory = os.open(name, flags, dir_fd=parent)
+        try:
+            if _mount_id(directory) != self.mount_id:
+                return [f"{path} (something is mounted there)"]
+            remains = self.empty(directory, path, (), depth + 1)
+        finally:
+            os.close(directory)
+        if not remains:
+            os.rmdir(name, dir_fd=parent)
+        return remains
+
+
+def _mount_id(descriptor: int) -> str:
+    """Which mount an open directory is in; the device number would not tell bind mounts apart."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:
+        return next(line.split()[1] for line in info if line.startswith("mnt_id:"))
