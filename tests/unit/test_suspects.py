@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import database as _databases
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import catalogue as module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database
@@ -268,7 +268,7 @@ def test_a_list_without_end_ends_at_a_limit(
     items: Callable[[], Iterable[Item]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if said.startswith("more than 512"):  # the same in a fiftieth of the time
-        monkeypatch.setattr(_databases, "KEPT_LIMIT", 10 << 20)
+        monkeypatch.setattr(module, "KEPT_LIMIT", 10 << 20)
         said = said.replace("512", "10")
     with pytest.raises(ArchiveRefusedError) as caught:
         refuse(items())

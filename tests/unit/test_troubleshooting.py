@@ -64,7 +64,7 @@ def template(node: ast.expr) -> str:
 @cache
 def trees() -> dict[str, ast.Module]:
     paths = [*(TOP / "plugins").rglob("*.py")]
-    return {path.name: ast.parse(path.read_text()) for path in sorted(paths)}
+    return {str(path.relative_to(TOP)): ast.parse(path.read_text()) for path in sorted(paths)}
 
 
 @cache
