@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ FLOORS = {room: int(floor) for floor, room in ROW.findall((CHECKOUT / "docs" / "
 WITHOUT_ENGINE = ("borg_mount", "overlay_mount", "session_log", "session_follow", "host_preflight")
 
 
+@cache
 def imported(path: Path) -> set[Path]:
     """The files of module_utils that a file of plugins imports, for type checks as well."""
     found = set()
