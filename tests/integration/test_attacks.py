@@ -10,6 +10,7 @@ whom production belongs, since nobody's rights are more.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import pwd
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import session_usage
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import server
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root
@@ -239,14 +242,14 @@ def test_a_data_directory_that_becomes_a_link_to_productions(
     result = copy.start()
     swapped, ran = copy.data.is_symlink(), copy.data.with_suffix(".link")
     assert (ran if swapped else copy.data).joinpath("was-here").exists() or ran.is_symlink(), "it was never run"
-    if later:
-        # What is left behind of the run has ended with it: the link comes too late or never.
-        assert "failed" not in result, (result["msg"], result.get("log_tail"))
-        assert copy.sql("select count(*) from t") == "100"
-    else:
-        assert swapped
+    # What is left behind of the run ends with it: the link comes in that moment, too late or never.
+    assert later or swapped
+    if swapped:
         assert result["failed"]
         assert "Traceback" not in result["msg"]
+    else:
+        assert "failed" not in result, (result["msg"], result.get("log_tail"))
+        assert copy.sql("select count(*) from t") == "100"
     assert not (production.cluster.data / "instant_recovery.json").exists()
 
 
@@ -403,7 +406,49 @@ def test_neither_its_log_nor_the_directory_of_its_socket_takes_the_disk(
     copy.sql("copy (select 1 where false) to program 'head -c 400M /dev/zero >&2'")
     assert copy.sql("select 1") == "1"
     assert session_usage(str(copy.directory)) < 257 << 20
-    assert b"Nothing more is logged: this run has logged 256 MiB." in log.read_bytes()[-300:]
+    assert b"Nothing more is logged: 256 MiB are the most." in log.read_bytes()[-300:]
+
+
+def test_who_floods_its_port_leaves_the_owner_his_socket(clean: Cluster, session: Callable[[Cluster], Copy]) -> None:
+    """As any user of the host can, who needs no password to wait for being asked for one."""
+    copy = session(clean)
+    result = copy.start()
+    assert "failed" not in result, (result["msg"], result.get("log_tail"))
+    body = struct.pack("!I", 3 << 16) + b"user\0instant_recovery\0database\0postgres\0\0"
+    packet = struct.pack("!I", len(body) + 4) + body
+    with contextlib.ExitStack() as flood:
+        for _client in range(300):
+            with contextlib.suppress(OSError):
+                client = flood.enter_context(socket.create_connection(("127.0.0.1", result["port"]), timeout=5))
+                client.sendall(packet)
+        time.sleep(1)
+        assert copy.sql("select 1") == "1"
+        assert info(copy)["metrics"]["clients"] is not None
+    assert printed_client(result, "select 2") == "2"
+
+
+def test_a_start_is_stopped_although_its_server_does_not_listen(
+    clean: Cluster, session: Callable[[Cluster], Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the archive runs before anybody can log in may take its time, and refuse to end."""
+    copy = session(clean)
+    deaf = "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); time.sleep(1500)"
+
+    def hanging(_argv: list[str], *, room: Any, claim: Callable[[Any], None], **_options: Any) -> None:
+        room.run(["/usr/bin/python3", "-I", "-S", "-c", deaf], timeout=1500, claim=claim)
+
+    monkeypatch.setattr(server, "prepare", hanging)
+    results: list[dict[str, Any]] = []
+    starting = threading.Thread(target=lambda: results.append(copy.start()))
+    starting.start()
+    try:
+        wait_for(lambda: any(claim["process"] for claim in copy.record["claims"]))
+        begun = time.monotonic()
+        assert copy.end() == []
+        assert time.monotonic() - begun < 60
+    finally:
+        starting.join()
+    assert "It is being stopped." in results[0]["msg"]
 
 
 def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(

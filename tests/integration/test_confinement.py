@@ -27,6 +27,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.com
     account,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.landlock import landlock_version
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process, end_family
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.sandbox import Sandbox, SandboxError
 
 from tests.integration.conftest import needs_root
@@ -346,6 +347,30 @@ def test_nothing_survives_a_killed_server(live: Cluster, copy: Confined) -> None
     assert running(f"sleep {mark}")
     os.kill(copy.record["server"]["pid"], signal.SIGKILL)
     wait_until(lambda: not running(f"sleep {mark}"))
+
+
+def test_nothing_survives_its_warden_whatever_it_makes_of_itself(live: Cluster, copy: Confined) -> None:
+    """Code of the archive in the program's own process can unbind it from its parent, and be deaf to signals."""
+    mark = f"14{os.getpid()}"
+    program = (
+        "import ctypes, signal, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); "
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); time.sleep({mark})"
+    )
+    room = Sandbox(account(copy.user), network="none", session_directory=str(copy.directory))
+    wardens: list[Process] = []
+
+    def begin() -> Process:
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", program]
+        room.start(argv, log=os.devnull, env={}, claim=wardens.append)
+        return wardens[0]
+
+    warden = copy.as_caller(begin)
+    wait_until(lambda: running(f"time.sleep({mark})"))
+    if copy.walls == "Landlock":  # nothing is above the warden there
+        assert end_family(warden, (("SIGKILL", 5.0),)) == []
+    else:
+        os.kill(warden.pid, signal.SIGKILL)
+    wait_until(lambda: not running(f"time.sleep({mark})"))
 
 
 def test_what_is_cut_off_ends_with_all_that_it_started(live: Cluster, copy: Confined) -> None:

@@ -12,6 +12,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors i
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.ports import (
     ADDRESS,
     FIRST_PORT,
+    allow_another_bind,
     check_socket_path,
     reserve_port,
 )
@@ -19,15 +20,20 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.por
 
 def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
     with contextlib.ExitStack() as stack:
-        ports = [stack.enter_context(reserve_port(None))[0] for _number in range(5)]
+        reserved = [stack.enter_context(reserve_port(None)) for _number in range(5)]
+        ports, holders = [port for port, _holder in reserved], [holder for _port, holder in reserved]
         assert len(set(ports)) == 5
         assert ports[0] >= FIRST_PORT
-        with pytest.raises(OSError, match="Address already in use"), socket.socket() as plain:
+        with socket.socket() as plain, pytest.raises(OSError, match="Address already in use"):
             plain.bind((ADDRESS, ports[0]))
+        with socket.socket() as sharing:
+            sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="Address already in use"):
+                sharing.bind((ADDRESS, ports[0]))
+        allow_another_bind(holders[0])
         with listening(ports[0]) as server:  # as PostgreSQL does it
             assert server.getsockname()[1] == ports[0]
-    with reserve_port(None) as (port, holder):  # as the session's warden does it
-        holder.listen(1)
+    with reserve_port(None, backlog=1) as (port, _holder):  # as the session's warden does it
         socket.create_connection((ADDRESS, port), timeout=5).close()
     with reserve_port(None, avoid=frozenset(ports)) as (other, _socket):
         assert other not in ports

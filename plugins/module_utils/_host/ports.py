@@ -15,7 +15,7 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ADDRESS", "FIRST_PORT", "check_port", "check_socket_path", "reserve_port"]
+__all__ = ["ADDRESS", "FIRST_PORT", "allow_another_bind", "check_port", "check_socket_path", "reserve_port"]
 
 ADDRESS = "127.0.0.1"
 FIRST_PORT = 15432
@@ -42,13 +42,14 @@ def check_socket_path(directory: str, name: str) -> None:
 
 
 @contextmanager
-def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> Iterator[tuple[int, socket.socket]]:
+def reserve_port(
+    port: int | None, *, avoid: frozenset[int] = frozenset(), backlog: int = 0
+) -> Iterator[tuple[int, socket.socket]]:
     """A free port of 127.0.0.1, and the socket that has it: the one asked for, else the first free one from 15432.
 
-    The socket can be handed to whoever is to listen, or held until a server has bound the port by itself. Held means
-    bound without SO_REUSEADDR, so that nobody else gets it: starts at the same time come to different ports without
-    knowing of each other. The option is set afterwards: a server, which sets it too, can then bind as well. Ports in
-    avoid are passed over unless asked for.
+    With a backlog it listens, for whoever it is handed to. Otherwise it is held until somebody else binds the port,
+    for whom allow_another_bind() is called just before: from then on anybody can. Starts at the same time come to
+    different ports without knowing of each other. Ports in avoid are passed over unless asked for.
     """
     if port is not None:
         check_port(port)
@@ -56,8 +57,7 @@ def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> It
         if port is None and candidate in avoid:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-            if _bind(holder, candidate, asked_for=port is not None):
-                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if _bind(holder, candidate, backlog, asked_for=port is not None):
                 yield candidate, holder
                 return
     if port is None:
@@ -65,12 +65,20 @@ def reserve_port(port: int | None, *, avoid: frozenset[int] = frozenset()) -> It
     raise RecoveryError(f"port {port} is taken on {ADDRESS}: choose another one, or none for the first free one.")
 
 
-def _bind(holder: socket.socket, port: int, *, asked_for: bool) -> bool:
+def allow_another_bind(holder: socket.socket) -> None:
+    """Let a server bind the port that holder has, which sets SO_REUSEADDR itself, as servers do."""
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def _bind(holder: socket.socket, port: int, backlog: int, *, asked_for: bool) -> bool:
     for reuse in (0, 1) if asked_for else (0,):
         # With it, connections that linger after the port's last user do not count; a listening server does.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         try:
             holder.bind((ADDRESS, port))
+            if backlog:
+                holder.listen(backlog)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             return True
         except OSError as error:
             if error.errno != errno.EADDRINUSE:

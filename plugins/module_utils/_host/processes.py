@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
+    "KILL",
     "MARKER",
     "PIPE_HOLDS",
     "Process",
@@ -33,6 +34,7 @@ __all__ = [
     "controller",
     "descendants",
     "describe",
+    "end_family",
     "identify",
     "marked",
     "marks_below",
@@ -49,6 +51,8 @@ __all__ = [
 MARKER = "INSTANT_RECOVERY_SESSION"  # set to the session's directory in every process of a session
 SSH_SERVERS = ("sshd", "sshd-session", "dropbear")  # sshd-session: OpenSSH 9.8 and newer
 PIPE_HOLDS = 65536  # bytes that a pipe takes when nobody reads (pipe(7)): what comes through one is no longer
+KILL = (("SIGKILL", 5.0),)
+ROUNDS = 10
 POLL_INTERVAL = 0.05  # seconds; only for kernels before 5.3, which cannot tell when a foreign process ends
 
 _spawned: list[subprocess.Popen[bytes]] = []
@@ -248,6 +252,22 @@ def stop_all(processes: Iterable[Process], signals: Sequence[tuple[str, float]])
         if not left:
             break
     return left
+
+
+def end_family(process: Process, signals: Sequence[tuple[str, float]]) -> list[Process]:
+    """Stop process as stop does, and kill whatever it has started; returns those that are still there.
+
+    Where it does not end by itself, what it has started is killed first: it may have nothing else that ends it.
+    """
+    family = descendants(process)
+    gentle = [(name, seconds) for name, seconds in signals if name != KILL[0][0]]
+    if not stop(process, gentle):
+        for _round in range(ROUNDS):  # what was born in the meantime
+            family = descendants(process)
+            if not family:
+                break
+            stop_all(family, KILL)
+    return stop_all([*family, process], KILL)
 
 
 def wait_for_end(processes: Iterable[Process], *, timeout: float) -> list[Process]:

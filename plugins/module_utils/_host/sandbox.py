@@ -33,7 +33,7 @@ from .command import Account, Completed, CompletedBytes, Inner, run_bytes, searc
 from .confined import program as confined_program  # so Ansible ships it
 from .confined.calls import can_filter_calls
 from .confined.landlock import SIGNALS_SINCE, landlock_version
-from .processes import MARKER, Process, descendants, identify, open_log, stop_all
+from .processes import KILL, MARKER, Process, descendants, end_family, identify, open_log
 from .programs import packed
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ RUN = (
     f"from {confined_program.__name__} import main; main(*map(int, sys.argv[1:]))"
 )
 ANYWHERE = "/tmp"  # a directory that every host has
-KILL = (("SIGKILL", 5.0),)
-ROUNDS = 10
 PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
 MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
@@ -115,14 +113,14 @@ class Sandbox:
         log: str,
         env: Mapping[str, str],
         claim: Callable[[Process], None],
-        doors: Iterable[tuple[int, str | int]] = (),
+        doors: Iterable[tuple[int, str | int, int]] = (),
     ) -> Process:
         """Run argv as a daemon whose output goes to log, and return its process.
 
         claim is called with the process of its warden before the program is executed; when that does not return, it
         never is. The warden hands signals on, ends everything that the program leaves behind, and ends with it; killed,
         it takes the program with it. doors: descriptors of sockets that listen, each with what is behind it, by the
-        path of a socket or as a TCP port, as the program sees them. Raises SandboxError.
+        path of a socket or as a TCP port, as the program sees them, and how many clients may come. Raises SandboxError.
         """
         with self._launch(argv, env, logged=(1, 2), doors=doors) as launch:
             output = open_log(log, argv)
@@ -140,9 +138,9 @@ class Sandbox:
             finally:
                 os.close(output)
             _wardens[:] = [*(one for one in _wardens if one.poll() is None), warden]
-            program = launch.begin(claim)
+            launch.begin(claim)
             launch.await_execution()
-            return program
+            return launch.program()
 
     def run(
         self,
@@ -191,7 +189,7 @@ class Sandbox:
         env: Mapping[str, str],
         *,
         logged: Sequence[int],
-        doors: Iterable[tuple[int, str | int]] = (),
+        doors: Iterable[tuple[int, str | int, int]] = (),
         memory: int = 0,
     ) -> Iterator[_Launch]:
         namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
@@ -319,11 +317,11 @@ class _Launch:
         self._status, status = os.pipe()
         go, self._go = os.pipe()
         ours = (program, given, status, go)
-        self.descriptors = [*ours, *(door for door, _target in specification["doors"])]
+        self.descriptors = [*ours, *(door[0] for door in specification["doors"])]
         self._open = {*ours, self._status, self._go}
         self._said = b""
         self._process: Process | None = None
-        self._theirs = ours
+        self._theirs, self._has_init = ours, int(specification["namespaces"])
         self.command = [sys.executable, "-I", "-S", "-c", RUN, *map(str, ours)]
 
     def close(self) -> None:
@@ -335,8 +333,8 @@ class _Launch:
             self._open.discard(descriptor)  # its number may be another thread's in a moment
             os.close(descriptor)
 
-    def begin(self, claim: Callable[[Process], None] | None) -> Process:
-        """Learn which process it is, have it claimed, and let it execute the program, whose process is returned."""
+    def begin(self, claim: Callable[[Process], None] | None) -> None:
+        """Learn which process it is, have it claimed, and let it execute the program."""
         self._close(*self._theirs)
         answer = json.loads(self._line() or b"{}")
         process = identify(answer["pid"]) if "pid" in answer else None
@@ -345,21 +343,20 @@ class _Launch:
         self._process = process
         if claim is not None:
             claim(process)
-        program = identify(answer["program"]) or process
         with suppress(BrokenPipeError):  # it has failed, which it tells
             os.write(self._go, b"!")
-        return program
+
+    def program(self) -> Process:
+        """The process of the program, of which the warden may have begun; the warden's where it has ended."""
+        if self._process is None:
+            raise AssertionError("it was not begun")
+        family = sorted(descendants(self._process), key=lambda one: (one.start_time, one.pid))
+        return [*family[self._has_init :], self._process][0]
 
     def cut_off(self) -> None:
-        """Kill the warden, and what the program has started: neither has to end with the one that began it."""
-        if self._process is None:
-            return
-        for _round in range(ROUNDS):  # what was born in the meantime
-            family = descendants(self._process)
-            if not family:
-                break
-            stop_all(family, KILL)
-        stop_all([self._process], KILL)
+        """Kill the warden, and what the program has started."""
+        if self._process is not None:
+            end_family(self._process, KILL)
 
     def await_execution(self) -> None:
         """Wait until the program is executed. Raises SandboxError where that has failed."""

@@ -29,7 +29,7 @@ from .._session.liveness import examine, expiry, is_abandoned, unattended
 from .._session.metrics import layer_counters, measure, read_sample, write_sample
 from .._session.prometheus import write_textfile
 from .._session.session import KEEPER, Session, SessionError, SessionGoneError, duration_in_words
-from .._session.teardown import SIGNALS, tear_down
+from .._session.teardown import SIGNALS, cut_off, tear_down
 from .archive import Archive
 
 if TYPE_CHECKING:
@@ -148,15 +148,9 @@ class _Keeper:
         stuck = self._is_stuck()
         reason = self._too_large() or self._disk_is_full() or self._is_abandoned() or stuck
         if reason and self.session.is_locked():
-            # A module is at work, most likely waiting for its server to replay WAL: it gives up, and the start fails.
-            log.error("cutting the start off: %s", reason)
-            with suppress(OSError):  # a full disk
-                self.session.refuse(f"{reason[0].upper()}{reason[1:]}.")
-            for claim in self.session.record["claims"]:
-                # Whoever waits for the layer, in the kernel, gets an error when its process has ended.
-                is_due = claim["kind"] == "process" or (stuck and claim["name"] == LAYER)
-                if is_due and claim["name"] != KEEPER and claim["process"]:
-                    stop_all([Process.from_dict(claim["process"])], claim.get("signals", SIGNALS))
+            # A module is at work, most likely waiting for its server to replay WAL.
+            self._tell("the start", SessionError(f"cut off: {reason}"))
+            cut_off(self.session, f"{reason[0].upper()}{reason[1:]}.", with_mounts=stuck is not None)
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
 

@@ -23,8 +23,8 @@ from urllib.parse import quote
 
 from .._errors import MORE_TIME
 from .._host.command import CommandError
-from .._host.ports import ADDRESS, reserve_port
-from .._host.processes import Process, descendants, stop, stop_all, wait_for_any_end
+from .._host.ports import ADDRESS, allow_another_bind, reserve_port
+from .._host.processes import Process, descendants, end_family, wait_for_any_end
 from .._host.shared_memory import release, shared_memory_of
 from .._session.teardown import remove_tree
 from .catalogs import TEMPLATES
@@ -93,6 +93,8 @@ STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 BACKLOG = 128  # connections that wait to be accepted
+MOST_CLIENTS = 1000  # through the socket, of the session's owner
+USUAL_CONNECTIONS = 100  # PostgreSQL's max_connections
 LOOKS = 0.02  # seconds between two attempts to reach a server that is starting; nothing tells of its socket
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
@@ -142,7 +144,8 @@ def start_server(
     """
     deadline = time.monotonic() + plan.request.timeout
     try:
-        with reserve_port(plan.request.port, avoid=avoid) as (port, reserved):
+        is_listening = plan.sandbox.has_network() and plan.request.network != "host"
+        with reserve_port(plan.request.port, avoid=avoid, backlog=BACKLOG if is_listening else 0) as (port, reserved):
             apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)
@@ -204,7 +207,7 @@ def _end(process: Process) -> bool:
     """Stop process and whatever it has started, and remove what they would leave; whether all ended."""
     family = descendants(process)
     shared_memory = [name for one in family for name in shared_memory_of(one.pid)]
-    ended = stop(process, STOP_SIGNALS) and not stop_all(family, STOP_SIGNALS[-1:])
+    ended = not end_family(process, STOP_SIGNALS)
     if ended:
         release(shared_memory)
     return ended
@@ -385,12 +388,12 @@ def _start(
     room = plan.serving(port)
     session.claim(name=CLAIM, kind="process", signals=STOP_SIGNALS)
     with _socket_for_clients(plan, port) as clients:
-        doors: list[tuple[int, str | int]] = [
-            (clients.fileno(), os.path.join(plan.request.socket_directory, _socket_name(port)))
-        ]
+        own = os.path.join(plan.request.socket_directory, _socket_name(port))
+        doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
         if room.has_network():
-            reserved.listen(BACKLOG)
-            doors.append((reserved.fileno(), port))
+            doors.append((reserved.fileno(), port, _most_by_tcp(plan)))
+        else:
+            allow_another_bind(reserved)
         process = room.start(
             argv,
             log=log,
@@ -413,6 +416,12 @@ def _start(
     late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
     problem = late if is_late else f"did not start: {reason(said)}"
     raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said)
+
+
+def _most_by_tcp(plan: Plan) -> int:
+    """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
+    told = plan.settings.get("max_connections", "")
+    return max(1, (int(told) if told.isdecimal() else USUAL_CONNECTIONS) * 3 // 4)
 
 
 def _wait_until_ready(plan: Plan, port: int, process: Process, deadline: float) -> bool:

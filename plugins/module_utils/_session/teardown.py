@@ -12,24 +12,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._host.mounts import MountError, mount_at, mounts_below, unmount
-from .._host.processes import Process, descendants, describe, identify, marked, stop_all, wait_for_end
+from .._host.processes import Process, descendants, describe, end_family, identify, marked, stop_all, wait_for_end
 from .._host.shared_memory import release
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .prometheus import write_textfile
-from .session import BELL, LOCK, RECORD
+from .session import BELL, KEEPER, LOCK, RECORD, Session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from .session import Session
+__all__ = ["cut_off", "drop_changes", "remove_tree", "tear_down"]
 
-__all__ = ["drop_changes", "remove_tree", "tear_down"]
-
+PAUSE = 0.5  # seconds between two attempts to have a module give up
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # where a claim says nothing else
 # A FUSE server ends by itself once its mount is gone: Borg then closes its repository in order.
 UNMOUNTED_SERVER_ENDS = 5.0  # seconds
@@ -59,6 +59,7 @@ def tear_down(
     session stays, as C(stopping), and its error_message says what remains and what to do. timeout (seconds) is for the
     lock; raises SessionGoneError where the session has ended meanwhile and SessionError where the lock stays taken.
     """
+    _interrupt(session, timeout)
     with session.locked(timeout=timeout):
         # An earlier attempt may have known more: that the start had failed, and why.
         ending = session.record.get("ending") or _ending(session, status, error_message, reason)
@@ -83,6 +84,28 @@ def tear_down(
                 remains = [f"{error.filename or session.directory} ({error.strerror})"]
         _note(session, error_message=_advice(session, remains))
         return remains
+
+
+def cut_off(session: Session, reason: str, *, with_mounts: bool = False) -> None:
+    """End the processes that a module at work on session waits for: it gives up, and reason is its error.
+
+    with_mounts: the servers of the session's mounts as well, where the module waits for one of them in the kernel.
+    """
+    with suppress(OSError):  # a full disk
+        session.refuse(reason)
+    for claim in session.record["claims"]:
+        is_due = claim["kind"] == "process" or with_mounts
+        if is_due and claim["name"] != KEEPER and claim["process"]:
+            end_family(Process.from_dict(claim["process"]), claim.get("signals", SIGNALS))
+
+
+def _interrupt(session: Session, timeout: float) -> None:
+    """Have the module that is starting the session give up, within timeout seconds."""
+    deadline = time.monotonic() + timeout
+    while session.record["status"] == "starting" and session.is_locked() and time.monotonic() < deadline:
+        cut_off(session, "It is being stopped.")
+        time.sleep(PAUSE)
+        session.record = Session.open(session.directory).record
 
 
 def drop_changes(session: Session, *, layer: str) -> list[str]:
@@ -130,7 +153,7 @@ def _undo(session: Session, claim: dict[str, Any]) -> None:
     signals = [(str(name), float(seconds)) for name, seconds in claim.get("signals", SIGNALS)]
     if claim["kind"] == "mount" and _unmount_all(claim["mountpoint"]) and process:
         wait_for_end([process], timeout=UNMOUNTED_SERVER_ENDS)
-    left = stop_all([process], signals) if process else []
+    left = end_family(process, signals) if process else []
     if claim["kind"] == "process" or process is None:
         # What belongs to no other claim was started under this one: children that outlived their parent, or a process
         # that nobody had the time to record.

@@ -5,14 +5,15 @@
 It runs by itself, with nothing but the standard library, because what it does cannot be done between fork and exec of
 a process with threads. Its child makes a root directory of its own, which holds only what it was told, becomes the
 server's user, restricts itself by Landlock and seccomp, and executes the program that it was given. It stays as that
-child's warden (`_host/confined/warden.py`).
+child's warden (`warden.py`). In a namespace of processes there is one more between the two, its init, which is ours:
+nobody in the namespace can signal, trace or outlive it, whatever the program makes of itself.
 
     main(PROGRAM, SPECIFICATION, STATUS, GO)
 
 The arguments are descriptors. PROGRAM is the zip file that this comes from. SPECIFICATION holds JSON with the fields of
-`Specification`. STATUS gets a line of JSON, {"pid": the warden's, "program": the program's}, and after an error
-{"error": …}; it is closed when the program runs. Nothing is executed before a byte has come through GO, and nothing at
-all when that is closed first: whoever starts a process can record it before it runs.
+`Specification`. STATUS gets a line of JSON, {"pid": the warden's}, and after an error {"error": …}; it is closed when
+the program runs. Nothing is executed before a byte has come through GO, and nothing at all when that is closed first:
+whoever starts a process can record it before it runs.
 
 Source of the numbers: linux/prctl.h.
 """
@@ -23,17 +24,19 @@ import json
 import os
 import resource
 import signal
+from contextlib import suppress
 
 from .calls import restrict_calls
 from .kernel import checked, libc
 from .landlock import restrict_files
 from .root import enter_namespaces, make_root
 from .specification import Specification
-from .warden import Warden
+from .warden import FORWARDED, Warden
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 15, 36, 38
+_MOST_DESCRIPTORS = 1 << 16  # that this program may have got
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
 
 def main(program: int, specification: int, status: int, go: int) -> None:
@@ -41,7 +44,7 @@ def main(program: int, specification: int, status: int, go: int) -> None:
     os.close(program)
     with os.fdopen(specification, "rb") as file:
         spec = Specification(file.read())
-    for descriptor in (status, go, *(int(door) for door, _target in spec.doors)):
+    for descriptor in (status, go, *(int(door[0]) for door in spec.doors)):
         os.set_inheritable(descriptor, False)
     life, living = os.pipe()  # closed when the warden is no more
     said, saying = os.pipe()
@@ -61,40 +64,69 @@ def main(program: int, specification: int, status: int, go: int) -> None:
         os.close(living)
         for number in spec.logged:
             os.dup2(saying, number)
-        _become(spec, status, go, life)
+        _begin(spec, status, go, life)
     for descriptor in (go, life, saying):
         os.close(descriptor)
     libc.prctl(_PR_SET_NAME, b"ir-warden", 0, 0, 0)
     warden = Warden(spec, child, said)
-    _tell(status, pid=os.getpid(), program=child)
+    _tell(status, pid=os.getpid())
     os.close(status)
     _change_user(spec)
     raise SystemExit(warden.watch())
 
 
-def _become(spec: Specification, status: int, go: int, life: int) -> None:
-    """Lock this process up and execute the program; never returns."""
+def _begin(spec: Specification, status: int, go: int, life: int) -> None:
+    """Be the namespace's init, where there is one, and have the program executed; never returns."""
     try:
-        os.setsid()
         os.umask(0o022)  # a keeper has a stricter one, and its user could not enter what is made here
+        program = 0
         if spec.namespaces:
             make_root(spec)
-        if not os.read(go, 1):
-            os._exit(1)  # whoever started this is gone, and nobody knows of it
-        _limit(spec)
-        _change_user(spec)
-        _end_with_parent(life)
-        if spec.landlock:
-            restrict_files(spec)
-        if spec.seccomp:
-            restrict_calls(spec.network)
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        os.umask(0o077)
-        os.execve(spec.argv[0], spec.argv, spec.env)
+            # Nor can anybody in the namespace write into its memory. Before, it could not enter its own /proc/self/fd.
+            checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+            program = os.fork()
+        if program == 0:
+            _become(spec, go, life)
+        os.close(status)  # which tells that the program runs, when that has closed it, too
+        _be_init(spec, program, life)
     except BaseException as error:  # nothing of this process may go on
-        _tell(status, error=str(error))
+        with suppress(OSError):
+            _tell(status, error=str(error))
     os._exit(126)
+
+
+def _be_init(spec: Specification, program: int, life: int) -> None:
+    """Hand signals on to the program, and end with it or with the warden; all others in the namespace end by that."""
+    libc.prctl(_PR_SET_NAME, b"ir-init", 0, 0, 0)
+    os.closerange(0, life)
+    os.closerange(life + 1, _MOST_DESCRIPTORS)
+    _change_user(spec)
+    _end_with_parent(life)
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _frame: os.kill(program, received))
+    while True:
+        pid, code = os.wait()
+        if pid == program:
+            os._exit(128 + os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code))
+
+
+def _become(spec: Specification, go: int, life: int) -> None:
+    """Lock this process up and execute the program. Raises OSError."""
+    os.setsid()
+    if not os.read(go, 1):
+        os._exit(1)  # whoever started this is gone, and nobody knows of it
+    _limit(spec)
+    _change_user(spec)
+    if not spec.namespaces:  # there it ends with its init
+        _end_with_parent(life)
+    if spec.landlock:
+        restrict_files(spec)
+    if spec.seccomp:
+        restrict_calls(spec.network)
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.umask(0o077)
+    os.execve(spec.argv[0], spec.argv, spec.env)
 
 
 def _tell(status: int, **fields: object) -> None:

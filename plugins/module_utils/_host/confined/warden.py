@@ -26,58 +26,59 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_LIMIT", "Warden"]
 
-LOG_LIMIT = 256 << 20  # bytes that a program may log, from its start on
-MOST_CLIENTS = 1000  # of each of two doors, at a time; two descriptors each
+LOG_LIMIT = 256 << 20  # bytes of a log
+LEAST_LOGGED = 16 << 20  # bytes that a program may log, however long its log is
+MOST_CLIENTS = 1000  # of each door, at a time; two descriptors each
 OTHER_DESCRIPTORS = 50
 LOCALHOST = "127.0.0.1"
 LAST_WORDS = 30.0  # seconds for what a program leaves behind to end, after SIGKILL
-ROOM = 1 << 18  # bytes that are passed on at once
+ROOM = 1 << 16  # bytes that are passed on at once, and kept for a client whose other end does not read
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
 class Warden:
     """Watches child, which has what it says go into the pipe `said`, on behalf of the specification.
 
-    doors of the specification are pairs of a descriptor, of a socket that listens outside, and of what clients come to
-    by it: the path of a Unix socket within, or a TCP port of the loopback address within.
+    doors of the specification are triples: the descriptor of a socket that listens outside; what clients come to by it,
+    which is the path of a Unix socket within, or a TCP port of the loopback address within; and how many of them.
     """
 
     def __init__(self, spec: Specification, child: int, said: int) -> None:
         self._child, self._is_alone = child, spec.namespaces
-        self._poller = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._poller = select.poll()  # epoll would need something of which all of a user's processes share a number
+        self._handlers: dict[int, Callable[[int], None]] = {}
         self._log = _Log(spec.logged[0] if spec.logged else None, said)
         self._code: int | None = None
         self._watch_signals()
-        self.on(said, select.EPOLLIN, self._listen)
+        self.on(said, select.POLLIN, self._listen)
         if spec.doors:
-            most = _room_for_clients()
-            for door, target in spec.doors:
-                _Door(self, int(door), target, most=most, is_alone=self._is_alone)
+            room = _room_for_clients(len(spec.doors))
+            for door, target, most in spec.doors:
+                _Door(self, int(door), target, most=min(int(most), room), is_alone=self._is_alone)
 
     def watch(self) -> int:
         """Go on until the program has ended; its exit status (128 + number for a signal)."""
-        self._reap()
-        while self._code is None:
-            for descriptor, _events in self._poller.poll():
-                handler = self._handlers.get(descriptor)
-                if handler is not None:  # one before it in the same round may have closed it
-                    handler()
-        if not self._is_alone:  # where it is, all others have ended with it
-            deadline = time.monotonic() + LAST_WORDS
-            while time.monotonic() < deadline and _kill_children():
-                time.sleep(0.01)
+        try:
+            self._reap()
+            while self._code is None:
+                for descriptor, events in self._poller.poll():
+                    handler = self._handlers.get(descriptor)
+                    if handler is not None:  # one before it in the same round may have closed it
+                        handler(events)
+        finally:
+            if not self._is_alone:  # where it is, all others end with it
+                deadline = time.monotonic() + LAST_WORDS
+                while time.monotonic() < deadline and _kill_children():
+                    time.sleep(0.01)
         self._log.finish()
         return 128 + os.WTERMSIG(self._code) if os.WIFSIGNALED(self._code) else os.WEXITSTATUS(self._code)
 
-    def on(self, descriptor: int, events: int, handler: Callable[[], None] | None) -> None:
-        """Have handler called for events of descriptor, in place of what was asked for before. No events: never."""
-        is_known = descriptor in self._handlers
-        if events and handler is not None:
-            (self._poller.modify if is_known else self._poller.register)(descriptor, events)
+    def on(self, descriptor: int, events: int, handler: Callable[[int], None] | None) -> None:
+        """Have handler called with events of descriptor, and with a hang-up; no handler: no more."""
+        if handler is not None:
+            self._poller.register(descriptor, events)
             self._handlers[descriptor] = handler
-        elif is_known:  # and not without events: the kernel would tell of a hang-up without end
-            del self._handlers[descriptor]
+        elif self._handlers.pop(descriptor, None):
             self._poller.unregister(descriptor)
 
     def _watch_signals(self) -> None:
@@ -89,12 +90,12 @@ class Warden:
         for number in FORWARDED:
             signal.signal(number, self._forward)
 
-        def wake() -> None:
+        def wake(_events: int) -> None:
             with suppress(BlockingIOError):
                 os.read(awake, 4096)
             self._reap()
 
-        self.on(awake, select.EPOLLIN, wake)
+        self.on(awake, select.POLLIN, wake)
 
     def _forward(self, number: int, _frame: object) -> None:
         if self._code is None:
@@ -111,18 +112,18 @@ class Warden:
                 if not pid:
                     return
 
-    def _listen(self) -> None:
+    def _listen(self, _events: int) -> None:
         if not self._log.take():
             self.on(self._log.said, 0, None)
 
 
-def _room_for_clients() -> int:
+def _room_for_clients(doors: int) -> int:
     """How many clients each door can have, with the descriptors that this process may open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = 4 * MOST_CLIENTS + OTHER_DESCRIPTORS
+    wanted = 2 * doors * MOST_CLIENTS + OTHER_DESCRIPTORS
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return max(1, (allowed - OTHER_DESCRIPTORS) // 4)
+    return max(1, (allowed - OTHER_DESCRIPTORS) // (2 * doors))
 
 
 def _kill_children() -> bool:
@@ -150,6 +151,8 @@ class _Log:
     def __init__(self, file: int | None, said: int) -> None:
         self.said = said
         self._file, self._left = file, LOG_LIMIT
+        if file is not None:
+            self._left = max(LOG_LIMIT - os.fstat(file).st_size, LEAST_LOGGED)
         os.set_blocking(said, False)
 
     def take(self) -> bool:
@@ -163,7 +166,7 @@ class _Log:
             self._left -= len(said)
             if self._left <= 0:
                 self._write(
-                    b"\nNothing more is logged: this run has logged %d MiB. Have it log less (settings of the start "
+                    b"\nNothing more is logged: %d MiB are the most. Have it log less (settings of the start "
                     b"playbook), and reset the session.\n" % (LOG_LIMIT >> 20)
                 )
         return bool(said)
@@ -192,9 +195,9 @@ class _Door:
         self._room = memoryview(bytearray(ROOM))
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
-        warden.on(descriptor, select.EPOLLIN, self._accept)
+        warden.on(descriptor, select.POLLIN, self._accept)
 
-    def _accept(self) -> None:
+    def _accept(self, _events: int) -> None:
         try:
             outside, _address = self._socket.accept()
         except OSError:
@@ -290,8 +293,8 @@ class _Client:
         self._warden, self._room, self._forget = warden, room, forget
         self._sockets = (outside, inside)
         self._flows = (_Flow(outside, inside), _Flow(inside, outside))
-        self._wanted = [0, 0]
-        self._handlers = (lambda: self._go_on(0), lambda: self._go_on(1))
+        self._wanted = [-1, -1]  # nothing was asked for yet, not even hang-ups
+        self._handlers = (lambda events: self._go_on(0, events), lambda events: self._go_on(1, events))
         outside.setblocking(False)
         with suppress(OSError):  # a Unix socket has no such thing
             outside.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY
@@ -300,9 +303,12 @@ class _Client:
         """Have what comes from either end passed on, until both have ended."""
         self._move(*self._flows)
 
-    def _go_on(self, number: int) -> None:
-        """Something has come from one end, or what goes there finds room."""
+    def _go_on(self, number: int, events: int) -> None:
+        """Something has come from one end, or what goes there finds room, or it has hung up."""
         coming, going = self._flows[number], self._flows[1 - number]
+        if not events & self._wanted[number]:  # a hang-up, and what came before it cannot be passed on
+            self._close()
+            return
         self._move(coming, *([going] if going.rest else []))
 
     def _move(self, *flows: _Flow) -> None:
@@ -317,8 +323,8 @@ class _Client:
             return
         for number, end in enumerate(self._sockets):
             coming, going = self._flows[number], self._flows[1 - number]
-            wanted = select.EPOLLIN if not coming.rest and not coming.is_read else 0
-            wanted |= select.EPOLLOUT if going.rest else 0
+            wanted = select.POLLIN if not coming.rest and not coming.is_read else 0
+            wanted |= select.POLLOUT if going.rest else 0
             if wanted != self._wanted[number]:
                 self._warden.on(end.fileno(), wanted, self._handlers[number])
                 self._wanted[number] = wanted
