@@ -16,6 +16,7 @@ __all__ = [
     "LEAST_FLOOR",
     "disk_usage",
     "floor_of",
+    "free_files",
     "free_space",
     "in_words",
     "session_usage",
@@ -30,6 +31,12 @@ def free_space(place: str) -> tuple[int, int]:
     """Bytes that place's file system has free for this user, and its size in bytes."""
     state = os.statvfs(place)
     return state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+
+
+def free_files(place: str) -> tuple[int, int]:
+    """Files that place's file system has room for, for this user, and how many it can have; 0 where it has no limit."""
+    state = os.statvfs(place)
+    return state.f_favail, state.f_files
 
 
 def floor_of(limit: str, total: int) -> int:

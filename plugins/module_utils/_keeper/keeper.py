@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._borg.remount import packed, unpacked
 from .._host.clock import monotonic, now
-from .._host.disk import disk_usage, floor_of, free_space, in_words, session_usage
+from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage
 from .._host.processes import MARKER, Process, secret_pipe, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
@@ -244,14 +244,18 @@ class _Keeper:
         root = os.path.dirname(self.session.directory)
         free, total = free_space(root)
         floor = floor_of(self.session.record["free_space_floor"], total)
-        if free >= floor:
+        files, most_files = free_files(root)
+        room = min(free, total * files // most_files) if most_files else free  # the smaller share of the two
+        if room >= floor:
             return None
         others = [one for one in Session.all(root) if one.id != self.session.id]
         if any(one.record["status"] == "stopping" and one.is_locked() for one in others):
             return None  # room is being made
-        sizes = [(session_usage(one.directory), one.id) for one in others if _will_make_room(one, free, total)]
+        sizes = [(session_usage(one.directory), one.id) for one in others if _will_make_room(one, room, total)]
         if max(sizes, default=(0, "")) > (session_usage(self.session.directory), self.session.id):
             return None
+        if free >= floor:
+            return f"{root} has room for {files} more files of {most_files}, which is less than free_space_floor"
         return f"{root} has {in_words(free)} free, and free_space_floor is {in_words(floor)}"
 
     def _note_failure(self) -> None:

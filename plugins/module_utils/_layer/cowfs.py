@@ -146,7 +146,8 @@ class CowFs(Base):  # type: ignore[misc]
         self.upper = upper
         self.owner = owner
         self.space = Space(upper, lower.cache, reserve)
-        self.names_made, self.was_told = 0, False
+        self.names_made = self.nodes_made = 0
+        self.was_told = False
         self.uppers = FileTable(OPEN_FILES)
         self.failures = failures
         self.complaints: set[tuple[int, int, str]] = set()
@@ -432,6 +433,7 @@ class CowFs(Base):  # type: ignore[misc]
             raise pyfuse3.FUSEError(errno.ENOSPC)
         # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
         node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
+        self.nodes_made += 1
         node.rdev, node.target = rdev, target
         if parent.mode & stat.S_ISGID:  # What is made in such a directory belongs to its group.
             node.gid = parent.gid
@@ -460,10 +462,11 @@ class CowFs(Base):  # type: ignore[misc]
         parent.touch()
 
     def _has_too_many_names(self) -> bool:
-        if self.names_made >= MOST_NAMES and not self.was_told:
+        is_full = max(self.names_made, self.nodes_made) >= MOST_NAMES  # an open file can do without a name
+        if is_full and not self.was_told:
             self.was_told = True  # once: a log can be filled, too
             log.error("%d files have been made, and no more can be: writers get ENOSPC", MOST_NAMES)
-        return self.names_made >= MOST_NAMES
+        return is_full
 
     def _drop(self, parent: Node, name: bytes, node: Node) -> None:
         self._white_out(parent, name)
@@ -480,6 +483,7 @@ class CowFs(Base):  # type: ignore[misc]
                 return
             del node.parent.children[node.name]
         del self.nodes[node.ino]
+        self.nodes_made -= node.lower is None
         if node.content:
             node.content.discard()
         if node.nlink > 0:
@@ -866,6 +870,9 @@ class Space:
         self.refused: set[int] = set()
         self.low = self.waiting = self.ending = False
         self.reserve = max(16 << 20, 2 * _dirty_limit() // 100) + reserve
+        here = os.statvfs(upper)
+        # Of a limited number of files, the same share as of the bytes.
+        self.files = FILES_RESERVE + here.f_files * reserve // max(1, here.f_blocks * here.f_frsize)
 
     def is_low(self) -> bool:
         """Whether only the reserve is left. Logged once when it comes to that, and once when it is over."""
@@ -874,7 +881,7 @@ class Space:
             self.cache.give_up("space is low")
             low = self._free() < self.reserve
         if low and not self.low:
-            what = f"a reserve of {self.reserve} bytes and {FILES_RESERVE} files"
+            what = f"a reserve of {self.reserve} bytes and {self.files} files"
             log.error("no space left in %s but %s: writers get ENOSPC", self.upper, what)
         elif self.low and not low:
             log.info("there is space again in %s", self.upper)
@@ -905,7 +912,7 @@ class Space:
 
     def _free(self) -> int:
         here = os.statvfs(self.upper)
-        if here.f_files and here.f_favail < FILES_RESERVE:  # 0 files: it has no limit of them
+        if here.f_files and here.f_favail < self.files:  # 0 files: it has no limit of them
             return 0
         return here.f_bavail * here.f_frsize
 

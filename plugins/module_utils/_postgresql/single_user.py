@@ -15,6 +15,7 @@ import hmac
 import os
 import re
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ ABOUT_RECOVERY = re.compile(
     rb"LOG:  (?:recovery stopping |redo done at |last completed transaction was at log time )"
     rb"|WARNING:  (?:page \d+ of relation |WAL was generated with )"
 )
+MOST_LINES, LONGEST_LINE = 10_000, 1024  # of the log that are kept at either end, and bytes of each
 MOST_SAID = 64 << 20  # bytes that the catalogs may tell, of names of databases mostly
 
 
@@ -102,11 +104,15 @@ def scram_verifier(password: str, *, salt: bytes) -> str:
 
 
 def _about_recovery(log: str, *, begin: int) -> list[str]:
-    """What the whole log from the byte begin on says about recovery."""
+    """What the log from the byte begin on says about recovery: of very many lines the first and the last."""
+    first: list[bytes] = []
+    last: deque[bytes] = deque(maxlen=MOST_LINES)
     with suppress(OSError), open(log, "rb") as file:
         file.seek(begin)
-        return [line.decode("utf-8", "replace").rstrip("\n") for line in file if ABOUT_RECOVERY.search(line)]
-    return []
+        while line := file.readline(LONGEST_LINE):
+            if ABOUT_RECOVERY.search(line):
+                (first if len(first) < MOST_LINES else last).append(line)
+    return [line.decode("utf-8", "replace").rstrip("\n") for line in (*first, *last)]
 
 
 def _size(path: str) -> int:
