@@ -33,7 +33,7 @@ class _Calls:
     connects: connect, sendmsg and sendmmsg. others: what slows down, traces or rewrites other processes. kernel: what
     opens parts of the kernel that a database server never needs. attributes: what changes mode, owner, times or
     extended attributes of a file. modes: of these, what libc's chmod() is. limits: prlimit64, which libc uses for the
-    limits of the process itself as well.
+    limits of the process itself as well. fcntl: of which F_SETPIPE_SZ is refused.
     """
 
     def __init__(self, architecture: int, **numbers: object) -> None:
@@ -47,6 +47,7 @@ class _Calls:
     others: tuple[int, ...]
     kernel: tuple[int, ...]
     limits: int
+    fcntl: int
     attributes: tuple[int, ...]
     modes: tuple[int, ...]
 
@@ -72,6 +73,7 @@ _CALLS = {
         # userfaultfd
         kernel=(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323, *_NEWER_KERNEL),
         limits=302,
+        fcntl=72,
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
@@ -85,6 +87,7 @@ _CALLS = {
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
         kernel=(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282, *_NEWER_KERNEL),  # in the same order
         limits=261,
+        fcntl=25,
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
         attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
         modes=(53,),  # fchmodat
@@ -96,6 +99,7 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FIFTH_ARGUMENT = 0, 4, 16, 48  # offsets in struct seccomp_data
 _AND = 0x54  # BPF: and k
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_F_SETPIPE_SZ = 1031
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
 
 
@@ -137,6 +141,10 @@ def _filter(network: str) -> bytes:
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
         # A process by its id, of which the kernel takes the lower half; 0 is itself.
         *_with_argument(calls.limits, (_EQUAL, 0, "allow", "refuse")),
+        # Memory of pipes is counted for each user, and its other programs would get small ones.
+        (_EQUAL, calls.fcntl, 0, 2),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        (_EQUAL, _F_SETPIPE_SZ, "refuse", "allow"),
         *_sockets(calls.socket, network),
         *(_sends_to_an_address(calls.sendto) if is_silent else [(_EQUAL, 0, "allow", "allow")]),
     ]

@@ -35,6 +35,7 @@ from .warden import FORWARDED, Warden
 
 __all__ = ["main"]
 
+_MOST_FILES = 1024  # open in each process, as most systems have it: all of a host's can be used up as well
 _MOST_DESCRIPTORS = 1 << 16  # that this program may have got
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
@@ -148,11 +149,14 @@ def _limit(spec: Specification) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what the memory of a server holds is on no other disk
     if spec.memory:
         resource.setrlimit(resource.RLIMIT_AS, (spec.memory, spec.memory))
-    # Counted for each user of each namespace (since Linux 5.14): without one, the user's other processes would count.
+    # The namespace's user is counted by himself (since Linux 5.14), and for all that he has outside as well: half of an
+    # ordinary user's are left to his other programs.
     if spec.processes and spec.namespaces:
-        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        most = spec.processes if hard == resource.RLIM_INFINITY else min(spec.processes, hard)
+        allowed = [limit for limit in resource.getrlimit(resource.RLIMIT_NPROC) if limit != resource.RLIM_INFINITY]
+        most = min(spec.processes, min(allowed, default=2 * spec.processes) // 2)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    files = min(_MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def _change_user(spec: Specification) -> None:
