@@ -776,7 +776,8 @@ def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, 
     assert record["timings"]["pg_ephemeral"] > 0
     assert [claim["name"] for claim in record["claims"]] == ["server"]
     warden = record["claims"][0]["process"]["pid"]
-    assert f"PPid:\t{warden}\n" in Path(f"/proc/{result['pid']}/status").read_text()
+    init = Path(f"/proc/{warden}/task/{warden}/children").read_text().split()
+    assert f"PPid:\t{init[0]}\n" in Path(f"/proc/{result['pid']}/status").read_text()
     assert Path(f"/proc/{result['pid']}").stat().st_uid == copy.uid
     title = Path(f"/proc/{result['pid']}/cmdline").read_bytes().decode()
     assert f"cluster_name=instant_recovery {copy.directory.name}" in title
@@ -865,8 +866,9 @@ def test_an_ordinary_user_needs_nothing_of_root(closed: Cluster, place: Path) ->
 def test_a_killed_server_is_cleaned_up_and_started_again(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(closed)
     first = copy.start()
+    (claim,) = copy.record["claims"]
     os.kill(first["pid"], signal.SIGKILL)
-    wait_for(lambda: identify(first["pid"]) is None)
+    wait_for(lambda: identify(claim["process"]["pid"]) is None)  # its warden ends after it
     second = copy.start()
     assert second["changed"]
     assert copy.sql("select count(*) from t") == "2"
