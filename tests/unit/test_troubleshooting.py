@@ -34,8 +34,7 @@ def fixed(text: str) -> bool:
 
 @cache
 def rows() -> list[tuple[str, str, str]]:
-    found = [match.groups() for match in ROW.finditer(DOCUMENT.read_text())]
-    return [(message, cause, cure) for message, cause, cure in found]
+    return [(found[1], found[2], found[3]) for found in ROW.finditer(DOCUMENT.read_text())]
 
 
 def covers(row: str, message: str) -> bool:

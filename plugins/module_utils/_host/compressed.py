@@ -100,7 +100,7 @@ def _by_program(name: str, data: bytes, size: int) -> bytes:
     except OutputError as error:
         return error.taken
     except CommandError as error:
-        raise EOFError from error
+        raise EOFError(str(error)) from None
     if done.returncode and not done.stdout:
         raise EOFError(done.stderr)
     return done.stdout
