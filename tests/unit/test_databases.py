@@ -16,9 +16,11 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import MOST_FILES
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import (
+    MOST_FILES,
     MOST_PROBABLE,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import (
     DatabaseChoiceError,
     choose_database,
     find_databases,
