@@ -31,7 +31,7 @@ from .kernel import checked, libc
 from .landlock import restrict_files
 from .root import enter_namespaces, make_root
 from .specification import Specification
-from .warden import FORWARDED, Warden
+from .warden import FORWARDED, Warden, open_doors
 
 __all__ = ["main"]
 
@@ -45,7 +45,7 @@ def main(program: int, specification: int, status: int, go: int) -> None:
     os.close(program)
     with os.fdopen(specification, "rb") as file:
         spec = Specification(file.read())
-    for descriptor in (status, go, *(int(door[0]) for door in spec.doors)):
+    for descriptor in (status, go):
         os.set_inheritable(descriptor, False)
     life, living = os.pipe()  # closed when the warden is no more
     said, saying = os.pipe()
@@ -53,8 +53,7 @@ def main(program: int, specification: int, status: int, go: int) -> None:
         checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         # Whatever the program starts stays below this process, should there be no namespace that ends with it.
         checked(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
-        if spec.doors:
-            import socket  # noqa: F401  # the warden's: it may lie where there will be nothing in a moment
+        doors = open_doors(spec)
         if spec.namespaces:
             enter_namespaces(spec)
         child = os.fork()
@@ -69,7 +68,7 @@ def main(program: int, specification: int, status: int, go: int) -> None:
     for descriptor in (go, life, saying):
         os.close(descriptor)
     libc.prctl(_PR_SET_NAME, b"ir-warden", 0, 0, 0)
-    warden = Warden(spec, child, said)
+    warden = Warden(spec, child, said, doors)
     _tell(status, pid=os.getpid())
     os.close(status)
     _change_user(spec)

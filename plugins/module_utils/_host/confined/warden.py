@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .specification import Specification
 
-__all__ = ["LOG_LIMIT", "Warden"]
+__all__ = ["FORWARDED", "LOG_LIMIT", "Warden", "open_doors"]
 
 LOG_LIMIT = 256 << 20  # bytes of a log
 LEAST_LOGGED = 16 << 20  # bytes that a program may log, however long its log is
@@ -36,14 +36,34 @@ ROOM = 1 << 16  # bytes that are passed on at once, and kept for a client whose 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
+def open_doors(spec: Specification) -> list[tuple[socket.socket, int | str, int]]:
+    """The doors of a specification, each a socket that listens outside, what is behind it, and how many may come.
+
+    What is behind it is the path of a Unix socket within, or a TCP port of the loopback address within. To be called
+    before there is another root directory: Python's module for sockets may lie where it will not be seen.
+    """
+    if not spec.doors:
+        return []
+    import socket  # most programs have no doors, and it takes longer than all the others
+
+    found = []
+    for descriptor, target, most in spec.doors:
+        door = socket.socket(fileno=int(descriptor))
+        door.set_inheritable(False)
+        door.setblocking(False)
+        found.append((door, target, int(most)))
+    return found
+
+
 class Warden:
     """Watches child, which has what it says go into the pipe `said`, on behalf of the specification.
 
-    doors of the specification are triples: the descriptor of a socket that listens outside; what clients come to by it,
-    which is the path of a Unix socket within, or a TCP port of the loopback address within; and how many of them.
+    doors are what open_doors() gave.
     """
 
-    def __init__(self, spec: Specification, child: int, said: int) -> None:
+    def __init__(
+        self, spec: Specification, child: int, said: int, doors: list[tuple[socket.socket, int | str, int]]
+    ) -> None:
         self._child, self._is_alone = child, spec.namespaces
         self._poller = select.poll()  # epoll would need something of which all of a user's processes share a number
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -51,10 +71,9 @@ class Warden:
         self._code: int | None = None
         self._watch_signals()
         self.on(said, select.POLLIN, self._listen)
-        if spec.doors:
-            room = _room_for_clients(len(spec.doors))
-            for door, target, most in spec.doors:
-                _Door(self, int(door), target, most=min(int(most), room), is_alone=self._is_alone)
+        room = _room_for_clients(len(doors)) if doors else 0
+        for door, target, most in doors:
+            _Door(self, door, target, most=min(most, room), is_alone=self._is_alone)
 
     def watch(self) -> int:
         """Go on until the program has ended; its exit status (128 + number for a signal)."""
@@ -186,16 +205,15 @@ class _Log:
 class _Door:
     """A socket that listens outside, and what is behind it."""
 
-    def __init__(self, warden: Warden, descriptor: int, target: int | str, *, most: int, is_alone: bool) -> None:
-        import socket
-
+    def __init__(
+        self, warden: Warden, listening: socket.socket, target: int | str, *, most: int, is_alone: bool
+    ) -> None:
         self._warden, self._target, self._is_alone = warden, target, is_alone
         self._clients: set[_Client] = set()
         self._most = most
         self._room = memoryview(bytearray(ROOM))
-        self._socket = socket.socket(fileno=descriptor)
-        self._socket.setblocking(False)
-        warden.on(descriptor, select.POLLIN, self._accept)
+        self._socket = listening
+        warden.on(listening.fileno(), select.POLLIN, self._accept)
 
     def _accept(self, _events: int) -> None:
         try:
