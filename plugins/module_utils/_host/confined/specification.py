@@ -33,8 +33,8 @@ class Specification:
     writable: absolute paths of trees, files or sockets. private: directories in whose place it gets a small one of its
     own. network: none, unix (sockets of this host only), serve (port alone, no connections to anybody) or host (port,
     and connections). port: TCP port that may be listened on. namespaces, landlock, seccomp: whether they are to be
-    used. logged: its descriptors that lead to the log. doors: see open_doors(), with descriptors. processes: most of them at a time (0: any
-    number). memory: bytes of address space (0: any).
+    used. logged: its descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets.
+    processes: most of them at a time (0: any number). memory: bytes of address space (0: any).
     """
 
     def __init__(self, text: bytes) -> None:
