@@ -34,7 +34,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
 from tests.integration.conftest import needs_root
-from tests.support.cluster import Cluster
+from tests.support.cluster import QUIET, Cluster
 from tests.support.copies import Copy
 from tests.support.host import free_port, processes_below
 from tests.support.modules import call
@@ -96,9 +96,6 @@ class Production:
         state = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         started = self.cluster.sql("select pg_postmaster_start_time()", database="postgres")
         return {**state, "started": started, "pid": str(self.cluster.pid)}
-
-
-QUIET = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "wal_level": "minimal", "max_wal_senders": "0"}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.san
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
-from tests.support.cluster import Cluster
+from tests.support.cluster import QUIET, Cluster
 from tests.support.copies import Copy
 from tests.support.forked import forked
 
@@ -68,9 +68,7 @@ class Confined(Copy):
 @pytest.fixture(scope="module")
 def live(shared_place: Path) -> Iterator[Cluster]:
     """A live server with a table, and its files at rest."""
-    # With a higher wal_level it notes in the WAL now and then which transactions run.
-    quiet = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "wal_level": "minimal", "max_wal_senders": "0"}
-    with Cluster(directory=shared_place / "confined-production", settings=quiet) as cluster:
+    with Cluster(directory=shared_place / "confined-production", settings=QUIET) as cluster:
         for table in ("t", "none", "host"):
             cluster.sql(f'create table "{table}" as select generate_series(1, 1000) id', database="postgres")
         cluster.sql("checkpoint", database="postgres")

@@ -26,7 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import MINUTE, Clock, wait_until
-from tests.support.cluster import fingerprint
+from tests.support.cluster import UNREADABLE, fingerprint
 from tests.support.forked import forked
 from tests.support.host import remains
 from tests.support.modules import call
@@ -144,7 +144,7 @@ def test_an_archive_that_is_deleted_and_compacted_away_under_a_session(
     for name, pid in stack.processes().items():
         if name.startswith("archive"):
             os.kill(pid, signal.SIGKILL)  # they have files open that are deleted by now
-    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match=UNREADABLE):
         fingerprint(stack.connection())
     await_failed(stack)
     assert stack.change("absent")["session"]["status"] == "failed"
@@ -161,7 +161,7 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
     for name, pid in stack.processes().items():
         if name.startswith("archive"):
             os.kill(pid, signal.SIGKILL)
-    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match=UNREADABLE):
         fingerprint(stack.connection())
     await_failed(stack)
     stack.change("absent")
@@ -393,7 +393,7 @@ def test_a_repository_that_vanishes(root: Path, sample: Sample, place: Path, clo
     for data in (place / "gone/data").rglob("[0-9]*"):
         if data.is_file():
             os.truncate(data, 8)  # what is open is gone, too
-    with clock.rushing(), pytest.raises(RuntimeError, match="Input/output error"):
+    with clock.rushing(), pytest.raises(RuntimeError, match=UNREADABLE):
         fingerprint(stack.connection())
     await_failed(stack)
     assert "failed" in stack.change("reset")

@@ -33,7 +33,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.
 
 import instant_recovery as api
 from instant_recovery._session import OWN_WORDS
-from tests.support.cluster import DATABASE, Cluster, Connection
+from tests.support.cluster import DATABASE, QUIET, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked
 from tests.support.host import processes_below
@@ -888,7 +888,7 @@ def test_a_start_that_takes_too_long_is_ended(crashed: Cluster, copy_of: Callabl
 
 def test_tablespace_records_are_found_and_silenced_wherever_they_lie(place: Path) -> None:
     """Across the ends of pages and segments too, even with the header itself parted; pg_waldump is the judge."""
-    source = Cluster(directory=place / "source", initdb_options=["--wal-segsize=1"], settings={"autovacuum": "off"})
+    source = Cluster(directory=place / "source", initdb_options=["--wal-segsize=1"], settings=QUIET)
     with source:
         begin = source.sql("select pg_current_wal_insert_lsn()", database="postgres")
         lead = 0

@@ -25,10 +25,31 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["DATABASE", "SUPERUSER", "Cluster", "Connection", "TableState", "fingerprint", "server_directory"]
+__all__ = [
+    "DATABASE",
+    "QUIET",
+    "SUPERUSER",
+    "UNREADABLE",
+    "Cluster",
+    "Connection",
+    "TableState",
+    "fingerprint",
+    "server_directory",
+]
 
 SUPERUSER = "chief dba"
 DATABASE = "shop data"
+# Settings of a server that writes nothing by itself, so that its files and its WAL stand still between two statements.
+# With a higher wal_level it notes in the WAL every 15 s which transactions run.
+QUIET = {
+    "autovacuum": "off",
+    "bgwriter_lru_maxpages": "0",
+    "checkpoint_timeout": "1h",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+}
+# What a server says when the kernel cannot read: the second at a login, of the file PG_VERSION of a database.
+UNREADABLE = "Input/output error|does not contain valid data"
 
 Fingerprint = dict[str, "TableState"]
 
