@@ -268,4 +268,4 @@ def test_the_cure_for_a_base_backup_in_tar_format_is_one(made: Made, playbooks: 
     assert started.returncode == 0, started.output
     connection = Connection.of_session(started.session, bindir=made.cluster.bindir)
     assert fingerprint(connection) == made.cluster.fingerprint()
-    mine.stop(started.session["id"])
+    mine.end(started.session["id"])
