@@ -310,7 +310,7 @@ def test_no_other_kind_of_socket_is_to_be_had(live: Cluster, copy: Confined) -> 
 
 
 def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
-    """Key rings, System V objects of others, namespaces, io_uring; also where the server may open connections."""
+    """Key rings, objects of System V, POSIX queues, namespaces, io_uring, inotify; also where it may open connections."""
     segment = subprocess.run(["ipcmk", "-M", "4096", "-p", "0666"], check=True, capture_output=True, text=True).stdout
     number = segment.split()[-1]
     try:
@@ -320,7 +320,7 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
             assert number in subprocess.run(["ipcs", "-m"], check=True, capture_output=True, text=True).stdout.split()
         for program in ("unshare -Urn true", "unshare -m true"):
             assert UNREACHABLE.search(said_by(copy, program)), program
-        for call in (250, 248, 425, 321, 298, 323, 272, 165) if os.uname().machine == "x86_64" else ():
+        for call in (250, 248, 425, 321, 298, 323, 272, 165, 240, 294, 300) if os.uname().machine == "x86_64" else ():
             imports, ask = "import ctypes as c; l = c.CDLL(None, use_errno=True)", f"l.syscall({call}, 0, 0, 0, 0, 0)"
             assert said_by(copy, f'python3 -c "{imports}; print({ask}, c.get_errno())"') == "-1 13", call
     finally:

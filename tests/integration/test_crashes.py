@@ -168,6 +168,16 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
     stack.change("absent")
 
 
+def test_a_borg_that_logs_without_end(root: Path, sample: Sample) -> None:
+    """What the server of a repository says stands in its log."""
+    stack = Stack(root, sample).start("mounted")
+    log = stack.directory / "log" / "borg-1.log"
+    os.truncate(log, 65 << 20)
+    wait_until(lambda: log.stat().st_size < 1 << 20)
+    assert "was begun anew" in (stack.directory / "log" / "keeper.log").read_text()
+    stack.change("absent")
+
+
 def test_the_mount_of_archived_wal_is_killed(root: Path, sample: Sample) -> None:
     """It served the start alone: the session goes on, but cannot be reset."""
     stack = Stack(root, sample).start("mounted")

@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
-    Repository as OwnRepository,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import repository as _repository
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,
@@ -151,6 +149,46 @@ def test_it_is_refused_where_nothing_has_to_be_found_as_well(made: Made) -> None
     assert result["msg"].startswith(f"The archive lists {PG} as a link to /production, and also entries below it")
 
 
+# Gives an archive a piece of metadata that is compressed a thousandfold: its repository, name and bytes.
+BOMB = """
+import sys
+from borg.logger import setup_logging
+setup_logging()
+from borg.compress import CompressionSpec
+from borg.helpers import Manifest, msgpack
+from borg.item import ArchiveItem
+from borg.repository import Repository
+with Repository(sys.argv[1], exclusive=True) as repository:
+    manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)
+    key.compressor = CompressionSpec("zlib,9").compressor
+    content = bytes(int(sys.argv[3]))
+    chunk = key.id_hash(content)
+    repository.put(chunk, key.encrypt(content))
+    known = manifest.archives[sys.argv[2]]
+    archive = ArchiveItem(internal_dict=msgpack.unpackb(key.decrypt(known.id, repository.get(known.id))))
+    archive.items = [*archive.items, chunk]
+    packed = msgpack.packb(archive.as_dict())
+    changed = key.id_hash(packed)
+    repository.put(changed, key.encrypt(packed))
+    manifest.archives[sys.argv[2]] = (changed, known.ts)
+    manifest.write()
+    repository.commit(compact=False)
+"""
+
+
+def test_metadata_that_would_fill_the_memory(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = made.archive("bomb")
+    location, _colons, archive = name.partition("::")
+    environment = {**os.environ, **made.repository.environment, "LC_ALL": "C.UTF-8"}
+    argv = ["/usr/bin/python3", "-c", BOMB, location, archive, str(600 << 20)]
+    subprocess.run(argv, env=environment, check=True, capture_output=True, timeout=300)
+    monkeypatch.setattr(_repository, "half_of_memory", lambda: 400 << 20)
+    result = call(borg_archive_info.main, **made.options(name))
+    assert result["failed"]
+    assert "MemoryError" in result["msg"], result["msg"]
+    assert "a session's what memory_max gives" in result["msg"], result["msg"]
+
+
 def test_what_a_hosts_archive_lists_is_taken(made: Made) -> None:
     members = [
         ("c", "dev/null", (1, 3)),
@@ -201,7 +239,7 @@ def test_the_small_files_of_very_many_databases_are_read(made: Made) -> None:
     deep = "/".join(["d" * 250] * 8)
     paths = [f"{deep}/{number:03}/PG_VERSION" for number in range(600)]
     archive = made.archive("many", *(("-", path, f"{number}".encode()) for number, path in enumerate(paths)))
-    repository = OwnRepository(made.repository.location, passphrase=made.repository.passphrase)
+    repository = _repository.Repository(made.repository.location, passphrase=made.repository.passphrase)
     name = archive.rpartition("::")[2]
     items = [item for item in repository.list_items(name) if item.path in set(paths)]
     contents = repository.read_files(name, items)

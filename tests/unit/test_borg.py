@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.doc_fragments.borg import ModuleDocFragment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import repository as _repository
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
     ARGUMENTS,
@@ -44,6 +46,16 @@ def archive(name: str, day: int) -> Archive:
         ("[odd]", "[odd]"),
     ],
 )
+def test_of_what_borg_says_the_end_is_kept() -> None:
+    kept = bytearray()
+    with tempfile.TemporaryFile() as said:
+        said.write(b"x" * (3 * _repository.LONGEST_LOG) + b"the end")
+        said.seek(0)
+        _repository._keep_the_end(said, kept)
+    assert len(kept) == _repository.LONGEST_LOG
+    assert kept.endswith(b"xthe end")
+
+
 def test_resolve_archive(wanted: str, found: str) -> None:
     archives = [archive("db-1", 1), archive("web-1", 2), archive("db-2", 3), archive("web-2", 4), archive("[odd]", 5)]
     assert resolve_archive([*archives, archive("db-3", 6)], wanted, repository="/r").name == found

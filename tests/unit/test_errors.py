@@ -37,6 +37,16 @@ def test_an_error_brings_its_details() -> None:
     assert (result["msg"], result["rc"], result["stderr"]) == ("The value 7 is too large: use 6.", 2, "boom")
 
 
+def test_nothing_that_was_said_acts_on_a_terminal() -> None:
+    def fail() -> dict[str, Any]:
+        raise RecoveryError("a\x1b]0;x\x07\n\tb\x9b31m\u202ec", log_tail=["\x1b[31m", {"\x00": "\r"}], rc=3)
+
+    result = result_of(fail)
+    assert result["msg"] == "a\\x1b]0;x\\x07\n\tb\\x9b31m\\u202ec"
+    assert result["log_tail"] == ["\\x1b[31m", {"\\x00": "\\x0d"}]
+    assert result["rc"] == 3
+
+
 def test_an_error_of_the_system_names_the_path() -> None:
     result = result_of(lambda: {"content": os.listdir("/nowhere/at/all")})
     assert result["failed"]

@@ -96,7 +96,9 @@ def test_it_is_found_by_name_and_by_directory(root: str) -> None:
     assert Session.all(root + "-not-there") == []
 
 
-@pytest.mark.parametrize("name", ["all", "ended", "../up", "a/b", ".hidden", "", "x" * 65, "a b", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["all", "ended", "audit.log", "audit.log.1", "../up", "a/b", ".hidden", "", "x" * 65, "a b", "a\n"]
+)
 def test_names_that_cannot_be(root: str, name: str) -> None:
     with pytest.raises(SessionError, match="is not a session id"):
         Session.find(root, name)
