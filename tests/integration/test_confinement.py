@@ -310,7 +310,7 @@ def test_no_other_kind_of_socket_is_to_be_had(live: Cluster, copy: Confined) -> 
 
 
 def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
-    """Key rings, objects of System V, POSIX queues, namespaces, io_uring, inotify; also where it may open connections."""
+    """Key rings, objects of System V, queues, namespaces, io_uring, inotify; also where it may open connections."""
     segment = subprocess.run(["ipcmk", "-M", "4096", "-p", "0666"], check=True, capture_output=True, text=True).stdout
     number = segment.split()[-1]
     try:

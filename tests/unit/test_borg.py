@@ -46,16 +46,6 @@ def archive(name: str, day: int) -> Archive:
         ("[odd]", "[odd]"),
     ],
 )
-def test_of_what_borg_says_the_end_is_kept() -> None:
-    kept = bytearray()
-    with tempfile.TemporaryFile() as said:
-        said.write(b"x" * (3 * _repository.LONGEST_LOG) + b"the end")
-        said.seek(0)
-        _repository._keep_the_end(said, kept)
-    assert len(kept) == _repository.LONGEST_LOG
-    assert kept.endswith(b"xthe end")
-
-
 def test_resolve_archive(wanted: str, found: str) -> None:
     archives = [archive("db-1", 1), archive("web-1", 2), archive("db-2", 3), archive("web-2", 4), archive("[odd]", 5)]
     assert resolve_archive([*archives, archive("db-3", 6)], wanted, repository="/r").name == found
@@ -257,3 +247,13 @@ def test_an_unreadable_passphrase_file_is_named(tmp_path: Path, content: bytes |
         path.write_bytes(content)
     with pytest.raises(BorgError, match=f"passphrase_file {path} cannot be read"):
         Repository.from_options({**NOTHING_GIVEN, "repository": "/r", "passphrase_file": str(path)})
+
+
+def test_of_what_borg_says_the_end_is_kept() -> None:
+    kept = bytearray()
+    with tempfile.TemporaryFile() as said:
+        said.write(b"x" * (3 * _repository.LONGEST_LOG) + b"the end")
+        said.seek(0)
+        _repository._keep_the_end(said, kept)
+    assert len(kept) == _repository.LONGEST_LOG
+    assert kept.endswith(b"xthe end")
