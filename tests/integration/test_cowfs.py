@@ -32,7 +32,7 @@ from tests.integration.conftest import needs_root
 from tests.support.clock import PATIENCE, Clock, wait_until
 from tests.support.cluster import DATABASE, Cluster
 from tests.support.forked import forked
-from tests.support.layer import PROGRAM, Layer, drop_names, forget, is_mounted, wait_for_mounts
+from tests.support.layer import Layer, drop_names, forget, is_mounted, wait_for_mounts
 from tests.support.repository import Repository
 from tests.support.user import ordinary_user
 
@@ -587,10 +587,8 @@ def test_names_that_are_made_have_a_bound(place: Path, lower: Path) -> None:
     """What is known of them is in memory."""
     (lower / "archived").touch()
     (lower / "removed").touch()
-    program = place / "cowfs.py"
-    (line,) = (line for line in PROGRAM.read_text().splitlines() if line.startswith("MOST_NAMES = "))
-    program.write_text(PROGRAM.read_text().replace(line, "MOST_NAMES = 100"))
-    with Layer(lower=[lower], directory=place / "layer", program=program) as layer:
+    few = {"operations.MOST_NAMES": 100}
+    with Layer(lower=[lower], directory=place / "layer", constants=few) as layer:
         (layer.root / "removed").unlink()
         (layer.root / "archived").rename(layer.root / "renamed")
         (layer.root / "0").mkdir()

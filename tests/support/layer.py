@@ -1,6 +1,6 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The copy-on-write layer as a program of its own, mounted for a test. Shares no code with the collection."""
+"""The copy-on-write layer as a program of its own, mounted for a test."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.programs import packed
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs import program as cowfs
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.overlay import COWFS, packed_cowfs
+
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["PROGRAM", "PYTHON", "Layer", "drop_names", "forget", "is_mounted", "wait_for_mounts"]
+__all__ = ["PYTHON", "Layer", "drop_names", "forget", "is_mounted", "wait_for_mounts"]
 
 PYTHON = "/usr/bin/python3"  # Debian's, which has pyfuse3
-PROGRAM = Path(__file__).resolve().parents[2] / "plugins" / "module_utils" / "_layer/cowfs.py"
 
 
 @dataclass(kw_only=True)
@@ -29,6 +32,7 @@ class Layer:
     """The layer over `lower` (identical directories), as a context manager: mounted inside, nothing left after it.
 
     Everything else is in `directory`: changes in `upper` (may be given), the mount at `root`, what it says in `log`.
+    `constants` are of modules of the program, such as {"operations.MOST_NAMES": 100}, with other values.
     """
 
     lower: Sequence[Path]
@@ -36,11 +40,12 @@ class Layer:
     upper: Path = field(default=Path())
     options: Sequence[str] = ()
     user: pwd.struct_passwd | None = None
-    program: Path = PROGRAM
+    constants: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = self.directory / "merged"
         self.log = self.directory / "log"
+        self.program = self.directory / "cowfs"
         if self.upper == Path():
             self.upper = self.directory / "upper"
 
@@ -49,6 +54,7 @@ class Layer:
             path.mkdir(exist_ok=True)
             if self.user is not None:
                 os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        self.program.write_bytes(_program(self.constants))
         self.start()
         return self
 
@@ -111,6 +117,17 @@ class Layer:
     def changes(self) -> list[Path]:
         """Files in the upper directory."""
         return sorted(self.upper.iterdir())
+
+
+def _program(constants: Mapping[str, int]) -> bytes:
+    """As a session has it, or with other values of some constants."""
+    if not constants:
+        return packed_cowfs()
+    room = cowfs.__name__.rpartition(".")[0]
+    lines = [f"from {room}.program import main"]
+    for constant, value in constants.items():
+        lines += [f"import {room}.{constant.split('.')[0]}", f"{room}.{constant} = {value}"]
+    return packed(*COWFS, main="\n".join([*lines, "raise SystemExit(main())"]))
 
 
 def forget(paths: Sequence[str | Path | int]) -> None:

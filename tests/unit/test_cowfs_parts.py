@@ -9,15 +9,14 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer import cowfs as _cowfs
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs import windows
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs.blocks import (
     BLOCK,
-    PIECE,
-    WINDOW,
     Bits,
-    Cache,
-    Counters,
+    runs_of_zeros,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs.windows import PIECE, WINDOW, Cache
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.counters import Counters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +37,7 @@ def test_bits_hold_what_was_added() -> None:
 @pytest.mark.parametrize("blocks", [[], [0], [1], [0, 0], [1, 0, 0, 1], [0, 1, 0], [1, 1, 1]])
 def test_zeros_are_found_by_whole_blocks(offset: int, blocks: list[int]) -> None:
     data = b"".join(DATA[:BLOCK] if one else bytes(BLOCK) for one in blocks) + bytes(10)
-    runs = list(_cowfs._runs_of_zeros(data, offset))
+    runs = list(runs_of_zeros(data, offset))
     assert [start for start, _stop, _zero in runs] == [0, *(stop for _start, stop, _zero in runs[:-1])]
     assert runs[-1][1] == len(data)
     for start, stop, is_zero in runs:
@@ -71,7 +70,7 @@ def test_the_cache_keeps_to_its_bytes_whatever_the_sizes(tmp_path: Path) -> None
 
 
 def test_the_cache_knows_no_more_windows_than_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cowfs, "MOST_CACHED", 10)
+    monkeypatch.setattr(windows, "MOST_CACHED", 10)
     cache = Cache(str(tmp_path), 1 << 30, Counters(None))
     for number in range(100):
         cache.write((1, number), DATA[:BLOCK])

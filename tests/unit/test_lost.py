@@ -8,13 +8,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer import cowfs as _cowfs
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs.failures import MOST_TOLD, Failures
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.lost import (
     failure,
     failures_of,
     lost_content,
     lost_files,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.counters import Counters
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def session(tmp_path: Path) -> Session:
 
 def tell(session: Session, *failures: tuple[str, str, int | None, str]) -> None:
     """As the layer does."""
-    told = _cowfs.Failures(failures_of(session.record["overlay_upper_dir"]))
+    told = Failures(failures_of(session.record["overlay_upper_dir"]), Counters(None))
     for entry in failures:
         told.note(*entry)
 
@@ -81,7 +82,7 @@ def test_of_many_files_some_are_named(session: Session) -> None:
     said = lost_content(session)
     assert said is not None
     assert "content of 0, 1, 2, 3, 4 and 295 more files, and" in said
-    assert len(lost_files(session)) == _cowfs.MOST_TOLD
+    assert len(lost_files(session)) == MOST_TOLD
     tell(session)  # another layer, after a reset
     assert lost_files(session) == []
 

@@ -24,7 +24,7 @@ from .._host.clock import monotonic
 from .._host.command import CommandError
 from .._host.mounts import wait_until
 from .._host.processes import Process, wait_for_any_end
-from .._session.metrics import layer_counters
+from .._session.counters import layer_counters
 from .._session.session import BELL, Session
 
 if TYPE_CHECKING:

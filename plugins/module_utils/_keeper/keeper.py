@@ -25,8 +25,9 @@ from .._host.processes import MARKER, Process, secret_pipe, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
 from .._session.audit import requester
+from .._session.counters import layer_counters
 from .._session.liveness import examine, expiry, is_abandoned, unattended
-from .._session.metrics import layer_counters, measure, read_sample, write_sample
+from .._session.metrics import measure, read_sample, write_sample
 from .._session.prometheus import write_textfile
 from .._session.session import KEEPER, Session, SessionError, SessionGoneError, duration_in_words
 from .._session.teardown import SIGNALS, cut_off, tear_down

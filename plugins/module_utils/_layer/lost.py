@@ -34,7 +34,7 @@ class Failure:
 
 
 def failures_of(upper: str) -> str:
-    """Where the layer with this upper directory tells its failures, see Failures in _layer/cowfs.py."""
+    """Where the layer with this upper directory tells its failures, see Failures in cowfs/failures.py."""
     return f"{upper}.failures"
 
 

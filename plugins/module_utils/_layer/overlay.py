@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The copy-on-write layer over a read-only directory, by one of two drivers.
 
-`block`: our own FUSE program (cowfs.py), which copies blocks. `overlayfs`: the kernel's, which copies whole files.
+`block`: our own FUSE program (cowfs), which copies blocks. `overlayfs`: the kernel's, which copies whole files.
 Both are seen through the same class, so whoever mounts need not know which it is.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import stat
@@ -22,16 +21,20 @@ from .._host.disk import floor_of, free_space
 from .._host.files import read_end
 from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unmount, wait_until
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
+from .._host.programs import packed
+from .._session.counters import counters_of
 from .._session.session import BELL
-from . import cowfs
+from .cowfs import program as cowfs
 from .lost import failures_of
 
 if TYPE_CHECKING:
     from .._session.session import Session
 
-__all__ = ["Overlay", "OverlayError", "counters_of", "remove_overlay"]
+__all__ = ["COWFS", "Overlay", "OverlayError", "packed_cowfs", "remove_overlay"]
 
 CLAIM = "merged"
+# What the program of C(block) consists of.
+COWFS = ("_host/clock", "_host/files", "_session/counters", "_layer/cowfs")
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
 # A device node of the archive would else be this host's device, and belong to the server's user.
 SAFE = "nodev,nosuid"
@@ -138,8 +141,8 @@ class Overlay:
         undo.callback(_remove, program)
         undo.callback(_remove, counters_of(self.upper))
         undo.callback(_remove, failures_of(self.upper))
-        with open(program, "w", encoding="utf-8") as file:
-            file.write(inspect.getsource(cowfs))
+        with open(program, "wb") as file:
+            file.write(packed_cowfs())
         env = {MARKER: session.directory} if session is not None else {}
         process = spawn(self._command(program, _told_of(session)), log=self.log, env=env)
         undo.callback(stop_all, [process], SIGNALS)
@@ -200,6 +203,11 @@ class Overlay:
         _try_copying(self.mountpoint)
 
 
+def packed_cowfs() -> bytes:
+    """The program of C(block), which Python runs as it is."""
+    return packed(*COWFS, main=f"from {cowfs.__name__} import main\nraise SystemExit(main())\n")
+
+
 def remove_overlay(mountpoint: str, session: Session | None) -> bool:
     """Unmount the layer at mountpoint and wait for its process; whether there was one. Refuses what is not ours."""
     mount = mount_at(mountpoint)
@@ -236,11 +244,6 @@ def _told_of(session: Session | None) -> list[str]:
 def _program(upper: str) -> str:
     """Where the program of C(block) lies while it runs: beside the changes, so that C(ps) tells which layer it is."""
     return f"{upper}.cowfs"
-
-
-def counters_of(upper: str) -> str:
-    """Where C(block) keeps its counters, see COUNTERS in _layer/cowfs.py."""
-    return f"{upper}.counters"
 
 
 def _servers(mountpoint: str, session: Session | None) -> list[tuple[Process, str]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from .._host.disk import disk_usage
 from .._host.files import read_beginning, replace_file
 from .._host.processes import Process, descendants
 from .._host.sandbox import Sandbox
+from .counters import layer_counters
 from .liveness import expiry
 from .session import started
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .session import Session
 
-__all__ = ["METRICS", "Sample", "layer_counters", "measure", "no_metrics", "read_sample", "spent", "write_sample"]
+__all__ = ["METRICS", "Sample", "measure", "no_metrics", "read_sample", "spent", "write_sample"]
 
 METRICS = (
     *("uptime", "time_left", "idle", "clients", "active_clients", "queries", "queries_per_second", "cpu_seconds"),
@@ -78,16 +78,6 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
 def no_metrics() -> Sample:
     """METRICS of a session of which nothing can be known."""
     return dict.fromkeys(METRICS)
-
-
-def layer_counters(session: Session) -> dict[str, int]:
-    """The counters of the copy-on-write layer by their names; none where its driver counts nothing."""
-    try:
-        names = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")  # as COUNTERS in _layer/cowfs.py
-        counted = read_beginning(f"{session.record['overlay_upper_dir']}.counters", 8 * len(names))
-        return dict(zip(names, struct.unpack("4Q", counted)))
-    except (OSError, struct.error):
-        return {}
 
 
 def read_sample(session: Session) -> Sample | None:
