@@ -423,6 +423,27 @@ def dangerous_settings(evidence: Path) -> dict[str, str]:
     }
 
 
+def test_a_configuration_counts_with_what_it_includes(closed: Cluster, copy_of: Callable[..., Copy]) -> None:
+    """As Patroni and Debian have it, and a container whose server was given a setting on its command line."""
+    copy = copy_of(closed)
+    copy.path("base.conf").write_text("timezone = 'Asia/Tokyo'\n")
+    copy.path("conf.d").mkdir()
+    copy.path("conf.d/10.conf").write_text("datestyle = 'german'\n")
+    copy.path("postgresql.conf").write_text("include 'base.conf'\ninclude_dir = 'conf.d'\ninclude '/srv/gone.conf'\n")
+    options = copy.path("postmaster.opts")
+    options.write_text(options.read_text().rstrip("\n") + ' "-c" "bytea_output=escape"\n')
+    copy.own()
+    for check in (True, False):
+        result = copy.start(check=check)
+        assert "failed" not in result, result
+        kept = " ".join(entry["what"] for entry in result["carried_over"])
+        assert "TimeZone=Asia/Tokyo, DateStyle=german" in kept
+        (said,) = [str(one) for one in result["warnings"] if "The archived configuration includes" in str(one)]
+        assert "/srv/gone.conf" in said
+    shown = "select current_setting('TimeZone'), date '2026-11-26', '\\x41'::bytea"
+    assert psql(result, shown).stdout == "Asia/Tokyo|26.11.2026|A\n"
+
+
 def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[..., Copy]) -> None:
     outside = place / "fast disk"
     wal = place / "wal"
