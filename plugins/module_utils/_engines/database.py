@@ -177,7 +177,7 @@ def _postgresql(
     options = content.text(directory, "postmaster.opts")
     names = Names(_original_directory(content, directory), _option(options, "config_file"), stated)
     locate = Locator(catalogue, directory, names, control=control, relocated=relocated, begin=begin)
-    tablespaces, wal = locate.tablespaces(content.text(directory, "tablespace_map")), locate.wal()
+    tablespaces, wal = locate.tablespaces(content.get(directory, "tablespace_map")), locate.wal()
     parts = [directory, *outside(directory, locate.links.values())]
     symlinks = locate.other_links(parts)
     parts = [directory, *outside(directory, locate.links.values())]

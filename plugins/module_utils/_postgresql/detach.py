@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .backup import Backup, read_backup
+from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .links import Link, archived_places, find_links, is_within, leads_within
 from .recovery import CURE, missing_wal
@@ -70,6 +70,10 @@ NEEDED = (
     "pg_twophase",
 )
 
+# A line of tablespace_map, and one in a table of psql's.
+MAP_LINE = re.compile(r"([0-9]{1,10}) (/[\s\S]*)")
+FRAMED_LINE = re.compile(r"(?:[^|]*\|)?[ \t]*([0-9]{1,10}) (/[\s\S]*?)[ \t]*[+|]*")
+
 # Links that lead out of the tree and are in nobody's way: a session has its own configuration and log.
 UNUSED_LINKS = (
     *("*.conf", "conf.d", "*.crt", "*.key", "*.pem", "*.crl", "*.history", "*.done", "*.pid", "*.opts"),
@@ -103,13 +107,15 @@ class Step:
 class Clone:
     """What has to be changed in the tree, where the WAL is, and what the copy says about its recovery.
 
-    left_out: by their oids, the directories that stand for tablespaces which the archive does not have.
+    left_out: by their oids, the directories that stand for tablespaces which the archive does not have. made: oids of
+    those that the WAL makes.
     """
 
     steps: list[Step]
     wal: str
     backup: Backup
     left_out: dict[str, str] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
 
 
 def plan_clone(
@@ -141,11 +147,13 @@ def plan_clone(
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
     backup = planner.backup
+    made: set[str] = set()
     if data.control.state != "shut down" or backup.is_labelled or recovering:
         records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
+        made = {str(record.oid) for record in records}
         told = [(silenced(record), record.patches) for record in records]
         steps += [Step("patch", planner.wal, one["what"], one["why"], patches=patches) for one, patches in told]
-    return Clone(steps, planner.wal, backup, planner.left_out)
+    return Clone(steps, planner.wal, backup, planner.left_out, frozenset(made))
 
 
 def apply_steps(steps: Sequence[Step], account: Account) -> None:
@@ -157,14 +165,16 @@ def apply_steps(steps: Sequence[Step], account: Account) -> None:
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:
-    """Directory of each tablespace (by its oid) in a file tablespace_map, as pg_backup_stop() returns it."""
-    found = {}
+    """Directory of each tablespace (by its oid) in a file tablespace_map, as pg_backup_stop() returns it.
+
+    Scripts write it with line breaks of Windows, in UTF-16, or as the table that psql prints.
+    """
     # A line break within a path is written as backslash and line break, a backslash as two.
-    for line in re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(content)):
-        oid, _blank, path = line.partition(" ")
-        if oid.isdigit() and path:
-            found[oid] = re.sub(r"\\([\s\S])", r"\1", path)
-    return found
+    lines = re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(as_utf8(content)))
+    found = [MAP_LINE.fullmatch(line) for line in lines]
+    if None in found:
+        found = [FRAMED_LINE.fullmatch(line) for line in lines]
+    return {match[1]: re.sub(r"\\([\s\S])", r"\1", match[2]) for match in found if match is not None}
 
 
 class _Planner:
@@ -179,6 +189,7 @@ class _Planner:
         self.leave_out = self.is_recovered = False
         self.tablespaces: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.moved: dict[str, str] = {}
         self.wal: str | None = self._path("pg_wal")
         self.archive = archive
         self.backup = read_backup(data, self._history)
@@ -325,6 +336,7 @@ class _Planner:
             self.problems.append(_leads_out(name, link))
             return
         beside.add(places[0])
+        self.moved[name] = places[0]
         why = f"the link led to {link.target}, outside of the copy"
         yield Step("link", link.path, f"{name} re-pointed to {places[0]}", why, places[0])
 
@@ -365,9 +377,11 @@ class _Planner:
 
     def _missing_directories(self) -> Iterator[Step]:
         for name in NEEDED:
-            if not os.path.lexists(self._path(name)):
+            above, below = os.path.split(name)
+            path = os.path.join(self.moved.get(above, self._path(above)), below)
+            if not os.path.lexists(path):
                 why = "the server does not start without it, and the archive does not have it"
-                yield Step("directory", self._path(name), f"empty directory {name} made", why)
+                yield Step("directory", path, f"empty directory {name} made", why)
 
     def _check_wal(self) -> None:
         if self.wal is None or self.backup.problem is not None:
