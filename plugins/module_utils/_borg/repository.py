@@ -531,6 +531,8 @@ EXPLANATIONS = {
     "IntegrityError": LOST,
 }
 LOST_CONTENT = ("Repository.ObjectNotFound", "IntegrityError")
+# A whole segment that is gone, as an unfinished copy of a repository leaves it: to Borg an error it does not expect.
+SEGMENT_GONE = re.compile(r"FileNotFoundError: .*/data/[0-9]+/[0-9]+'?$")
 
 
 def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> tuple[str | None, str]:
@@ -549,6 +551,8 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
             return entry.msgid, explanation
     msgid = next((entry.msgid for entry in reversed(entries) if entry.msgid), None)
     said = _essence(entries[-1].message) if entries else "it gave no reason"
+    if SEGMENT_GONE.match(said):
+        return LOST_CONTENT[0], LOST.format(repository=repository, message=said)
     remedy = ". Act as a user who may read it (become)." if said.startswith("PermissionError: ") else ""
     message = f"borg failed on {repository}: {said}{remedy}"
     return msgid, message
