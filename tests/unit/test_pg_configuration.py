@@ -7,9 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import configuration
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
     DataDirectory,
+    PostgresError,
     read_data_directory,
+    read_regular_file,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.configuration import (
     MOST_MISSING,
@@ -87,6 +90,25 @@ def test_what_is_included_and_not_there_is_told(tmp_path: Path, data: DataDirect
     assert "link.conf" in found.missing
     told = " ".join(found.warnings())
     assert "includes /srv/common.conf, which the archive has neither with the data directory nor beside" in told
+
+
+def test_a_copy_does_without_a_configuration_that_cannot_be_read(
+    tmp_path: Path, data: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repository has lost its content, say."""
+    write(tmp_path / DATA / "postgresql.conf", "include 'lost.conf'\ntimezone = 'UTC'\n")
+    write(tmp_path / DATA / "lost.conf", "")
+
+    def read(path: str) -> bytes | None:
+        if path.endswith(("lost.conf", "postmaster.opts")):
+            raise PostgresError(f"{path} cannot be read: Input/output error.")
+        return read_regular_file(path)
+
+    monkeypatch.setattr(configuration, "read_regular_file", read)
+    found = read_configuration(data, str(tmp_path))
+    assert (found.settings, found.missing) == ({"timezone": "UTC"}, ())
+    assert len(found.warnings()) == 2
+    assert "lost.conf cannot be read: Input/output error. What the archived configuration sets" in found.warnings()[1]
 
 
 def test_an_archive_does_not_make_it_read_for_ever(tmp_path: Path, data: DataDirectory) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._errors import shown
-from .cluster import read_regular_file
+from .cluster import PostgresError, read_regular_file
 from .detach import AUTO_CONF, SET_ASIDE
 from .links import Link, archived_places, is_within, places_of, resolve_within
 
@@ -42,14 +42,18 @@ DIRECTORY = re.compile(r' "-D" "(/[^"\n]+)"')
 
 @dataclass(frozen=True)
 class Archived:
-    """Settings by name in lower case. missing: what is included and is not in the tree, as it is written there."""
+    """Settings by name in lower case.
+
+    missing: what is included and is not in the tree, as it is written there. unreadable: why files cannot be read.
+    """
 
     settings: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """That settings may be unknown."""
-        return [_not_there(name) for name in self.missing]
+        return [*map(_not_there, self.missing), *map(_not_readable, self.unreadable)]
 
 
 def _not_there(name: str) -> str:
@@ -57,6 +61,13 @@ def _not_there(name: str) -> str:
         f"The archived configuration includes {shown(name)}, which the archive has neither with the data directory nor "
         "beside its postgresql.conf: what is set there, such as the time zone, does not count in the session. Give it "
         "with settings."
+    )
+
+
+def _not_readable(problem: str) -> str:
+    return (
+        f"{problem} What the archived configuration sets there, such as the time zone, does not count in the session: "
+        "give it with settings."
     )
 
 
@@ -71,33 +82,50 @@ def read_configuration(
     places = archived_places(tree, data.path, debian)[:1]
     if configuration is not None:
         places = [place] if (place := resolve_within(tree, configuration)) is not None else []
-    options = (read_regular_file(os.path.join(data.path, "postmaster.opts")) or b"").decode("utf-8", "replace")
-    reader = _Reader(data.path, tree, DIRECTORY.search(options))
+    reader = _Reader(data.path, tree)
+    options = reader.text(os.path.join(data.path, "postmaster.opts")) or ""
+    reader.was_started_with(options)
     for directory in (data.path, *places):
         reader.read(os.path.join(directory, CONFIGURATION))
     # An earlier start of the same copy has set it aside, and what is there now is the session's own.
     names = (SET_ASIDE, AUTO_CONF) if is_recovered else (AUTO_CONF, SET_ASIDE)
-    altered = (_settings_in(os.path.join(data.path, name)) for name in names)
+    altered = (parse_configuration(reader.text(os.path.join(data.path, name)) or "") for name in names)
     given = {**next(filter(None, altered), {}), **_settings_of(options)}
-    return Archived({**reader.settings, **given}, tuple(dict.fromkeys(reader.missing))[:MOST_MISSING])
+    missing, unreadable = (tuple(dict.fromkeys(told))[:MOST_MISSING] for told in (reader.missing, reader.unreadable))
+    return Archived({**reader.settings, **given}, missing, unreadable)
 
 
 class _Reader:
     """Reads files as the server would: each setting where it stands, and of a repeated one the last counts."""
 
-    def __init__(self, data_directory: str, tree: str, original: re.Match[str] | None) -> None:
+    def __init__(self, data_directory: str, tree: str) -> None:
         self._data_directory, self._tree = data_directory, tree
-        self._original = os.path.normpath(original[1]) if original is not None else None
+        self._original: str | None = None
         self._left = MOST_FILES
         self.settings: dict[str, str] = {}
         self.missing: list[str] = []
+        self.unreadable: list[str] = []
+
+    def was_started_with(self, options: str) -> None:
+        """Note what the server called its data directory."""
+        original = DIRECTORY.search(options)
+        self._original = os.path.normpath(original[1]) if original is not None else None
+
+    def text(self, path: str) -> str | None:
+        """What is in a file; nothing of one that cannot be read: the copy does without. None where there is none."""
+        try:
+            content = read_regular_file(path)
+        except PostgresError as error:
+            self.unreadable.append(str(error))
+            return ""
+        return None if content is None else content.decode("utf-8", "replace")
 
     def read(self, path: str, depth: int = 0) -> bool:
         """Whether there is such a file."""
-        content = read_regular_file(path)
-        if content is None:
+        text = self.text(path)
+        if text is None:
             return False
-        for name, value in _entries(content.decode("utf-8", "replace")):
+        for name, value in _entries(text):
             if name not in INCLUDES:
                 self.settings[name] = value
             elif not self._include(name, value, path, depth + 1) and name != INCLUDE_IF_EXISTS:
@@ -141,11 +169,6 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
         quoted = match.group("quoted")
         value = match.group("bare") if quoted is None else re.sub(r"\\(.)|'(')", r"\1\2", quoted)
         yield match.group("name").lower(), value
-
-
-def _settings_in(path: str) -> dict[str, str]:
-    content = read_regular_file(path)
-    return {} if content is None else parse_configuration(content.decode("utf-8", "replace"))
 
 
 def _settings_of(options: str) -> dict[str, str]:
