@@ -442,6 +442,9 @@ def test_a_configuration_counts_with_what_it_includes(closed: Cluster, copy_of: 
         assert "/srv/gone.conf" in said
     shown = "select current_setting('TimeZone'), date '2026-11-26', '\\x41'::bytea"
     assert psql(result, shown).stdout == "Asia/Tokyo|26.11.2026|A\n"
+    # A start anew finds what the archive said, and not what this server was started with.
+    copy.stop()
+    assert psql(copy.start(), shown).stdout == "Asia/Tokyo|26.11.2026|A\n"
 
 
 def test_tablespaces_and_wal_are_taken_from_the_tree(place: Path, copy_of: Callable[..., Copy]) -> None:

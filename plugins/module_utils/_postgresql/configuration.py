@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .._errors import shown
 from .cluster import PostgresError, read_regular_file
-from .detach import AUTO_CONF, SET_ASIDE
+from .detach import AUTO_CONF, OPTIONS, OPTIONS_ASIDE, SET_ASIDE
 from .links import Link, archived_places, is_within, places_of, resolve_within
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def read_configuration(
     if configuration is not None:
         places = [place] if (place := resolve_within(tree, configuration)) is not None else []
     reader = _Reader(data.path, tree)
-    options = reader.text(os.path.join(data.path, "postmaster.opts")) or ""
+    options = reader.text(os.path.join(data.path, OPTIONS_ASIDE if is_recovered else OPTIONS)) or ""
     reader.was_started_with(options)
     for directory in (data.path, *places):
         reader.read(os.path.join(directory, CONFIGURATION))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_CONF",
+    "OPTIONS",
+    "OPTIONS_ASIDE",
     "SET_ASIDE",
     "Clone",
     "Step",
@@ -43,6 +45,7 @@ __all__ = [
 
 AUTO_CONF = "postgresql.auto.conf"
 SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
+OPTIONS, OPTIONS_ASIDE = "postmaster.opts", "postmaster.opts.archived"  # likewise; a server writes its own
 LEFT_OUT = "instant_recovery_left_out"  # directory of the data directory; in it one for each tablespace that is missing
 
 # Files that must not be there when the server starts.
@@ -203,6 +206,7 @@ class _Planner:
         yield from self._removed_files()
         yield from self._label()
         yield from self._archived_alter_system()
+        yield from self._options()
         yield from self._slots()
         yield from self._missing_directories()
         self._check_wal()
@@ -367,6 +371,15 @@ class _Planner:
                 yield Step("remove", self._path(SET_ASIDE), f"directory {SET_ASIDE} removed", "its name is needed")
             yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
 
+    def _options(self) -> Iterator[Step]:
+        """What the server was started with makes room for what ours is started with, and is not reported."""
+        path, aside = self._path(OPTIONS), self._path(OPTIONS_ASIDE)
+        if self.is_recovered or os.path.islink(path) or not os.path.isfile(path):
+            return
+        if os.path.isdir(aside):
+            yield Step("remove", aside, "", "")
+        yield Step("rename", path, "", "", aside)
+
     def _slots(self) -> Iterator[Step]:
         directory = self._path("pg_replslot")
         if not os.path.isdir(directory) or os.path.islink(directory):
@@ -441,6 +454,10 @@ def _set_aside(step: Step) -> None:
     _make_file(step)
 
 
+def _rename(step: Step) -> None:
+    os.rename(step.path, step.target)
+
+
 def _write(step: Step) -> None:
     os.unlink(step.path)
     _make_file(step)
@@ -472,6 +489,7 @@ ACTIONS = {
     "link": _link,
     "directory": _directory,
     "set_aside": _set_aside,
+    "rename": _rename,
     "write": _write,
     "private": _private,
 }
