@@ -266,8 +266,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
     locales = _locales(plan)
     left_out = {} if plan.recovered else plan.clone.left_out
-    places = set(os.listdir(os.path.join(plan.data.path, "pg_tblspc")))
-    settings = _tolerance(plan, left_out)
+    places, settings = os.listdir(os.path.join(plan.data.path, "pg_tblspc")), _tolerance(plan, left_out)
     with ExitStack() as serving:
         pipes: tuple[str, ...] = ()
         if recovery is not None:
@@ -297,8 +296,8 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
         _empty(plan, left_out)
     reached = _reached(plan, session, catalogs, commit)
     taken_out = [silenced(record) for record in server.records.values()]
-    known = {*places, *plan.clone.made, *map(str, server.records)}
-    warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs), *_without(plan, catalogs, known)]
+    lost = _without(plan, catalogs, {*places, *plan.clone.made, *map(str, server.records)})
+    warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs), *lost]
     return _Prepared(catalogs, reached, taken_out, locales.environment, warnings)
 
 
