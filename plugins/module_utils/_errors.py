@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     from ansible.module_utils.basic import AnsibleModule
 
-__all__ = ["MORE_TIME", "RecoveryError", "listed", "run_module", "shown", "warn"]
+__all__ = ["MORE_TIME", "RecoveryError", "listed", "run_module", "shown", "text_shown", "warn"]
 
 # What to do about a step of a start that was ended because it took too long.
 MORE_TIME = "give it more time (start_timeout of the playbook, timeout of a module)"
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What acts on a terminal, or has it show a text in another order (Unicode's bidirectional controls).
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # files that a sentence names
 
 _warnings: list[str] = []
@@ -38,7 +39,25 @@ class RecoveryError(Exception):
 def shown(name: str) -> str:
     """A name out of an archive, for a sentence: nothing in it may act on a terminal or break a line."""
     printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", printable)
+    return CONTROL.sub(_escaped, printable)
+
+
+def text_shown(value: Any) -> Any:
+    """Texts of several lines, alone or in lists and dictionaries, as shown() has them: with their line breaks and tabs.
+
+    What the archive, the server and Borg have said is in messages and their details, and Ansible prints them.
+    """
+    if isinstance(value, str):
+        printable = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), printable)
+    if isinstance(value, dict):
+        return {text_shown(key): text_shown(one) for key, one in value.items()}
+    return [text_shown(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _escaped(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 def listed(names: Sequence[str], *, number: int | None = None, what: str = "more") -> str:
@@ -65,13 +84,13 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
             result = action()
         finally:
             for sentence in _warnings:
-                module.warn(sentence)
+                module.warn(text_shown(sentence))
             _warnings.clear()
     except RecoveryError as error:
-        module.fail_json(msg=str(error), **error.details)
+        module.fail_json(msg=text_shown(str(error)), **text_shown(error.details))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        module.fail_json(msg=f"{where}{error.strerror or error}", errno=error.errno)
+        module.fail_json(msg=text_shown(f"{where}{error.strerror or error}"), errno=error.errno)
     result.setdefault("elapsed", round(time.monotonic() - begun, 3))
     module.exit_json(**result)
     raise SystemExit  # exit_json has ended the module, but has no types to say so

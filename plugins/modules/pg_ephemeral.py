@@ -193,7 +193,7 @@ connection_string:
 service_file:
   description:
     - Connection service file, in which the server is the service C(instant_recovery). With its path in
-      E(PGSERVICEFILE), C(psql service=instant_recovery) connects.
+      E(PGSERVICEFILE), C(psql -w service=instant_recovery) connects.
     - Null with O(state=stopped) and in check mode.
   type: str
   returned: success

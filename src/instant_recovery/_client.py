@@ -31,7 +31,7 @@ logger = logging.getLogger("instant_recovery")
 
 
 class StartOptions(TypedDict, total=False):
-    """The start playbook's variables, as the README describes them."""
+    """The start playbook's variables, as docs/variables.md describes them."""
 
     repository: str | None
     deployment_location: Literal["local", "remote"] | None

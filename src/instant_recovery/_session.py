@@ -151,6 +151,9 @@ class Session:
             "port": self.port,
             "user": self.user,
             "dbname": database or told,
+            # Whatever asks for one at the socket, PGPASSWORD and ~/.pgpass are not told: they are of other servers.
+            "password": "",
+            "passfile": f"{self.socket_directory}/pgpass",
         }
         connected: connection = psycopg2.connect(**{**parameters, **options})
         return connected

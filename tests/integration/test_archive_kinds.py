@@ -142,7 +142,7 @@ def test_relative_paths_of_a_cluster_that_lies_in_several_places(
     started = playbooks.start(archive=f"{repository.location}::relative")
     assert started.returncode == 0, started.output
     assert fingerprint(Connection.of_session(started.session, bindir=production.bindir)) == expected
-    playbooks.stop(started.session["id"])
+    playbooks.end(started.session["id"])
 
 
 def test_a_snapshot_of_several_file_systems_in_debians_layout_from_borg(
@@ -181,5 +181,5 @@ def test_a_snapshot_of_several_file_systems_in_debians_layout_from_borg(
     zone = "select setting from pg_file_settings where name = 'TimeZone'"
     assert connection.sql(zone) == "Asia/Kathmandu"
     connection.sql("checkpoint")
-    playbooks.stop(session["id"])
+    playbooks.end(session["id"])
     assert production.fingerprint() == before

@@ -31,10 +31,13 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import session_usage
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import server
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import read_data_directory
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
+from psycopg2 import OperationalError
 
+from instant_recovery import Session as ApiSession
 from tests.integration.conftest import needs_root
-from tests.support.cluster import QUIET, Cluster
+from tests.support.cluster import QUIET, Cluster, server_directory
 from tests.support.copies import Copy
 from tests.support.host import free_port, processes_below
 from tests.support.modules import call
@@ -500,3 +503,161 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """What is in a directory of the host: kind and mode, inode and owner of each path."""
+    states = {path: path.lstat() for path in [directory, *directory.rglob("*")]}
+    return {str(path): (state.st_mode, state.st_ino, state.st_uid) for path, state in states.items()}
+
+
+@pytest.fixture
+def victim(place: Path) -> Iterator[Path]:
+    """A directory of the host's: production's tablespaces, say. The test fails where it changes."""
+    directory = place / "victim"
+    (directory / "16384" / "PG_15").mkdir(parents=True)
+    (directory / "16384" / "PG_15" / "2619").write_text("production's")
+    (directory / "16385").symlink_to(place)
+    directory.chmod(0o700)
+    before = snapshot(directory)
+    yield directory
+    assert snapshot(directory) == before
+
+
+def with_a_tablespace(copy: Copy, oid: int) -> None:
+    """Has the archive say that it has a tablespace, and where the archive has it."""
+    version = read_data_directory(str(copy.data)).control.catalog_version
+    (copy.tree / "there" / f"PG_{server_directory().split('/')[-2]}_{version}").mkdir(parents=True, exist_ok=True)
+    (copy.data / "tablespace_map").write_text(f"{oid} /there\n")
+
+
+@pytest.mark.parametrize("oid", [16384, 16385])
+def test_a_directory_of_tablespaces_that_is_a_link_of_the_host(
+    copy_of: Callable[..., Copy], clean: Cluster, victim: Path, oid: int
+) -> None:
+    """In the archive its target is there as well: so the link is re-pointed, and what is in it."""
+    copy = copy_of(clean)
+    (copy.data / "pg_tblspc").rmdir()
+    (copy.data / "pg_tblspc").symlink_to(victim)
+    place = copy.tree / str(victim).lstrip("/")
+    place.mkdir(parents=True)
+    with_a_tablespace(copy, oid)
+    copy.own()
+    result = copy.start()
+    assert "failed" not in result, result["msg"]
+    assert copy.sql("select count(*) from t") == "100"
+    assert os.readlink(copy.data / "pg_tblspc") == str(place)
+    assert os.readlink(place / str(oid)) == str(copy.tree / "there")
+
+
+def test_a_directory_that_the_session_makes_a_link_of_between_two_starts(
+    copy_of: Callable[..., Copy], clean: Cluster, victim: Path
+) -> None:
+    copy = copy_of(clean)
+    assert "failed" not in copy.start()
+    copy.stop()
+    for name in ("pg_tblspc", "pg_logical"):
+        shutil.rmtree(copy.data / name)
+        (copy.data / name).symlink_to(victim)
+    with_a_tablespace(copy, 16384)
+    copy.own()
+    result = copy.start()
+    assert result["failed"]
+    assert "which leads out of the copy to files that belong to this host" in result["msg"]
+
+
+def test_a_link_in_the_place_of_what_is_made_for_tablespaces_that_are_left_out(
+    copy_of: Callable[..., Copy], clean: Cluster, victim: Path
+) -> None:
+    copy = copy_of(clean)
+    (copy.data / "instant_recovery_left_out").symlink_to(victim)
+    (copy.tree / str(victim).lstrip("/")).mkdir(parents=True)
+    (copy.data / "tablespace_map").write_text("16384 /nowhere\n")
+    copy.own()
+    result = copy.start(missing_tablespaces="leave_out")
+    assert "failed" not in result, result["msg"]
+    assert copy.sql("select count(*) from t") == "100"
+    assert not (copy.data / "instant_recovery_left_out").is_symlink()
+
+
+# Puts a link in the place of the archived WAL's directory, and asks whoever serves it for a segment.
+ASK_FOR_WAL = """
+import os, sys
+data = sys.argv[1]
+wal = os.path.join(os.path.dirname(data), "archived-wal")
+os.rename(wal, wal + ".aside")
+os.symlink({victim!r}, wal)
+config = data.partition("/merged/")[0] + "/config/"
+question = os.open(config + "wal.ask", os.O_WRONLY)
+os.write(question, b"{segment}\\n")
+got = open(config + "wal.answer", "rb", buffering=0).readall()
+open(data + "/stolen", "wb").write(got)
+"""
+
+
+def test_archived_wal_that_becomes_a_link_to_productions(
+    copy_of: Callable[..., Copy], archived: Callable[..., Cluster], clean: Cluster, victim: Path
+) -> None:
+    segment = "0000000100000000000000F0"
+    identifier = (clean.data / "global" / "pg_control").read_bytes()[:8]
+    (victim / "16384" / segment).write_bytes(bytes(24) + identifier + bytes((16 << 20) - 32))
+    cluster = archived(
+        hostile(ASK_FOR_WAL.format(victim=str(victim / "16384"), segment=segment)).replace("sleep 0.3", "sleep 20"),
+        database="template1",
+    )
+    copy = copy_of(cluster)
+    wal = copy.data.parent / "archived-wal"
+    wal.mkdir()
+    (wal / segment).write_bytes(b"")
+    copy.own()
+    copy.start(wal_source=str(wal))
+    assert (wal.parent / "archived-wal.aside").is_dir(), "the attack did not happen"
+    assert (copy.data / "stolen").read_bytes() == b""
+    (victim / "16384" / segment).unlink()
+
+
+# Listens in the place of the server, and wants to be told a password.
+ASK_FOR_A_PASSWORD = """
+import os, socket, struct, sys
+path, told = sys.argv[1:]
+os.unlink(path)
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen()
+while True:
+    client, _ = server.accept()
+    size = struct.unpack("!I", client.recv(4))[0]
+    client.recv(size - 4)
+    client.sendall(b"R" + struct.pack("!II", 8, 3))
+    with open(told, "ab") as file:
+        file.write(b"asked:" + client.recv(1000))
+    client.close()
+"""
+
+
+def test_passwords_of_other_servers_are_not_told(
+    clean: Cluster, copy_of: Callable[..., Copy], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own socket lies where the server can put another one."""
+    copy = copy_of(clean)
+    result = copy.start()
+    program = base64.b64encode(ASK_FOR_A_PASSWORD.encode()).decode()
+    begin = f"echo {program} | base64 -d > {copy.data}/ask.py; setsid python3 -I -S {copy.data}/ask.py"
+    own = f"{copy.run}/.s.PGSQL.{result['port']}"
+    copy.sql(f"copy (select 1) to program '{begin} {own} {copy.data}/told >/dev/null 2>&1 & sleep 1'")
+    (place / ".pgpass").write_text("*:*:*:*:production's\n")
+    (place / ".pgpass").chmod(0o600)
+    line = ["psql", "-X", "-w", "-c", "select 1", "service=instant_recovery"]
+    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"], "HOME": str(place)}
+    secrets: tuple[dict[str, str], ...] = ({"PGPASSWORD": "production's"}, {})
+    for secret in secrets:
+        done = subprocess.run(line, env={**environment, **secret}, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 2, done
+        for name, value in {"HOME": str(place), **secret}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(OperationalError):
+            ApiSession.from_record({**copy.record, **copy.record["server"]}).connect()
+        monkeypatch.delenv("PGPASSWORD", raising=False)
+    told = (copy.data / "told").read_bytes()
+    assert told.count(b"asked:") >= 2
+    assert b"production's" not in told

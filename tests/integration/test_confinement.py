@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -405,3 +407,22 @@ def test_a_host_without_walls_is_refused(place: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_sandbox, "can_filter_calls", lambda: False)
     with pytest.raises(SandboxError, match="seccomp"):
         room.report()
+
+
+def test_a_file_of_etc_may_be_replaced_while_a_program_is_locked_up() -> None:
+    """As useradd(8) and ldconfig(8) do: whoever holds the old file open cannot mount it any more."""
+    path, over = Path("/etc/host.conf"), threading.Event()
+    content, room = path.read_bytes(), Sandbox(account("postgres"))
+
+    def replace_it() -> None:
+        while not over.is_set():
+            os.replace(shutil.copy2(path, path.with_suffix(".ir-new")), path)
+
+    writer = threading.Thread(target=replace_it)
+    writer.start()
+    try:
+        said = {room.run(["/bin/cat", str(path)], timeout=30).stdout for _turn in range(20)}
+    finally:
+        over.set()
+        writer.join()
+    assert said == {content}

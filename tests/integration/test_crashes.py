@@ -1,6 +1,6 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every process of a session killed at every step, plays cut off, repositories that vanish, twenty starts at once.
+"""Every process of a session killed at every step, plays cut off, repositories that vanish, many starts at once.
 
 Each time the list tells the true state, stop or reap leaves a clean host, and the next session starts.
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
     from tests.support.playbook import Playbooks
 
+AT_ONCE = int(os.environ.get("INSTANT_RECOVERY_AT_ONCE", "8"))  # sessions
 # What each step adds; all that is there by then is killed in turn.
 PROCESSES = {
     "recorded": [],
@@ -434,18 +435,18 @@ def test_a_disk_that_fills_up(place: Path, sample: Sample) -> None:
         subprocess.run(["umount", root], check=True)
 
 
-def test_twenty_at_once(root: Path, sample: Sample, place: Path) -> None:
+def test_many_at_once(root: Path, sample: Sample, place: Path) -> None:
     """Of two archives in two repositories."""
-    samples = [sample, _another(sample, place)] * 10
-    with ThreadPoolExecutor(20) as pool:  # each in a process of its own, as modules are
+    samples = [sample, _another(sample, place)] * (AT_ONCE // 2)
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # each in a process of its own, as modules are
         started = list(pool.map(lambda one: forked(lambda: _started(root, one)), samples))
     assert [one["archive"]["name"] for one in started] == [one.archive for one in samples]
     for key in ("id", "port", "socket_directory", "pid"):
-        assert len({one[key] for one in started}) == 20, key
+        assert len({one[key] for one in started}) == AT_ONCE, key
     listed = call(session_info.main, session_root=str(root))["sessions"]
-    assert [one["status"] for one in listed] == ["active"] * 20
-    with pytest.raises(AssertionError, match=r"There are 20 sessions in .*, and max_sessions is 20: stop one"):
-        Stack(root, sample, {"max_sessions": 20}).start()
+    assert [one["status"] for one in listed] == ["active"] * AT_ONCE
+    with pytest.raises(AssertionError, match=rf"There are {AT_ONCE} sessions in .*, and max_sessions is {AT_ONCE}:"):
+        Stack(root, sample, {"max_sessions": AT_ONCE}).start()
     call(session_module.main, session_root=str(root), state="absent", session_id="all")
 
 
@@ -462,7 +463,7 @@ def _another(sample: Sample, place: Path) -> Sample:
 
 
 def _started(root: Path, sample: Sample) -> dict[str, Any]:
-    stack = Stack(root, sample, {"max_sessions": 20}, readers=1).start()
+    stack = Stack(root, sample, {"max_sessions": AT_ONCE}, readers=1).start()
     record: dict[str, Any] = stack.info()
     assert fingerprint(stack.connection()) == sample.tables
     return record

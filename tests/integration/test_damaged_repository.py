@@ -365,7 +365,7 @@ def test_what_a_repair_has_replaced_is_told_before_and_stays_unreadable(root: Pa
     for run in (planned, started):
         assert run.returncode == 0, run.output
         assert warning in " ".join(run.output.split())
-    playbooks.stop(started.session["id"])
+    playbooks.end(started.session["id"])
 
     stack = stack_of(root, sample).start()
     assert "Input/output error" in failing(stack, "select count(*) from lost")

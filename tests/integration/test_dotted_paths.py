@@ -87,7 +87,7 @@ def test_a_session_of_such_an_archive(made: Made, playbooks: Playbooks) -> None:
     connection = Connection.of_session(started.session, bindir=made.cluster.bindir)
     assert connection.sql("select count(*), sum(i) from t") == "1000|500500"
     assert connection.sql("insert into t values (0); select count(*) from t") == "1001"
-    mine.stop(started.session["id"])
+    mine.end(started.session["id"])
 
 
 def test_the_archives_root_as_a_data_directory(made: Made, looking: dict[str, Any], place: Path) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = needs_root
 
-ARCHIVES = int(os.environ.get("INSTANT_RECOVERY_FUZZ_ARCHIVES", "24"))
+ARCHIVES = int(os.environ.get("INSTANT_RECOVERY_FUZZ_ARCHIVES", "12"))
 GROUPS = 4  # workers that share them
 LONGEST = 120.0  # seconds for one step, on a busy machine; the start itself is told to take no more than a third
 STARTS = 40  # seconds

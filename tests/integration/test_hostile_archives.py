@@ -142,9 +142,13 @@ def test_what_no_honest_archive_lists(made: Made, members: list[tuple[str, str, 
     assert result["failed"]
     assert result["msg"].startswith(f"The archive {said}"), result["msg"]
     assert result["msg"].endswith(f": {REMEDY}")
-    # Also where nothing has to be found.
-    again = call(borg_archive_info.main, **made.options(archive), require_database=False)
-    assert again["msg"] == result["msg"]
+
+
+def test_it_is_refused_where_nothing_has_to_be_found_as_well(made: Made) -> None:
+    archive = made.archive("hostile", ("l", PG, "/production"))
+    result = call(borg_archive_info.main, **made.options(archive), require_database=False)
+    assert result["failed"]
+    assert result["msg"].startswith(f"The archive lists {PG} as a link to /production, and also entries below it")
 
 
 def test_what_a_hosts_archive_lists_is_taken(made: Made) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
     from tests.support.playbook import Playbooks
 
-pytestmark = [needs_root, pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian system")]
+pytestmark = [
+    needs_root,
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian system"),
+    pytest.mark.skipif("INSTANT_RECOVERY_PACKAGES" not in os.environ, reason="part of scripts/test full"),
+]
 
 
 def test_everything_that_is_missing_is_installed(playbooks: Playbooks, sample: Sample, place: Path) -> None:

@@ -84,6 +84,7 @@ def test_the_tarball_in_an_empty_environment_serves_an_archive(
     held = {path.name for path in collection.iterdir()}
     beside = {
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "FILES.json",
         "LICENSE",
         "MANIFEST.json",

@@ -119,7 +119,7 @@ def test_check_mode_tells_what_a_start_then_does(looking: Playbooks, backups: Ba
     # What --diff printed.
     for line in ("standby.signal removed", "archive_mode=off, archive_command emptied", "TimeZone=Asia/Kathmandu"):
         assert any(line in printed and printed.startswith("+") for printed in started.output.splitlines()), line
-    looking.stop(started.session["id"])
+    looking.end(started.session["id"])
 
 
 def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Backups, temporary: Path) -> None:
@@ -137,7 +137,7 @@ def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Back
     assert connection.sql("select one from kept") == "1"
     with pytest.raises(RuntimeError, match="could not open file"):
         connection.sql("select two from lost")
-    looking.stop(started.session["id"])
+    looking.end(started.session["id"])
 
 
 def options(backups: Backups) -> dict[str, Any]:

@@ -86,10 +86,9 @@ def test_a_wrong_passphrase_is_not_shown(playbooks: Playbooks, sample: Sample, p
     assert "canary-of-a-typing-error" not in run.output
 
 
-@pytest.mark.parametrize("inside", ["{{ b }}", "{% if", "{# x #}", "{{ 1 }}"])
-def test_braces_in_a_passphrase(playbooks: Playbooks, place: Path, inside: str) -> None:
+def test_braces_in_a_passphrase(playbooks: Playbooks, place: Path) -> None:
     """As it is where it is marked, and refused with the cure where Ansible would make another one of it."""
-    passphrase = f"canary {inside} 'of' \\ braces"
+    passphrase = "canary {{ 1 }} {% if 'of' \\ {# braces"
     repository = Repository(directory=place / "braces", base=place / "borg", passphrase=passphrase)
     repository.create()
     repository.archive("empty", "/etc/hostname")

@@ -22,7 +22,13 @@ COLLECTION = "phpborg.instant_recovery"
 MODULES = sorted(path.stem for path in (CHECKOUT / "plugins" / "modules").glob("*.py"))
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir())
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "roles/*/README.md", "tests/*/README.md")
+    for path in CHECKOUT.glob(pattern)
+)
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+VARIABLES = (CHECKOUT / "docs" / "variables.md").read_text(encoding="utf-8")
 PYTHON_FILES = sorted(path for part in ("plugins", "src", "tests") for path in (CHECKOUT / part).rglob("*.py"))
 
 ATTRIBUTES = {"check_mode", "diff_mode", "idempotent", "platform"}
@@ -100,7 +106,7 @@ def test_playbooks_run_by_file_name_and_by_full_name() -> None:
     check_syntax(*map(str, PLAYBOOKS), *(f"{COLLECTION}.{playbook.stem}" for playbook in PLAYBOOKS))
 
 
-def test_the_commands_of_the_readme_exist_and_parse() -> None:
+def test_the_commands_of_the_documents_exist_and_parse() -> None:
     commands = [command for block in fenced("bash") for command in shell_commands(block)]
     checked = 0
     for words in commands:
@@ -115,7 +121,7 @@ def test_the_commands_of_the_readme_exist_and_parse() -> None:
     assert checked >= 5
 
 
-def test_the_python_and_yaml_of_the_readme_parse() -> None:
+def test_the_python_and_yaml_of_the_documents_parse() -> None:
     python, documents = fenced("python"), fenced("yaml")
     assert python
     for source in python:
@@ -129,14 +135,36 @@ def test_the_python_and_yaml_of_the_readme_parse() -> None:
         assert yaml.safe_load(document)
 
 
-def test_the_variables_of_the_readme_are_those_of_the_playbooks() -> None:
-    table = README.partition("## Variables")[2].partition("\n## ")[0]
-    rows = [re.findall(r"`(\w+)`", row.split("|")[2]) for row in table.splitlines() if row.startswith("|")]
-    named = {name for row in rows for name in row}
+def test_the_documented_variables_are_those_of_the_playbooks() -> None:
+    most_used = README.partition("## The variables")[2].partition("\n## ")[0]
+    all_of_them = VARIABLES.partition("## Variables")[2].partition("\n## ")[0]
+    cells = [row.split("|")[1] for row in most_used.splitlines() if row.startswith("|")]
+    cells += [row.split("|")[2] for row in all_of_them.splitlines() if row.startswith("|")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     files = [*PLAYBOOKS, *(CHECKOUT / "roles").glob("*/meta/argument_specs.yml")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert named
     assert {name for name in named if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len(README.splitlines()) < 150
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_the_links_of_a_document_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_start_playbook_offers_what_the_role_takes_with_the_same_defaults() -> None:
@@ -154,7 +182,7 @@ def test_the_start_playbook_offers_what_the_role_takes_with_the_same_defaults() 
         default = yaml.safe_load(match[1])
         assert default == options[name].get("default", ""), name
         assert none or not default or default == "0", name
-    table = README.partition("## Variables")[2].partition("\n## ")[0]
+    table = VARIABLES.partition("## Variables")[2].partition("\n## ")[0]
     assert [name for name in given if f"`{name.removeprefix('session_')}`" not in table] == []
 
 
@@ -211,8 +239,9 @@ def documented_options(module: str) -> dict[str, Any]:
 
 
 def fenced(language: str) -> list[str]:
-    """The README's code blocks in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    """The documents' code blocks in one language."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def shell_commands(block: str) -> list[list[str]]:

@@ -22,6 +22,7 @@ from typing import Any
 from .._errors import MORE_TIME, RecoveryError
 from .._host.command import account
 from .._host.files import read_beginning
+from .._host.limits import half_of_memory
 from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, unmount, wait_until
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
@@ -128,6 +129,7 @@ class ArchiveMount:
                 env={**_server_environment(session), **env},
                 passphrase=passphrase,
                 log=self._log(mountpoint, session.path("log"), session),
+                memory=_memory(session),
                 may_rest=may_rest,
             )
             for mountpoint in self.mountpoints
@@ -164,7 +166,9 @@ class ArchiveMount:
             bound: dict[str, Any] = {}
             if self.tied_to is not None:
                 descriptors, bound = [*descriptors, self.tied_to], {"preexec_fn": _end_with_caller()}
-            process = spawn(argv, log=log, env={**env, **secret}, pass_fds=descriptors, **bound)
+            process = spawn(
+                argv, log=log, env={**env, **secret}, pass_fds=descriptors, memory=_memory(session), **bound
+            )
         server = _Server(process, mountpoint, tuple(argv), log, offset)
         undo.callback(server.end)
         if session is not None:
@@ -308,6 +312,11 @@ def _serving(session: Session | None) -> dict[str, _Serving]:
         if "mount" in argv[:position] and position + 1 < len(argv):
             found[argv[position + 1]] = _Serving(process, argv[position])
     return found
+
+
+def _memory(session: Session | None) -> int:
+    """Bytes that each Borg may have: the session's memory_max. A repository decides how much one needs."""
+    return half_of_memory() if session is None else int(session.record["memory_max"])
 
 
 def _server_environment(session: Session | None) -> dict[str, str]:

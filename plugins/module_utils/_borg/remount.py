@@ -39,6 +39,7 @@ class Remount:
     env: dict[str, str]
     passphrase: str | None
     log: str
+    memory: int  # bytes that each Borg may have; 0: any
     may_rest: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
 
     def problem(self, session: Session) -> str | None:
@@ -46,7 +47,9 @@ class Remount:
         secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
         stdin = (self.passphrase or "").encode()
         try:
-            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin).stdout
+            listed = run(
+                self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin, memory=self.memory
+            ).stdout
             known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
         except CommandError as error:
             return str(error)
@@ -61,7 +64,9 @@ class Remount:
         """Start a Borg in place of the one that is gone."""
         unmount(self.mountpoint)
         with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
-            process = spawn(self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors)
+            process = spawn(
+                self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors, memory=self.memory
+            )
         with suppress(OSError):  # it does not inherit the keeper's low priority, where we may say so
             os.setpriority(os.PRIO_PROCESS, process.pid, 0)
         return process

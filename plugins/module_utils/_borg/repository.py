@@ -15,7 +15,6 @@ import posixpath
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,8 +24,17 @@ from fnmatch import fnmatchcase
 from typing import IO, Any
 
 from .._errors import MORE_TIME, RecoveryError, shown
-from .._host.command import CommandError, OutputError, environment, find_program, run, run_bytes
+from .._host.command import (
+    CommandError,
+    OutputError,
+    environment,
+    find_program,
+    limit_memory,
+    run,
+    run_bytes,
+)
 from .._host.compressed import Beginning, beginning, compressed_size
+from .._host.limits import half_of_memory
 from .._host.processes import PIPE_HOLDS, secret_pipe
 from .items import Item
 from .location import check_archive_name, check_repository, parse_archive
@@ -159,7 +167,7 @@ class Repository:
             argv = self.command("list", "--json", of=[self.location])
         env, secret = self.environment()
         with self._in_time(argv):
-            done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False)
+            done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False, memory=half_of_memory())
         if done.returncode not in ACCEPTED:
             raise self.error(argv, done.returncode, done.stderr)
         return parse_archives(done.stdout, repository=self.location)
@@ -208,7 +216,9 @@ class Repository:
         size = sum(item.size for item in items)
         try:
             with self._in_time(argv):
-                done = run_bytes(argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size)
+                done = run_bytes(
+                    argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size, memory=half_of_memory()
+                )
         except OutputError as error:
             raise self._wrong_size(f"more than {size}", archive, items, error.stderr) from error
         if done.returncode not in ACCEPTED:
@@ -372,39 +382,50 @@ class Repository:
     def _output(self, argv: Sequence[str], *, archive: str) -> Iterator[IO[bytes]]:
         """borg's standard output while it runs. Whoever stops reading before its end ends borg."""
         env, secret = self.environment()
-        with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # read while it runs
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment(env),
-                start_new_session=True,
-            )
-            if process.stdin is None or process.stdout is None:
-                raise AssertionError("both are pipes")
-            overdue = threading.Timer(self.timeout, _kill, [process])
-            overdue.start()
-            try:
-                with suppress(BrokenPipeError):
-                    process.stdin.write(secret)
-                    process.stdin.close()
-                yield process.stdout
-                at_end = not process.stdout.read(1)
-                if not at_end:
-                    _kill(process)
-                returncode = process.wait()
-            finally:
-                timed_out = not overdue.is_alive()
-                overdue.cancel()
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # read while it runs
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(env),
+            start_new_session=True,
+        )
+        limit_memory(process.pid, half_of_memory())
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise AssertionError("all are pipes")
+        overdue = threading.Timer(self.timeout, _kill, [process])
+        overdue.start()
+        said = bytearray()
+        listener = threading.Thread(target=_keep_the_end, args=(process.stderr, said), daemon=True)
+        listener.start()
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(secret)
+                process.stdin.close()
+            yield process.stdout
+            at_end = not process.stdout.read(1)
+            if not at_end:
                 _kill(process)
-                process.stdout.close()
-                process.wait()
-            if at_end and returncode not in ACCEPTED:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - LONGEST_LOG))
-                if timed_out:
-                    raise self._late(argv)
-                raise self.error(argv, returncode, log.read().decode("utf-8", "replace"), archive=archive)
+            returncode = process.wait()
+        finally:
+            timed_out = not overdue.is_alive()
+            overdue.cancel()
+            _kill(process)
+            process.stdout.close()
+            process.wait()
+            listener.join(timeout=LISTENER)  # whatever Borg has started may have its end of the pipe for longer
+        if at_end and returncode not in ACCEPTED:
+            if timed_out:
+                raise self._late(argv)
+            raise self.error(argv, returncode, bytes(said).decode("utf-8", "replace"), archive=archive)
+
+
+def _keep_the_end(stream: IO[bytes], kept: bytearray) -> None:
+    """Read all that Borg says, and the server of its repository, which may be anybody's: the last of it is of use."""
+    with stream:
+        while piece := os.read(stream.fileno(), 1 << 16):
+            kept += piece
+            del kept[:-LONGEST_LOG]
 
 
 def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str) -> Archive:
@@ -412,6 +433,16 @@ def resolve_archive(archives: Sequence[Archive], wanted: str, *, repository: str
 
     An archive that is really called `latest`, or like the glob, is taken at its word.
     """
+    found = _resolved(archives, wanted, repository=repository)
+    if found.name != shown(found.name):
+        raise BorgError(
+            f"Archive {shown(found.name)} of repository {repository} has characters in its name that act on a "
+            "terminal: rename it (borg rename), and find out who made it."
+        )
+    return found
+
+
+def _resolved(archives: Sequence[Archive], wanted: str, *, repository: str) -> Archive:
     newest_first = sorted(archives, key=lambda archive: archive.time)[::-1]
     for archive in newest_first:
         if archive.name == wanted:
@@ -485,6 +516,7 @@ CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
+LISTENER = 5  # seconds that the rest of its words may take when borg has ended
 LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
 # Bytes of patterns on one command line, of which Linux takes 2 MiB with all else that is on it.
 COMMAND_LINE = 1 << 20
@@ -547,6 +579,14 @@ EXPLANATIONS = {
     "IntegrityError": LOST,
 }
 MOST_LOST = 8  # small files that are done without
+# By how Borg's own last words begin, where it has no identifier for them.
+CURES = {
+    "PermissionError: ": ". Act as a user who may read it (become).",
+    "MemoryError": (
+        ". It may have half of the host's memory, and a session's what memory_max gives: use a host that has more, or "
+        "find out who made an archive that needs so much."
+    ),
+}
 LOST_CONTENT = ("Repository.ObjectNotFound", "IntegrityError")
 # A whole segment that is gone, as an unfinished copy of a repository leaves it: to Borg an error it does not expect.
 SEGMENT_GONE = re.compile(r"FileNotFoundError: .*/data/[0-9]+/[0-9]+'?$")
@@ -570,7 +610,7 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
     said = _essence(entries[-1].message) if entries else "it gave no reason"
     if SEGMENT_GONE.match(said):
         return LOST_CONTENT[0], LOST.format(repository=repository, message=said)
-    remedy = ". Act as a user who may read it (become)." if said.startswith("PermissionError: ") else ""
+    remedy = next((cure for begin, cure in CURES.items() if said.startswith(begin)), "")
     message = f"borg failed on {repository}: {said}{remedy}"
     return msgid, message
 

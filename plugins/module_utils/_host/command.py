@@ -8,6 +8,7 @@ import contextlib
 import os
 import pwd
 import re
+import resource
 import selectors
 import shutil
 import signal
@@ -33,6 +34,7 @@ __all__ = [
     "find_program",
     "identity",
     "last_line",
+    "limit_memory",
     "run",
     "run_bytes",
     "search_path",
@@ -162,9 +164,12 @@ def run(
     user: str | None = None,
     cwd: str | None = None,
     limit: int = OUTPUT_LIMIT,
+    memory: int = 0,
 ) -> Completed:
     """Run argv to its end and return its text; see run_bytes."""
-    return run_bytes(argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit).text()
+    return run_bytes(
+        argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit, memory=memory
+    ).text()
 
 
 def run_bytes(
@@ -177,17 +182,19 @@ def run_bytes(
     user: str | None = None,
     cwd: str | None = None,
     limit: int = OUTPUT_LIMIT,
+    memory: int = 0,
     inner: Inner | None = None,
 ) -> CompletedBytes:
     """Run argv to its end, as user if given, within timeout seconds; it may write limit bytes to its standard output.
 
-    The environment is environment(env, user). inner is what argv is to run in its turn. Raises CommandError at a
-    time-out, for a program that cannot be run and, unless check is false, for a return code other than 0; OutputError
-    where it writes more. Of its standard error the last ERRORS_KEPT bytes are kept.
+    The environment is environment(env, user). memory: see limit_memory(). inner is what argv is to run in its turn.
+    Raises CommandError at a time-out, for a program that cannot be run and, unless check is false, for a return code
+    other than 0; OutputError where it writes more. Of its standard error the last ERRORS_KEPT bytes are kept.
     """
     shown = argv if inner is None else inner.argv
     given = environment(env or {}, user=user) if inner is None else dict(env or {})
     process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
+    limit_memory(process.pid, memory)
     exchange = _Exchange(process, stdin, limit, cut_off=inner.cut_off if inner else None)
     name = os.path.basename(shown[0])
     try:
@@ -211,6 +218,15 @@ def run_bytes(
         exchange.close()
     done = CompletedBytes(tuple(shown), process.returncode, bytes(exchange.out), _text(exchange.err))
     return done.checked() if check else done
+
+
+def limit_memory(pid: int, memory: int) -> None:
+    """Let a process that was just started, and what it starts, have so many bytes of memory of their own (0: any)."""
+    if memory:
+        with contextlib.suppress(ProcessLookupError):
+            most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+            limit = memory if most == resource.RLIM_INFINITY else min(memory, most)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 
 def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-__all__ = ["open_inside", "open_regular", "read_beginning", "read_end", "replace_file"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["HeldDirectory", "open_inside", "open_regular", "place_inside", "read_beginning", "read_end", "replace_file"]
 
 TEMPORARY = ".tmp"  # appended to the name of a file that is being replaced
 
@@ -50,6 +54,61 @@ def open_inside(path: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     finally:
         os.close(directory)
+
+
+@contextmanager
+def place_inside(path: str) -> Iterator[str]:
+    """Another name of an absolute path, by whose directory no link leads: as open_inside, for calls that take a path.
+
+    The last part may be a link, which calls that follow none see as what it is. Raises OSError.
+    """
+    directory, name = os.path.split(path)
+    held = open_inside(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{held}/{name}"
+    finally:
+        os.close(held)
+
+
+class HeldDirectory:
+    """A directory that is held open: whoever puts another one or a link in its place later changes nothing.
+
+    Raises OSError for one that is not there, or on whose path (absolute) there is a link.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor = open_inside(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._descriptor)
+
+    def listed(self, name: str = ".") -> tuple[list[str], list[str]]:
+        """Names of files and of directories in it, or in a directory of it; no links. Raises OSError."""
+        directory = self._below(name)
+        try:
+            with os.scandir(directory) as entries:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
+        finally:
+            os.close(directory)
+        return (
+            [name for name, is_directory, is_link in found if not is_directory and not is_link],
+            [name for name, is_directory, _is_link in found if is_directory],
+        )
+
+    def open(self, name: str) -> int:
+        """A descriptor, for reading, of a regular file in it, or in a directory of it. Raises OSError."""
+        above, name = os.path.split(name)
+        directory = self._below(above or ".")
+        try:
+            return open_regular(name, os.O_RDONLY, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def _below(self, name: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self._descriptor)
 
 
 def read_beginning(path: str, limit: int, *, offset: int = 0) -> bytes:

@@ -26,7 +26,16 @@ from .processes import Process, descendants
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["LEAST_MEMORY", "UNLIMITED", "WEIGHTS", "confine", "io_priority_of", "nice_of", "slice_of"]
+__all__ = [
+    "LEAST_MEMORY",
+    "UNLIMITED",
+    "WEIGHTS",
+    "confine",
+    "half_of_memory",
+    "io_priority_of",
+    "nice_of",
+    "slice_of",
+]
 
 # In a session's record: bytes (0: any), and weights as control groups have them, of which everybody has 100.
 UNLIMITED = {"memory_max": 0, "cpu_weight": 100, "io_weight": 100}
@@ -64,6 +73,11 @@ def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Proc
     except (OSError, KeyError, RecoveryError) as error:
         if process.alive():
             warn(f"The limits of session {os.path.basename(directory)} do not hold for {claim}: {error}")
+
+
+def half_of_memory() -> int:
+    """Half of the host's memory, bytes: what a session may take unless it is told otherwise, and a Borg before it."""
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2
 
 
 def slice_of(directory: str) -> str:

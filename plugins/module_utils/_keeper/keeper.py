@@ -54,6 +54,7 @@ REST_PER_COUNT = 20.0
 UPPER, LAYER = "upper", "merged"  # the directory of changes, and the claim of what serves them with the archive
 LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
+LONGEST_LOG = 64 << 20  # bytes of what one Borg logs
 ROOMS = ("_errors", "_host", "_session", "_borg/remount", "_layer/lost", "_keeper")  # that it consists of
 REMOUNTS = "INSTANT_RECOVERY_REMOUNTS"  # the environment variable that names the descriptor they come through
 
@@ -133,6 +134,7 @@ class _Keeper:
         if status == "starting":
             self._look_at_start()
             self._try(self._revive)
+            self._try(self._shorten_logs)
             return
         if status == "stopping":
             if unattended(self.session) > LATER:  # it was cut off, or something was in its way
@@ -140,7 +142,7 @@ class _Keeper:
             return
         if self._reason() is not None:
             self._end()
-        for chore in (self._note_failure, self._revive, self._take_sample, self._rest):
+        for chore in (self._note_failure, self._revive, self._take_sample, self._rest, self._shorten_logs):
             self._try(chore)
 
     def _look_at_start(self) -> None:
@@ -183,6 +185,14 @@ class _Keeper:
 
     def _rest(self) -> None:
         self.archive.rest(self.session)
+
+    def _shorten_logs(self) -> None:
+        """Begin anew the logs of Borgs: what the server of a repository says stands there, and anybody may be one."""
+        for name in os.listdir(self.session.path("log")):
+            path = self.session.path(f"log/{name}")
+            if name.startswith("borg-") and os.path.getsize(path) > LONGEST_LOG:
+                os.truncate(path, 0)  # its writers append
+                log.warning("%s had more than %d bytes, and was begun anew", name, LONGEST_LOG)
 
     def _end(self) -> None:
         """End the session, if that is still due when nobody else is at work on it."""

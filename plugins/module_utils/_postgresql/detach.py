@@ -4,7 +4,8 @@
 
 First everything is looked at and nothing is opened that a link could lead elsewhere; the outcome is a list of steps,
 or one error that names every obstacle. Then the steps are done. They change the merged tree alone: links are replaced,
-never followed, and the archive is never written. The settings that complete this are in `_postgresql/settings.py`.
+never followed, not even on the way to what is changed, and the archive is never written. The settings that complete
+this are in `_postgresql/settings.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from .._host.files import open_inside, place_inside
 from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .links import Link, archived_places, find_links, is_within, leads_within
@@ -160,11 +162,28 @@ def plan_clone(
 
 
 def apply_steps(steps: Sequence[Step], account: Account) -> None:
-    """Do the steps, in their order; what is made belongs to account."""
+    """Do the steps, in their order; what is made belongs to account.
+
+    Raises PostgresError where a link is on the way to what is to be changed: it may lead to files of this host.
+    """
     for step in steps:
-        ACTIONS[step.action](step)
-        if step.action in MAKING and os.lstat(step.path).st_uid != account.uid:
-            os.lchown(step.path, account.uid, account.gid)
+        try:
+            _apply(step, account)
+        except OSError as error:
+            raise PostgresError(
+                f"{step.path} of the copy cannot be changed ({error.strerror}): a link may be on the way to it, which "
+                "is not followed. Use another archive, and find out who made this."
+            ) from error
+
+
+def _apply(step: Step, account: Account) -> None:
+    if step.action == "patch":
+        _patch(step)
+        return
+    with place_inside(step.path) as place:
+        ACTIONS[step.action](place, step)
+        if step.action in MAKING and os.lstat(place).st_uid != account.uid:
+            os.lchown(place, account.uid, account.gid)
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:
@@ -192,7 +211,7 @@ class _Planner:
         self.leave_out = self.is_recovered = False
         self.tablespaces: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
-        self.moved: dict[str, str] = {}
+        self.moved: set[str] = set()  # paths of links that have their steps
         self.wal: str | None = self._path("pg_wal")
         self.archive = archive
         self.backup = read_backup(data, self._history)
@@ -218,6 +237,16 @@ class _Planner:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.data.path, name)
+
+    def _directory(self, name: str) -> str | None:
+        """Where a directory of the data directory is, or will be when its link is re-pointed; None: not in the tree."""
+        path = self._path(name)
+        if not os.path.islink(path):
+            return path
+        if leads_within(path, self.tree):
+            return os.path.realpath(path) if os.path.isdir(path) else None
+        places = archived_places(self.tree, self.data.path, Link(path, os.readlink(path)), known=self.known)
+        return places[0] if places else None
 
     def _history(self, name: str) -> bytes | None:
         """A backup's history file, of the copy or the archive; through a link it is not looked for."""
@@ -254,12 +283,16 @@ class _Planner:
 
     def _tablespaces(self) -> Iterator[Step]:
         mapped = parse_tablespace_map(read_regular_file(self._path("tablespace_map")) or b"")
-        links = {name: link for name, link in self.links.items() if fnmatchcase(name, "pg_tblspc/*")}
-        for oid, target in mapped.items():
-            links.setdefault(f"pg_tblspc/{oid}", Link(self._path(f"pg_tblspc/{oid}"), target))
+        links = {}
+        if directory := self._directory("pg_tblspc"):  # None: _other_links tells
+            found = find_links(directory) if os.path.isdir(directory) else ()
+            links = {os.path.basename(link.path): link for link in found if os.path.dirname(link.path) == directory}
+            for oid, target in mapped.items():
+                links.setdefault(oid, Link(os.path.join(directory, oid), target))
         for name, link in sorted(links.items()):
-            self.links.pop(name, None)
-            yield from self._tablespace(name, link)
+            self.links.pop(f"pg_tblspc/{name}", None)
+            self.moved.add(link.path)
+            yield from self._tablespace(f"pg_tblspc/{name}", link)
         if os.path.lexists(self._path("tablespace_map")):
             why = "from it the server would make the tablespaces' links anew, leading to production's files"
             yield Step("remove", self._path("tablespace_map"), "tablespace_map removed", why)
@@ -296,10 +329,14 @@ class _Planner:
         instead = os.path.dirname(directory)
         self.tablespaces[os.path.relpath(link.path, self.data.path)] = instead
         self.left_out[oid] = directory
-        if os.path.lexists(instead):
+        above = self._path(LEFT_OUT)
+        if not os.path.isdir(above) or os.path.islink(above):
+            if len(self.left_out) == 1:
+                if os.path.lexists(above):
+                    yield Step("remove", above, f"{LEFT_OUT} of the archive removed", "its name is needed")
+                yield Step("directory", above, "", "")
+        elif os.path.lexists(instead):
             yield Step("remove", instead, "", "")
-        if not os.path.lexists(self._path(LEFT_OUT)) and len(self.left_out) == 1:
-            yield Step("directory", self._path(LEFT_OUT), "", "")
         yield Step("directory", instead, "", "")
         yield Step("directory", directory, "", "")
         what = f"tablespace {oid} ({link.target}) left out: its link leads to the empty directory {instead}"
@@ -309,6 +346,8 @@ class _Planner:
     def _other_links(self) -> Iterator[Step]:
         beside = {*self.tablespaces.values(), *([self.wal] if self.wal else [])}
         for name, link in self.links.items():
+            if name == LEFT_OUT and self.left_out:
+                continue  # replaced by a directory of ours
             if leads_within(link.path, self.tree) or name in REPLACED:
                 beside.add(os.path.realpath(link.path))
             elif "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
@@ -326,7 +365,7 @@ class _Planner:
             for link in (link for directory in ahead for link in find_links(directory)):
                 if leads_within(link.path, self.tree):
                     beside.add(os.path.realpath(link.path))
-                else:
+                elif link.path not in self.moved:
                     yield from self._moved_link(link.path, link, beside)
 
     def _is_beside(self, path: str) -> bool:
@@ -340,7 +379,6 @@ class _Planner:
             self.problems.append(_leads_out(name, link))
             return
         beside.add(places[0])
-        self.moved[name] = places[0]
         why = f"the link led to {link.target}, outside of the copy"
         yield Step("link", link.path, f"{name} re-pointed to {places[0]}", why, places[0])
 
@@ -390,11 +428,11 @@ class _Planner:
 
     def _missing_directories(self) -> Iterator[Step]:
         for name in NEEDED:
-            above, below = os.path.split(name)
-            path = os.path.join(self.moved.get(above, self._path(above)), below)
-            if not os.path.lexists(path):
+            above, last = os.path.split(name)
+            directory = self._directory(above) if above else self.data.path
+            if directory is not None and not os.path.lexists(os.path.join(directory, last)):
                 why = "the server does not start without it, and the archive does not have it"
-                yield Step("directory", path, f"empty directory {name} made", why)
+                yield Step("directory", os.path.join(directory, last), f"empty directory {name} made", why)
 
     def _check_wal(self) -> None:
         if self.wal is None or self.backup.problem is not None:
@@ -430,52 +468,56 @@ def silenced(record: TablespaceRecord) -> dict[str, str]:
     }
 
 
-def _remove(step: Step) -> None:
-    if stat.S_ISDIR(os.lstat(step.path).st_mode):
-        shutil.rmtree(step.path)
+def _remove(place: str, _step: Step) -> None:
+    if stat.S_ISDIR(os.lstat(place).st_mode):
+        shutil.rmtree(place)
     else:
-        os.unlink(step.path)
+        os.unlink(place)
 
 
-def _link(step: Step) -> None:
-    if os.path.islink(step.path):
-        os.unlink(step.path)
-    os.symlink(step.target, step.path)
+def _link(place: str, step: Step) -> None:
+    if os.path.islink(place):
+        os.unlink(place)
+    os.symlink(step.target, place)
 
 
-def _directory(step: Step) -> None:
-    if os.path.islink(step.path):
-        os.unlink(step.path)
-    os.mkdir(step.path, 0o700)
+def _directory(place: str, _step: Step) -> None:
+    if os.path.islink(place):
+        os.unlink(place)
+    os.mkdir(place, 0o700)
 
 
-def _set_aside(step: Step) -> None:
-    os.rename(step.path, os.path.join(os.path.dirname(step.path), SET_ASIDE))
-    _make_file(step)
+def _set_aside(place: str, step: Step) -> None:
+    os.rename(place, os.path.join(os.path.dirname(place), SET_ASIDE))
+    _make_file(place, step)
 
 
-def _rename(step: Step) -> None:
-    os.rename(step.path, step.target)
+def _rename(place: str, step: Step) -> None:
+    os.rename(place, os.path.join(os.path.dirname(place), os.path.basename(step.target)))
 
 
-def _write(step: Step) -> None:
-    os.unlink(step.path)
-    _make_file(step)
+def _write(place: str, step: Step) -> None:
+    os.unlink(place)
+    _make_file(place, step)
 
 
-def _make_file(step: Step) -> None:
-    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _make_file(place: str, step: Step) -> None:
+    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(step.content)
 
 
-def _private(step: Step) -> None:
-    os.chmod(step.path, 0o700)
+def _private(place: str, _step: Step) -> None:
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
 
 
 def _patch(step: Step) -> None:
     for patch in step.patches:
-        descriptor = os.open(patch.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_inside(patch.path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, patch.data, patch.offset)
         finally:
@@ -483,8 +525,7 @@ def _patch(step: Step) -> None:
 
 
 MAKING = ("link", "directory", "set_aside", "write")  # of ACTIONS, those that leave something new
-ACTIONS = {
-    "patch": _patch,
+ACTIONS = {  # each with the path of its place by a descriptor; "patch" has places of its own
     "remove": _remove,
     "link": _link,
     "directory": _directory,

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from .._errors import MORE_TIME, listed
 from .._host.command import CommandError
+from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
 from .._host.processes import Process, descendants, end_family, wait_for_any_end
 from .._host.shared_memory import release, shared_memory_of
@@ -336,9 +337,9 @@ def _entered(catalogs: Catalogs) -> str:
 
 
 def _signal_recovery(plan: Plan) -> None:
-    """Ask for archive recovery. Nothing of the archive has run yet, and no link is on the way (read_data_directory)."""
-    path = os.path.join(plan.data.path, "recovery.signal")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Ask for archive recovery."""
+    with place_inside(os.path.join(plan.data.path, "recovery.signal")) as place:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb"):
         if plan.account.uid != os.geteuid():
             os.fchown(descriptor, plan.account.uid, plan.account.gid)
@@ -502,6 +503,8 @@ def _service(plan: Plan, port: int, database: str) -> str:
         "user": SESSION_ROLE,
         # A name out of the archive could hold further lines.
         "dbname": database if database == database.strip() and "\n" not in database else "template1",
+        # Whatever asks for one at the socket, PGPASSWORD is not told: it is of another server.
+        "password": "",
         "passfile": plan.request.client(PASSFILE),
         **_words(plan.data.major),
     }

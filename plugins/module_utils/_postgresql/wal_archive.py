@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from .._host.command import OutputError, find_program, run_bytes
 from .._host.compressed import MAGIC, PROGRAMS, XZ_MEMORY
-from .._host.files import open_regular
+from .._host.files import HeldDirectory
 from .cluster import PostgresError
 from .wal import check_memory, segment_number
 
@@ -54,23 +54,23 @@ SYSTEM_IDENTIFIER = slice(24, 32)  # in a segment's first page: XLogLongPageHead
 class WalArchive:
     """The WAL in directory of the cluster with that system identifier. segment_size is in bytes.
 
-    room: where programs that decompress it are locked up.
+    The directory is held: it may be of the copy, whose code then runs while a server is given this WAL. room: where
+    programs that decompress it are locked up.
     """
 
-    directory: str
+    directory: HeldDirectory
     segment_size: int
     system_identifier: int
     room: Sandbox | None = None
 
     @cached_property
     def _files(self) -> dict[str, str]:
-        """Path by name. A complete segment counts more than one that was being filled."""
+        """Path in the directory, by name. A complete segment counts more than one that was being filled."""
         found: dict[str, str] = {}
-        for entry in sorted(_entries(self.directory), key=lambda entry: entry.path):
-            match = ARCHIVED_FILE.fullmatch(entry.name)
-            # Not links: in an archive they are another host's.
-            if match and entry.is_file(follow_symlinks=False) and not (match["partial"] and match["name"] in found):
-                found[match["name"]] = entry.path
+        for path in sorted(_paths(self.directory)):
+            match = ARCHIVED_FILE.fullmatch(os.path.basename(path))
+            if match and not (match["partial"] and match["name"] in found):
+                found[match["name"]] = path
         return found
 
     @cached_property
@@ -94,8 +94,8 @@ class WalArchive:
         if path is None:
             return None
         if SEGMENT.fullmatch(name) is None:
-            return _read(path, LARGEST_HISTORY, self.room)
-        content = _read(path, self.segment_size, self.room)
+            return _read(self.directory, path, LARGEST_HISTORY, self.room)
+        content = _read(self.directory, path, self.segment_size, self.room)
         if len(content) < self.segment_size and name == self.segments[-1]:
             return None  # its copy had only begun when the archive was made
         if len(content) != self.segment_size:
@@ -107,7 +107,7 @@ class WalArchive:
             )
         else:
             return content
-        raise PostgresError(f"WAL segment {path} {problem}.")
+        raise PostgresError(f"WAL segment {os.path.join(self.directory.path, path)} {problem}.")
 
     def neighbour(self, name: str, distance: int) -> str | None:
         """The segment so many after this one: on its timeline, else on the newest that has it."""
@@ -124,7 +124,7 @@ def open_archive(
     """The WAL in directory. Raises PostgresError where there is none, RecoveryError for more than memory can hold."""
     check_memory(COPIES * segment_size)
     try:
-        archive = WalArchive(os.path.realpath(directory), segment_size, system_identifier, room)
+        archive = WalArchive(HeldDirectory(os.path.realpath(directory)), segment_size, system_identifier, room)
         if archive.segments:
             return archive
     except OSError as error:
@@ -137,22 +137,22 @@ def open_archive(
     )
 
 
-def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            yield entry
-            if LOG_DIRECTORY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with os.scandir(entry.path) as below:
-                    yield from below
+def _paths(directory: HeldDirectory) -> Iterator[str]:
+    """The files in a directory. Not links: in an archive they are another host's."""
+    files, directories = directory.listed()
+    yield from files
+    for name in filter(LOG_DIRECTORY.fullmatch, directories):
+        yield from (f"{name}/{below}" for below in directory.listed(name)[0])
 
 
-def _read(path: str, limit: int, room: Sandbox | None = None) -> bytes:
+def _read(directory: HeldDirectory, name: str, limit: int, room: Sandbox | None = None) -> bytes:
     """A file's content, decompressed, of at most limit bytes. Raises PostgresError.
 
     Whatever its size and whatever it could be decompressed to, not much more than limit is read and made of it.
     """
+    path = os.path.join(directory.path, name)
     try:
-        content = _content(path, limit)
+        content = _content(directory.open(name), path, limit)
         for magic, decompress in LIBRARIES.items():
             if content.startswith(magic):
                 return _whole(path, decompress(content, limit + 1), limit)
@@ -163,9 +163,9 @@ def _read(path: str, limit: int, room: Sandbox | None = None) -> bytes:
     return content if program is None else _decompress(path, program, content, limit, room)
 
 
-def _content(path: str, limit: int) -> bytes:
-    """What is in the file, if that can be, or be decompressed to, limit bytes. Raises OSError and PostgresError."""
-    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+def _content(descriptor: int, path: str, limit: int) -> bytes:
+    """All of an open file, if that can be, or be decompressed to, limit bytes. Raises OSError and PostgresError."""
+    with open(descriptor, "rb") as file:
         begin = file.read(LONGEST_MAGIC)
         # What cannot be compressed becomes a little longer by it.
         most = limit + limit // 16 + (1 << 16) if begin.startswith(tuple(MAGIC.values())) else limit

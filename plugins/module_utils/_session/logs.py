@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from .._errors import RecoveryError
+from .._errors import RecoveryError, text_shown
 from .._host.files import open_regular
 from .session import Session
 
@@ -38,7 +38,6 @@ ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an ar
 # A log may not have begun when it is asked for.
 USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper"})
 # A terminal would obey them, and whoever queries the server can put them into its log. Tabs are harmless.
-CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 STDOUT = 1
 
 
@@ -280,7 +279,7 @@ def _texts(source: str, data: bytes) -> list[str]:
         texts.pop()  # behind the last newline
     if source == "archive":
         texts = [line for text in texts for line in _said_by_borg(text).splitlines()]
-    return [CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\r")) for text in texts]
+    return [text_shown(text.rstrip("\r")) for text in texts]
 
 
 def _said_by_borg(line: str) -> str:

@@ -28,7 +28,7 @@ from .._host.limits import UNLIMITED, confine
 from .._host.ownership import exposure, user_name
 from .._host.processes import Process, connection, controller
 from .._host.users import give_back, take
-from .audit import audit, requester
+from .audit import LOG, audit, requester
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -519,10 +519,10 @@ def _summed(record: Mapping[str, Any], now: float) -> dict[str, float]:
 
 
 def _checked(session_id: str) -> str:
-    if not IDENTIFIER.fullmatch(session_id) or session_id in ("all", ENDED):
+    if not IDENTIFIER.fullmatch(session_id) or session_id in ("all", ENDED) or session_id.startswith(LOG):
         raise SessionError(
             f"{session_id!r} is not a session id: use letters, digits, dots, dashes and underscores, at most 64, "
-            "beginning with a letter or digit; the words all and ended are taken."
+            f"beginning with a letter or digit; all, ended and what begins with {LOG} are taken."
         )
     return session_id
 

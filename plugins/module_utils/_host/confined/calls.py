@@ -70,8 +70,11 @@ _CALLS = {
         # process_vm_readv, process_vm_writev
         others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
         # add_key, request_key, keyctl; unshare, setns; mount, umount2, pivot_root, chroot; bpf, perf_event_open,
-        # userfaultfd
-        kernel=(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323, *_NEWER_KERNEL),
+        # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark
+        kernel=(
+            *(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323),
+            *(*range(240, 246), 253, 294, 254, 300, 301, *_NEWER_KERNEL),
+        ),
         limits=302,
         fcntl=72,
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
@@ -85,7 +88,10 @@ _CALLS = {
         socket=198,
         clone=220,
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
-        kernel=(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282, *_NEWER_KERNEL),  # in the same order
+        kernel=(  # in the same order
+            *(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282),
+            *(*range(180, 186), 26, 27, 262, 263, *_NEWER_KERNEL),
+        ),
         limits=261,
         fcntl=25,
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr

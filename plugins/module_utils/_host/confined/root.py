@@ -20,7 +20,8 @@ from .specification import CONFIGURATION, DEVICES, RESOLVER, SYSTEM, Specificati
 
 __all__ = ["enter_namespaces", "make_root"]
 
-_SMALL = "size=4m,mode=0755"  # the new root holds mount points and two small files
+_SMALL = "size=16m,mode=0755"  # the new root holds mount points and small files
+_LARGEST = 1 << 20  # bytes of one of these
 _PRIVATE = "size=1m,nr_inodes=64,mode=0700"  # a server has a socket and a file beside it there
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
@@ -77,11 +78,32 @@ class _Source:
         self.is_directory = stat.S_ISDIR(os.fstat(self.descriptor).st_mode)
 
 
+class _Copy:
+    """A small file of /etc. Bound it would be the host's own, but cannot be while somebody replaces that (ENOENT)."""
+
+    def __init__(self, content: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
+        self.content, self.mode, self.uid, self.gid = content, mode, uid, gid
+
+    @classmethod
+    def of(cls, path: str) -> _Copy:
+        with open(path, "rb") as file:
+            state = os.fstat(file.fileno())
+            return cls(file.read(_LARGEST), stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid)
+
+    def write(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(self.content)
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), self.uid, self.gid)
+            os.fchmod(file.fileno(), self.mode)
+
+
 def make_root(spec: Specification) -> None:
     """Put a root directory that holds what the specification names, and nothing else, in place of the host's."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    links, sources = _collect(spec)
-    entries = _account_files(spec)
+    links, files, sources = _collect(spec)
+    files.update(_account_files(spec))
     top = spec.staging
     _mount("tmpfs", top, "tmpfs", _MS_NOSUID | _MS_NODEV, _SMALL)
     for source in sources:
@@ -91,9 +113,8 @@ def make_root(spec: Specification) -> None:
         if not os.path.lexists(place):
             os.makedirs(os.path.dirname(place), exist_ok=True)
             os.symlink(target, place)
-    for path, text in entries.items():
-        with open(top + path, "wb") as file:
-            file.write(text)
+    for path, copy in files.items():
+        copy.write(top + path)
     for path in spec.private:
         os.makedirs(top + path, exist_ok=True)
         owner = f"{_PRIVATE},uid={spec.uid},gid={spec.gid}"
@@ -114,9 +135,13 @@ def make_root(spec: Specification) -> None:
 _STANDARD = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 
 
-def _collect(spec: Specification) -> tuple[dict[str, str], list[_Source]]:
-    """Links to be made, by their path, and what is to be bound, outer trees first. What is not there is left out."""
+def _collect(spec: Specification) -> tuple[dict[str, str], dict[str, _Copy], list[_Source]]:
+    """Links and copies to be made, by their path, and what is to be bound, outer trees first.
+
+    What is not there is left out, and what of /etc cannot be read.
+    """
     links: dict[str, str] = {}
+    files: dict[str, _Copy] = {}
     sources: list[_Source] = []
     configuration = (*CONFIGURATION, *(RESOLVER if spec.network == "host" else ()))
     own = ("/etc/passwd", "/etc/group") if spec.account else ()
@@ -125,18 +150,21 @@ def _collect(spec: Specification) -> tuple[dict[str, str], list[_Source]]:
         target = os.path.realpath(path)
         if os.path.islink(path) and any(_is_below(target, tree) for tree in SYSTEM):
             links[path] = os.readlink(path)
+        elif path in configuration and os.path.isfile(path):
+            with suppress(OSError):
+                files[path] = _Copy.of(path)
         elif os.path.exists(path) and not any(_is_below(path, done.path) for done in sources):
             sources.append(_Source(path, is_writable=False))
     sources += [_Source(path, is_writable=True, is_device=True) for path in DEVICES if os.path.exists(path)]
     sources += [_Source(path, is_writable=True) for path in spec.writable if os.path.lexists(path)]
-    return links, sorted(sources, key=lambda source: source.path.count("/"))
+    return links, files, sorted(sources, key=lambda source: source.path.count("/"))
 
 
 def _is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _account_files(spec: Specification) -> dict[str, bytes]:
+def _account_files(spec: Specification) -> dict[str, _Copy]:
     """/etc/passwd and /etc/group with an entry for a user whom the host does not know; some programs insist on one."""
     if not spec.account:
         return {}
@@ -148,9 +176,9 @@ def _account_files(spec: Specification) -> dict[str, bytes]:
     for path, entry in entries.items():
         try:
             with open(path, "rb") as file:
-                files[path] = file.read().rstrip(b"\n") + b"\n" + entry.encode()
+                files[path] = _Copy(file.read(_LARGEST).rstrip(b"\n") + b"\n" + entry.encode())
         except OSError:
-            files[path] = entry.encode()
+            files[path] = _Copy(entry.encode())
     return files
 
 
