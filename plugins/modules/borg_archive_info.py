@@ -399,18 +399,22 @@ elapsed:
   sample: 1.8
 """
 
+import posixpath
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._borg.location import parse_archive
-from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository, resolve_archive
+from ..module_utils._borg.repository import ARGUMENTS, SECRETS, Archive, BorgError, Repository, resolve_archive
 from ..module_utils._engines.database import DatabaseChoiceError, choose_database, find_databases
 from ..module_utils._engines.model import ENGINES, Database
 from ..module_utils._errors import run_module, warn
 
+# Small files without which nobody knows how to start a server; the others tell where something is.
+NEEDED = ("PG_VERSION", "global/pg_control", "backup_label", "tablespace_map")
 NOTHING: dict[str, Any] = {
     "archive": None,
     "databases": [],
@@ -446,10 +450,15 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     listed = {"changed": False, "began": began, "archives": [archive.as_dict() for archive in archives]}
     if not options["archive"]:
         return {**listed, **NOTHING}
+    return {**listed, **_looked_into(options, repository, archives)}
+
+
+def _looked_into(options: dict[str, Any], repository: Repository, archives: Sequence[Archive]) -> dict[str, Any]:
     archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
+    lost: dict[str, BorgError] = {}
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
-        read=lambda items: repository.read_files(archive.name, items),
+        read=lambda items: repository.read_what_is_left(archive.name, items, lost),
         begin=lambda items, size: repository.read_beginnings(archive.name, items, size),
         relocated=_relocated(options["relocated"]),
     )
@@ -470,9 +479,8 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     if chosen is not None:
         catalogue.refuse(chosen)
         _refuse_masking(options["passphrase"], [repository.location, archive.name, *paths])
-        _tell(chosen, is_to_be_started=options["require_database"])
+        _tell(chosen, lost, is_to_be_started=options["require_database"])
     return {
-        **listed,
         "archive": replace(archive, size=catalogue.size, files=catalogue.files).as_dict(),
         "databases": [database.as_dict() for database in databases],
         "other_backups": [other.as_dict() for other in catalogue.others],
@@ -482,13 +490,17 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tell(chosen: Database, *, is_to_be_started: bool) -> None:
-    """Say what is wrong with the database."""
+def _tell(chosen: Database, lost: dict[str, BorgError], *, is_to_be_started: bool) -> None:
+    """Say what is wrong with the database. lost: errors by the files that the repository has lost."""
+    directory = "" if chosen.data_directory == "." else chosen.data_directory
+    for name in NEEDED:
+        if (path := posixpath.join(directory, name)) in lost:
+            raise lost[path]
     if not is_to_be_started:
         return
     if chosen.refusals:
         raise DatabaseChoiceError(" ".join(chosen.refusals))
-    for problem in chosen.problems:
+    for problem in (*chosen.problems, *map(str, lost.values())):
         warn(problem)
 
 

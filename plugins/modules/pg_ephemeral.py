@@ -553,7 +553,8 @@ def _predicted(request: Request) -> dict[str, Any]:
         neutralised=list(plan.neutralised),
         carried_over=list(plan.carried_over),
     )
-    return {**result, "diff": _difference(plan, result)}
+    warnings = {"warnings": list(plan.warnings)} if plan.warnings else {}
+    return {**result, **warnings, "diff": _difference(plan, result)}
 
 
 def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:

@@ -318,6 +318,7 @@ from ..module_utils._keeper.keeper import ensure_keeper
 from ..module_utils._layer.overlay import CLAIM as LAYER
 from ..module_utils._session.audit import audit, requester
 from ..module_utils._session.liveness import examine as look_at
+from ..module_utils._session.liveness import keeper_elsewhere
 from ..module_utils._session.prometheus import check_textfile
 from ..module_utils._session.reap import dead_sessions, is_dead, strays, sweep
 from ..module_utils._session.session import (
@@ -571,7 +572,13 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
 
 
 def _check_archive(session: Session, *, may_rest: bool) -> None:
-    """Refuse a reset of a session of which there is nothing to start again from."""
+    """Refuse a reset of a session of which there is nothing to start again from, or none that can be mounted here."""
+    elsewhere = keeper_elsewhere(session)
+    if elsewhere is not None:
+        raise SessionError(
+            f"Session {session.id} was started in another mount namespace, as a job runner or a unit with PrivateTmp "
+            f"has it: reset it from there (nsenter --target {elsewhere.pid} --mount), or stop it and start another one."
+        )
     mounts = [one for one in look_at(session).checks["mounts"] if one["name"] != LAYER]
     lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_rest and one["resting"]))]
     if session.record["status"] in ("stopping", "orphaned") or not session.record["options"].get("overlay_mount"):

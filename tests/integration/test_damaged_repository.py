@@ -25,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 
 from tests.integration.conftest import Sample
 from tests.support.clock import Clock, wait_until
-from tests.support.cluster import Cluster, server_directory
+from tests.support.cluster import Cluster, Connection, server_directory
 from tests.support.damage import Chunks, delete, flip, repair
 from tests.support.host import remains
 from tests.support.layer import drop_names
@@ -305,6 +305,48 @@ def test_a_look_into_the_archive_names_what_is_lost(
     damage(sample.repository, made.chunks.items[0])
     told = call(borg_archive_info.main, **options)["msg"]
     assert told.startswith(f"{sample.repository.location} is damaged. See what is damaged with borg check, and use")
+
+
+def test_small_files_that_the_start_can_do_without(made: Made, root: Path, place: Path) -> None:
+    """What the configuration says, and what the server was started with: it is told, and the copy starts."""
+    sample = made.copy(place)
+    lost = ("postgresql.conf", "postmaster.opts")
+    for name in lost:
+        delete(sample.repository, made.chunks.files[f"{sample.data_directory}/{name}"][0])
+    runner = Playbooks(
+        directory=place / "ansible",
+        session_root=root,
+        environment=sample.repository.environment,
+        extra_vars={"readers": 1},
+    )
+    run = runner.start(archive=sample.name)
+    assert run.returncode == 0, run.output
+    told = " ".join(run.output.split())
+    assert f"has lost content of {sample.data_directory}/postmaster.opts in archive damaged." in told
+    assert "postgresql.conf cannot be read: Input/output error. What the archived configuration sets there" in told
+    connection = Connection.of_session(run.session, bindir=sample.bindir)
+    assert connection.sql("select count(*) from kept") == "1000"
+    assert runner.stop("all").returncode == 0
+
+
+def test_another_database_of_the_archive_is_damaged(made: Made, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which does not concern the one that is asked for."""
+    sample = made.copy(place)
+    monkeypatch.setenv("BORG_BASE_DIR", str(sample.repository.base))
+    for name in ("one", "two"):
+        (place / name / "global").mkdir(parents=True)
+        (place / name / "PG_VERSION").write_text("15\n")
+        (place / name / "global" / "pg_control").write_text(f"of {name}")
+    sample.repository.archive("both", "one", "two", cwd=place)
+    delete(sample.repository, Chunks.of(sample.repository, "both").files["two/global/pg_control"][0])
+    options = {"archive": f"{sample.repository.location}::both", "passphrase": sample.repository.passphrase}
+    found = call(borg_archive_info.main, **options, data_directory="one")
+    assert "failed" not in found, found
+    assert any("has lost content of two/global/pg_control" in str(said) for said in found["warnings"])
+    assert (
+        "has lost content of two/global/pg_control"
+        in call(borg_archive_info.main, **options, data_directory="two")["msg"]
+    )
 
 
 def test_what_a_repair_has_replaced_is_told_before_and_stays_unreadable(root: Path, made: Made, place: Path) -> None:

@@ -55,6 +55,29 @@ def test_by_default_nothing_is_started(incomplete: Cluster, copy_of: Callable[..
     assert "missing_tablespaces=leave_out" in said
 
 
+def test_a_tablespace_that_nothing_in_the_copy_leads_to(incomplete: Cluster, copy_of: Callable[..., Copy]) -> None:
+    """As a backup program leaves it that passes over links. Recovery makes a directory, and puts a part of it there."""
+    for options in ({}, {"missing_tablespaces": "leave_out"}):
+        copy = copy_of(incomplete)
+        (link,) = copy.path("pg_tblspc").iterdir()
+        link.unlink()
+        result = copy.start(**options)
+        if not options:
+            assert f"The copy has no link in pg_tblspc for tablespace lost ({link.name})" in result["msg"]
+            continue
+        assert "failed" not in result, result
+        assert any(
+            f"no place for tablespace lost ({link.name}), which was left out" in str(w) for w in result["warnings"]
+        )
+        for _again in range(2):
+            assert copy.sql("select count(*) from kept") == "1001"
+            for lost in ("select count(*) from gone", "select id from gone where id = 5000"):
+                with pytest.raises(RuntimeError, match=r"could not open file .* No such file or directory"):
+                    copy.sql(lost)
+            copy.stop()
+            result = copy.start()
+
+
 # In archive recovery, which a target makes of it, the server ends when it misses pages.
 @pytest.mark.parametrize("target", [{}, {"recovery_target_timeline": "latest"}], ids=["crash", "archive"])
 def test_what_is_left_out_is_an_error_and_never_a_part(

@@ -77,6 +77,11 @@ def test_a_session_of_another_mount_namespace(playbooks: Playbooks, sample: Samp
     assert [(one["mounted"], one["responding"]) for one in listed["checks"]["mounts"]] == [(True, True)] * 2
     assert fingerprint(connection(session, sample)) == sample.tables
     assert call(session_module.main, session_root=str(playbooks.session_root), state="reaped")["reaped"] == []
+    # From here it could only be ended, and not be started again: it is left as it is.
+    connection(session, sample).sql("create table mine (i int)")
+    refused = playbooks.run("reset", session_id=session["id"])
+    assert "was started in another mount namespace" in refused.message
+    assert connection(session, sample).sql("select count(*) from mine") == "0"
     assert succeed(playbooks.stop(session["id"])).changed
     assert remains(str(playbooks.session_root)) == []
 

@@ -142,6 +142,17 @@ def test_an_unknown_complaint_ends_with_the_reason_itself() -> None:
     )
 
 
+def test_a_segment_that_is_gone_is_damage() -> None:
+    gone = "FileNotFoundError: [Errno 2] No such file or directory: '/r/data/0/2'"
+    log = json.dumps(
+        {"message": f"Local Exception\nTraceback (most recent call last):\n  x\n{gone}\n\nPlatform: Linux"}
+    )
+    assert diagnose(parse_log(log), repository="/r", archive="a") == (
+        "Repository.ObjectNotFound",
+        "/r is damaged. See what is damaged with borg check, and use an archive that is whole. Borg says: " + gone,
+    )
+
+
 def test_a_borg_that_is_too_different_is_called_by_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A fake stands for borg 2, which is no Debian package yet."""
     fake = tmp_path / "borg"

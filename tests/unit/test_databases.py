@@ -344,6 +344,25 @@ def test_dumps_are_read_only_where_there_is_nothing_better_and_only_the_largest(
     assert read == [item.path for item in few]
 
 
+@pytest.mark.parametrize(
+    ("gone", "there"), [("PG_VERSION", []), ("global/pg_control", []), ("global/pg_control", [link("pg/global", "/x")])]
+)
+def test_a_data_directory_that_lacks_something_is_told_as_such(gone: str, there: list[Item]) -> None:
+    items, _contents = cluster("pg", base__5__PG_VERSION=b"15\n")
+    items = [
+        *(item for item in items if item.path != f"pg/{gone}"),
+        directory("pg/base/5"),
+        directory("pg/base"),
+        *there,
+    ]
+    found, catalogue = find_databases(items, read=lambda _: {}, begin=lambda _items, _size: {})
+    assert found == []
+    assert [str(other) for other in catalogue.others] == [
+        f"pg is a data directory of PostgreSQL that lacks {gone}: use an archive that has all of its files, and none "
+        "of them behind a link."
+    ]
+
+
 def test_archived_wal_alone_is_told_and_not_read() -> None:
     """Whoever names it as wal_source does not wait for that."""
     items = [directory("srv/wal"), *(file(f"srv/wal/{number:024X}", 16 << 20) for number in range(1, 100))]

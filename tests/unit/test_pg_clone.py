@@ -186,6 +186,18 @@ def test_links_that_a_session_has_no_use_for_are_dropped(data: Path) -> None:
     assert (data / "pg_stat_tmp").is_dir()
 
 
+def test_what_is_in_a_directory_behind_a_link_is_looked_for_there(data: Path) -> None:
+    there = tree_of(data) / "disk" / "pg_logical"
+    there.parent.mkdir()
+    (data / "pg_logical").rename(there)
+    (data / "pg_logical").symlink_to("/disk/pg_logical")
+    (there / "snapshots").rmdir()
+    assert whats(data) == [f"pg_logical re-pointed to {there}", "empty directory pg_logical/snapshots made"]
+    apply(data)
+    assert (there / "snapshots").is_dir()
+    assert plan(data) == []
+
+
 def test_a_tablespace_map_is_done_and_removed(data: Path) -> None:
     (tree_of(data) / "new" / VERSION_DIRECTORY).mkdir(parents=True)
     (data / "tablespace_map").write_text("16400 /new\n")
@@ -196,7 +208,21 @@ def test_a_tablespace_map_is_done_and_removed(data: Path) -> None:
 
 def test_the_lines_of_a_tablespace_map() -> None:
     content = b"16400 /srv/fast disk\n16401 /odd\\\nname\\\\x\n\n"
-    assert parse_tablespace_map(content) == {"16400": "/srv/fast disk", "16401": "/odd\nname\\x"}
+    expected = {"16400": "/srv/fast disk", "16401": "/odd\nname\\x"}
+    assert parse_tablespace_map(content) == expected
+    # As scripts write it: with line breaks of Windows, in UTF-16, and as psql's tables.
+    plain = {"16400": "/srv/fast disk", "16401": "/slow+"}
+    lines = [f"{oid} {path}" for oid, path in plain.items()]
+    assert parse_tablespace_map("\r\n".join([*lines, ""]).encode()) == plain
+    assert parse_tablespace_map("\n".join([*lines, ""]).encode("utf-16")) == plain
+    del plain["16401"]
+    for table in (
+        b"      spcmapfile      \n----------------------\n 16400 /srv/fast disk+\n \n(1 row)\n\n",
+        b"-[ RECORD 1 ]--------------------\nspcmapfile | 16400 /srv/fast disk+\n           | \n\n",
+        b"0/30001A8|START WAL LOCATION: 0/3000028 (file 000000010000000000000003)\nLABEL: x\n|16400 /srv/fast disk\n",
+    ):
+        assert parse_tablespace_map(table) == plain
+    assert parse_tablespace_map(b" spcmapfile \n------------\n \n(1 row)\n\n") == {}
 
 
 def test_alter_system_is_set_aside_once(data: Path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import (
+    STANDARD_BUILD,
     PgControlError,
+    crc32c,
     parse_pg_control,
 )
 
@@ -52,9 +54,12 @@ def test_agrees_with_pg_controldata(path: Path) -> None:
         name: said[label] for name, label in LABELS.items()
     }
     assert control.major == int(path.stem.split("-")[1])
-    labels = ("Database block size", "Blocks per segment of large relation", "WAL block size")
-    labels = (*labels, "Maximum length of identifiers", "Maximum columns in an index")
-    assert [str(size) for size in vars(control.build).values()] == [said[label] for label in labels]
+    labels = ("Maximum data alignment", "Database block size", "Blocks per segment of large relation", "WAL block size")
+    labels = (*labels, "Maximum length of identifiers", "Maximum columns in an index", "Maximum size of a TOAST chunk")
+    *sizes, passes_8_bytes = vars(control.build).values()
+    assert list(map(str, sizes)) == [said[label] for label in (*labels, "Size of a large-object chunk")]
+    assert passes_8_bytes == (said["Float8 argument passing"] == "by value")
+    assert control.build == STANDARD_BUILD
     assert control.backup_end_required == (said["End-of-backup record required"] == "yes")
     changed = datetime.strptime(said["pg_control last modified"], "%a %b %d %H:%M:%S %Y").replace(tzinfo=UTC)
     assert control.time == changed.timestamp()
@@ -69,6 +74,14 @@ def test_a_flipped_bit_is_noticed() -> None:
     data = bytearray(recorded("pg_control-15-crashed"))
     data[40] ^= 1
     with pytest.raises(PgControlError, match="does not match its checksum"):
+        parse_pg_control(bytes(data))
+
+
+def test_one_of_a_machine_of_32_bits_is_not_called_damaged() -> None:
+    """There the fields have no room between them, and so the checksum stands elsewhere."""
+    data = bytearray(recorded("pg_control-15-crashed"))
+    struct.pack_into("<I", data, 260, crc32c(data[:260]))
+    with pytest.raises(PgControlError, match=r"as on a machine of another kind, such as one of 32 bits"):
         parse_pg_control(bytes(data))
 
 

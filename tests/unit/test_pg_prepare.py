@@ -23,7 +23,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 OUTPUT = r"""
 PostgreSQL stand-alone backend 15.18 (Debian 15.18-0+deb12u1)
 backend> {"settings" : {"reset" : ["default_transaction_read_only=off", "default_transaction_read_only=off"], "counting" : [[null, "statement_timeout=20ms", "statement_timeout", "0"], ["shop data", "TimeZone=Asia/Tokyo", null, null]]}, "subscriptions" : ["s"], "opened" : "template1"}
-backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "unlogged" : {"shop data" : 3}, "probed" : "template1", "unconverted" : ["shop data"], "prepared" : ["waiting"], "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
+backend> backend> backend> backend> backend> backend> {"superuser" : "chief \"dba\" \\", "role" : true, "settings_left" : 0, "subscriptions_left" : 0, "databases" : ["postgres", "shop data"], "unlogged" : {"shop data" : 3}, "probed" : "template1", "unconverted" : ["shop data"], "prepared" : ["waiting"], "tablespaces" : {"16400" : "fast"}, "reached" : {"time" : "2026-11-22T17:05:31.082258+00:00", "lsn" : "0/4000000", "timeline" : 2}, "locales" : [["postgres", "C.UTF-8", "C.UTF-8", "2.31", "2.36"], ["shop data", "C", "xx_XX.utf8", "2.36", "2.36"], ["template1", "C", "C", null, null]]}
 backend> """  # noqa: E501
 
 
@@ -43,6 +43,7 @@ def test_the_answers_of_a_single_user_server() -> None:
         "SQL_ASCII",
         "UTF8",
     )
+    assert catalogs.tablespaces == {"16400": "fast"}
     assert catalogs.reached == {"time": "2026-11-22T17:05:31.082258+00:00", "lsn": "0/4000000", "timeline": 2}
     assert catalogs.collations == [{"database": "postgres", "collation": None, "recorded": "2.31", "actual": "2.36"}]
     assert catalogs.locales == {"postgres": ["C.UTF-8"], "shop data": ["C", "xx_XX.utf8"], "template1": ["C"]}

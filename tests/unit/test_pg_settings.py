@@ -13,18 +13,18 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
     DataDirectory,
     PostgresError,
     quote_literal,
-    read_data_directory,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.configuration import (
+    parse_configuration,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import parse_pg_control
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.settings import (
     CARRIED,
     GUARDS,
     TUNING,
-    archived_settings,
     carried,
     check_settings,
     guards,
-    parse_configuration,
     preload,
     render_configuration,
     report_carried,
@@ -156,23 +156,6 @@ def test_what_was_kept_and_what_was_not_is_said() -> None:
     assert "max_prepared_transactions=700, max_locks_per_transaction=128" in str(report_carried(larger, {}, {}))
     (left,) = report_limits(data, archived)
     assert left["what"].startswith("production's shared_buffers=64GB, max_connections=300, max_worker_processes=")
-
-
-def test_debians_configuration_is_found_when_it_is_in_the_tree(tmp_path: Path) -> None:
-    data = tmp_path / "snap" / "var" / "lib" / "postgresql" / "15" / "main"
-    (data / "global").mkdir(parents=True)
-    (data / "PG_VERSION").write_text("15")
-    recorded = Path(__file__).parent / "recorded" / "pg_control-15-shut-down.bin"
-    (data / "global" / "pg_control").write_bytes(recorded.read_bytes())
-    (data / "postgresql.auto.conf").write_text("work_mem = '3MB'\n")
-    directory = read_data_directory(str(data))
-    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB"}
-    etc = tmp_path / "snap" / "etc" / "postgresql" / "15" / "main"
-    etc.mkdir(parents=True)
-    (etc / "postgresql.conf").write_text("work_mem = '1MB'\nTimeZone = 'Asia/Tokyo'\n")
-    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB", "timezone": "Asia/Tokyo"}
-    (data / "postgresql.conf").symlink_to("/etc/passwd")
-    assert archived_settings(directory, str(tmp_path)) == {"work_mem": "3MB", "timezone": "Asia/Tokyo"}
 
 
 def test_quoting_of_sql() -> None:

@@ -194,6 +194,21 @@ class Repository:
             contents.update(self._read_files(archive, [item for item in items if _pattern(item) in patterns]))
         return contents
 
+    def read_what_is_left(self, archive: str, items: Sequence[Item], lost: dict[str, BorgError]) -> dict[str, bytes]:
+        """The same without files of which the repository has lost content: these are noted in lost, by path.
+
+        Each of them takes one more call of borg, so that too many are an error.
+        """
+        while True:
+            left = [item for item in items if item.path not in lost]
+            try:
+                return self.read_files(archive, left) if left else {}
+            except ContentError as error:
+                path = error.details.get("lost_file")
+                if not path or len(lost) == MOST_LOST:
+                    raise
+                lost[path] = error
+
     def _read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
         patterns = dict.fromkeys(map(_pattern, items))
         argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *patterns])
@@ -248,6 +263,7 @@ class Repository:
         return ContentError(
             f"{self.location} has lost content of {shown(path)} in archive {archive}. {SEE_CHECK}",
             msgid=error.msgid,
+            lost_file=path,
             **error.details,
         )
 
@@ -562,6 +578,7 @@ EXPLANATIONS = {
     "Repository.ObjectNotFound": LOST,
     "IntegrityError": LOST,
 }
+MOST_LOST = 8  # small files that are done without
 # By how Borg's own last words begin, where it has no identifier for them.
 CURES = {
     "PermissionError: ": ". Act as a user who may read it (become).",
@@ -571,6 +588,8 @@ CURES = {
     ),
 }
 LOST_CONTENT = ("Repository.ObjectNotFound", "IntegrityError")
+# A whole segment that is gone, as an unfinished copy of a repository leaves it: to Borg an error it does not expect.
+SEGMENT_GONE = re.compile(r"FileNotFoundError: .*/data/[0-9]+/[0-9]+'?$")
 
 
 def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> tuple[str | None, str]:
@@ -589,6 +608,8 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
             return entry.msgid, explanation
     msgid = next((entry.msgid for entry in reversed(entries) if entry.msgid), None)
     said = _essence(entries[-1].message) if entries else "it gave no reason"
+    if SEGMENT_GONE.match(said):
+        return LOST_CONTENT[0], LOST.format(repository=repository, message=said)
     remedy = next((cure for begin, cure in CURES.items() if said.startswith(begin)), "")
     message = f"borg failed on {repository}: {said}{remedy}"
     return msgid, message

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from .._borg.items import Item
 from .._borg.suspects import limit
@@ -32,6 +32,7 @@ __all__ = [
 READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES = 1000
 NEEDS_DATA = "start a session from an archive of the data directory, with this as wal_source"
+NEEDS_ALL = "use an archive that has all of its files, and none of them behind a link"
 OID = re.compile(r"[0-9]{1,10}")
 
 
@@ -177,7 +178,7 @@ def _postgresql(
     options = content.text(directory, "postmaster.opts")
     names = Names(_original_directory(content, directory), _option(options, "config_file"), stated)
     locate = Locator(catalogue, directory, names, control=control, relocated=relocated, begin=begin)
-    tablespaces, wal = locate.tablespaces(content.text(directory, "tablespace_map")), locate.wal()
+    tablespaces, wal = locate.tablespaces(content.get(directory, "tablespace_map")), locate.wal()
     parts = [directory, *outside(directory, locate.links.values())]
     symlinks = locate.other_links(parts)
     parts = [directory, *outside(directory, locate.links.values())]
@@ -287,12 +288,23 @@ def _without_data_directory(catalogue: Catalogue, begin: Beginnings) -> tuple[li
             dumps.append(_dump(item, dump))
         elif item.path not in others and (other := other_backup_in(item.path, item.size, beginning)):
             others[item.path] = other
-    if not dumps and not others:
-        return [], [
-            OtherBackup(archived["path"] or ".", "archived WAL of PostgreSQL", NEEDS_DATA)
-            for archived in catalogue.wal_archives([])[:MOST_FILES]
-        ]
-    return dumps, list(others.values())
+    if dumps or others:
+        return dumps, list(others.values())
+    return [], list(_incomplete(catalogue))[:MOST_FILES] or [
+        OtherBackup(archived["path"] or ".", "archived WAL of PostgreSQL", NEEDS_DATA)
+        for archived in catalogue.wal_archives([])[:MOST_FILES]
+    ]
+
+
+def _incomplete(catalogue: Catalogue) -> Iterator[OtherBackup]:
+    """What would be a data directory if it had all that a server cannot do without."""
+    controlled = map(posixpath.dirname, catalogue.directories_with("pg_control"))
+    for directory in sorted({*catalogue.directories_with("PG_VERSION"), *controlled}):
+        base = posixpath.join(directory, "base")
+        if catalogue.has_directory(base) or base in catalogue.links:
+            missing = [name for name in ("PG_VERSION", "global/pg_control") if not catalogue.has(directory, name)]
+            what = f"a data directory of PostgreSQL that lacks {' and '.join(missing)}"
+            yield OtherBackup(directory or ".", what, NEEDS_ALL)
 
 
 def _dump(item: Item, dump: Dump) -> Database:

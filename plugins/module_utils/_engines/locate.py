@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._borg.suspects import is_below, limit
 from .._errors import listed, shown
 from .._host.links import leading, moved
-from .._postgresql.detach import DISPOSABLE
+from .._postgresql.detach import DISPOSABLE, parse_tablespace_map
 from .catalogue import CONFIGURATION
 from .model import Link
 
@@ -89,7 +89,7 @@ class Locator:
 
     # -- tablespaces
 
-    def tablespaces(self, tablespace_map: str) -> tuple[dict[str, Any], ...]:
+    def tablespaces(self, tablespace_map: bytes) -> tuple[dict[str, Any], ...]:
         """Those of pg_tblspc, and those that only tablespace_map names."""
         top = posixpath.join(self._directory, "pg_tblspc")
         targets = self._tablespace_targets(top, tablespace_map)
@@ -108,11 +108,11 @@ class Locator:
         self._note({f"{top}/{oid}": place for oid, place in places.items() if targets[oid] is not None})
         return tuple({"oid": oid, "target": targets[oid], "archived_path": place} for oid, place in places.items())
 
-    def _tablespace_targets(self, top: str, tablespace_map: str) -> dict[int, str | None]:
+    def _tablespace_targets(self, top: str, tablespace_map: bytes) -> dict[int, str | None]:
         """By oid what the links say, None for plain directories."""
         targets: dict[int, str | None] = {}
-        for match in re.finditer(r"^([0-9]{1,10}) (.+)$", tablespace_map, re.MULTILINE):
-            targets[int(match[1])] = re.sub(r"\\(.)", r"\1", match[2])
+        for oid, target in parse_tablespace_map(tablespace_map).items():
+            targets[int(oid)] = target
         for path in self._catalogue.links_below(top):
             if posixpath.dirname(path) == top and OID.fullmatch(posixpath.basename(path)):
                 targets[int(posixpath.basename(path))] = self._catalogue.links[path]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .cluster import DataDirectory
 
-__all__ = ["Backup", "read_backup", "readable_label"]
+__all__ = ["Backup", "as_utf8", "read_backup", "readable_label"]
 
 NUMBER = rb"[0-9A-Fa-f]+"
 # The lines of a backup_label in their order, and those of them that recovery cannot do without: on the method depends
@@ -103,14 +103,19 @@ def readable_label(content: bytes) -> bytes | None:
 
     Scripts write it with line breaks of Windows, in UTF-16, or as the table that psql prints.
     """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        content = content.decode("utf-16", "replace").encode()
+    content = as_utf8(content)
     if READABLE.match(content) and b"\r" not in content:
         return content
     found = [re.search(rb"(?m)%b" % line, content) for line in LABEL_LINES]
     if None in found[:NEEDED_LINES]:
         return None
     return b"".join(line.group() + b"\n" for line in found if line is not None)
+
+
+def as_utf8(content: bytes) -> bytes:
+    """The same where a script's shell wrote it in UTF-16."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16", "replace").encode() if is_utf16 else content
 
 
 def _wrong_label(content: bytes) -> str:

@@ -53,9 +53,9 @@ class Catalogs:
     reached: time (of the last commit replayed), lsn and timeline; time and lsn are None where nothing was replayed.
     collations: {database, collation (None), recorded, actual} of databases whose collation has another version here.
     unlogged: how many unlogged relations each database has, by its name, where recovery emptied them. prepared: names
-    of prepared transactions. probed: a database to ask in, none of whose users counts. locales: what each database
-    needs of the host. unconverted: databases whose encoding is none (SQL_ASCII). log: what the server said about
-    recovery.
+    of prepared transactions. tablespaces: names by oid. probed: a database to ask in, none of whose users counts.
+    locales: what each database needs of the host. unconverted: databases whose encoding is none (SQL_ASCII). log: what
+    the server said about recovery.
     """
 
     superuser: str
@@ -66,6 +66,7 @@ class Catalogs:
     reached: dict[str, Any]
     unlogged: dict[str, int]
     prepared: list[str]
+    tablespaces: dict[str, str]
     probed: str
     locales: dict[str, list[str]]
     unconverted: frozenset[str]
@@ -116,6 +117,8 @@ def _answer(major: int, verifier: str, settings: RoleSettings, tied: str) -> str
         'unconverted', (select json_agg(datname) from pg_database where encoding = 0),
         'unlogged', case when pg_last_wal_replay_lsn() is null then null else ({UNLOGGED}) end,
         'probed', (select datname from pg_database where datname = {PROBED} and datallowconn),
+        'tablespaces', (select json_object_agg(oid, spcname) from pg_tablespace
+                        where spcname not in ('pg_default', 'pg_global')),
         'prepared', (select json_agg(gid order by gid) from pg_prepared_xacts),
         'reached', json_build_object(
             'time', to_char(pg_last_xact_replay_timestamp() at time zone 'UTC', {quote_literal(ISO_8601)}),
@@ -155,6 +158,7 @@ def _parsed(output: str, log: Sequence[str]) -> Catalogs:
         reached=after["reached"],
         unlogged=after["unlogged"] or {},
         prepared=after["prepared"] or [],
+        tablespaces={str(int(oid)): name for oid, name in (after["tablespaces"] or {}).items()},
         probed=after["probed"],
         locales={
             name: sorted({one for one in (collate, ctype) if one}) for name, collate, ctype, *_versions in locales

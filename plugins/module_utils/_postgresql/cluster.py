@@ -94,13 +94,12 @@ def read_data_directory(path: str) -> DataDirectory:
 def read_regular_file(path: str) -> bytes | None:
     """The start (1 MiB) of a file; None when there is none, or a link is on the way, which might lead anywhere."""
     try:
-        descriptor = open_inside(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(open_inside(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return file.read(SMALL_FILE) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise PostgresError(f"{path} cannot be read: {error.strerror}.") from error
-    with open(descriptor, "rb") as file:
-        return file.read(SMALL_FILE) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def check_account(data: DataDirectory, account: Account, *, is_presented: bool = True) -> None:

@@ -24,16 +24,23 @@ class PgControlError(RecoveryError):
 
 @dataclass(frozen=True)
 class Build:
-    """Sizes that are compiled into the server that wrote the files, of blocks in bytes (see pg_config_manual.h)."""
+    """What is compiled into the server that wrote the files: sizes, of blocks in bytes (see pg_config_manual.h).
 
+    alignment, and whether numbers of 8 bytes are passed as such, follow from the kind of machine.
+    """
+
+    alignment: int
     block_size: int
     segment_blocks: int
     wal_block_size: int
     name_size: int
     index_keys: int
+    toast_size: int
+    large_object_size: int
+    passes_8_bytes: bool
 
 
-STANDARD_BUILD = Build(8192, 131072, 8192, 64, 32)  # of every distribution
+STANDARD_BUILD = Build(8, 8192, 131072, 8192, 64, 32, 1996, 2048, True)  # of every distribution for 64 bits
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ def parse_pg_control(data: bytes) -> PgControl:
     """Decode the content of `global/pg_control`. Raises PgControlError."""
     _verify(data)
     found: dict[str, Any] = dict(zip(_FIELDS, _LAYOUT.unpack_from(data)))
+    if found["pg_control_version"] < FLOAT4_DROPPED:
+        found["passes_8_bytes"] = found["passes_more"]
     sizes = {size.name: found[size.name] for size in fields(Build)}
     known = {name: value for name, value in found.items() if name in PgControl.__annotations__}
     known.update({name: _lsn(value) for name, value in known.items() if name.endswith(("_lsn", "_point"))})
@@ -121,22 +130,26 @@ _MAJORS = {
 # changed only what had been padding, 18 put default_char_signedness in front of the nonce that ends the structure.
 _CHECKSUM_OFFSETS = {1201: 288, 1300: 288, 1700: 288, 1800: 292}
 
+_OTHER_OFFSETS = range(200, 300, 4)  # where machines have it that align numbers of 8 bytes to 4
+
 _LAYOUT = struct.Struct(
     "<QIIi4xq"  # system_identifier, the two versions, state, time
     "QQI76x"  # checkPoint; of its copy redo and ThisTimeLineID
     "8xQ8xQQ?3x"  # unloggedLSN, minRecoveryPoint, its timeline, backupStartPoint, backupEndPoint, backupEndRequired
     "i4x5i"  # wal_level, wal_log_hints, MaxConnections … max_locks_per_xact
-    "16x"  # track_commit_timestamp, maxAlign, floatFormat
-    "6I12xI"  # blcksz, relseg_size, xlog_blcksz, xlog_seg_size, nameDataLen, indexMaxKeys, … data_checksum_version
+    "4xI8x"  # track_commit_timestamp, maxAlign, floatFormat
+    "6I"  # blcksz, relseg_size, xlog_blcksz, xlog_seg_size, nameDataLen, indexMaxKeys
+    "2I2?2xI"  # toast_max_chunk_size, loblksize, float8ByVal (in 12 float4ByVal before it), data_checksum_version
 )
+FLOAT4_DROPPED = 1300  # the pg_control_version from which on only numbers of 8 bytes may be passed either way
 
 
 _FIELDS = (
     *("system_identifier", "pg_control_version", "catalog_version", "state", "time", "checkpoint_lsn", "redo_lsn"),
     *("timeline", "min_recovery_point", "backup_start_point", "backup_end_point", "backup_end_required", "wal_level"),
     *("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"),
-    *("block_size", "segment_blocks", "wal_block_size", "wal_segment_size", "name_size", "index_keys"),
-    "data_checksum_version",
+    *("alignment", "block_size", "segment_blocks", "wal_block_size", "wal_segment_size", "name_size", "index_keys"),
+    *("toast_size", "large_object_size", "passes_8_bytes", "passes_more", "data_checksum_version"),
 )
 
 
@@ -150,8 +163,19 @@ def _verify(data: bytes) -> None:
         )
     if len(data) < offset + 4 or offset == 0:
         raise PgControlError(f"pg_control has only {len(data)} bytes: its copy was cut off. Use another archive.")
-    if struct.unpack_from("<I", data, offset)[0] != crc32c(data[:offset]):
+    if not _has_checksum(data, offset):
+        if any(_has_checksum(data, place) for place in _OTHER_OFFSETS):
+            raise PgControlError(
+                "pg_control is laid out as on a machine of another kind, such as one of 32 bits (i386). Such a copy "
+                "cannot be used here: it needs a host of that kind."
+            )
         raise PgControlError("pg_control does not match its checksum: its copy is damaged. Use another archive.")
+
+
+def _has_checksum(data: bytes, offset: int) -> bool:
+    """Whether the checksum of all that stands before it is there."""
+    stored = data[offset : offset + 4]
+    return len(stored) == 4 and struct.unpack("<I", stored)[0] == crc32c(data[:offset])
 
 
 def _name(names: tuple[str, ...], number: int) -> str:

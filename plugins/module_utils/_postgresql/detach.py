@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from .._host.files import open_inside, place_inside
-from .backup import Backup, read_backup
+from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .links import Link, archived_places, find_links, is_within, leads_within
 from .recovery import CURE, missing_wal
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO_CONF",
+    "OPTIONS",
+    "OPTIONS_ASIDE",
     "SET_ASIDE",
     "Clone",
     "Step",
@@ -45,6 +47,7 @@ __all__ = [
 
 AUTO_CONF = "postgresql.auto.conf"
 SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
+OPTIONS, OPTIONS_ASIDE = "postmaster.opts", "postmaster.opts.archived"  # likewise; a server writes its own
 LEFT_OUT = "instant_recovery_left_out"  # directory of the data directory; in it one for each tablespace that is missing
 
 # Files that must not be there when the server starts.
@@ -71,6 +74,10 @@ NEEDED = (
     "pg_tblspc",
     "pg_twophase",
 )
+
+# A line of tablespace_map, and one in a table of psql's.
+MAP_LINE = re.compile(r"([0-9]{1,10}) (/[\s\S]*)")
+FRAMED_LINE = re.compile(r"(?:[^|]*\|)?[ \t]*([0-9]{1,10}) (/[\s\S]*?)[ \t]*[+|]*")
 
 # Links that lead out of the tree and are in nobody's way: a session has its own configuration and log.
 UNUSED_LINKS = (
@@ -105,13 +112,15 @@ class Step:
 class Clone:
     """What has to be changed in the tree, where the WAL is, and what the copy says about its recovery.
 
-    left_out: by their oids, the directories that stand for tablespaces which the archive does not have.
+    left_out: by their oids, the directories that stand for tablespaces which the archive does not have. made: oids of
+    those that the WAL makes.
     """
 
     steps: list[Step]
     wal: str
     backup: Backup
     left_out: dict[str, str] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
 
 
 def plan_clone(
@@ -143,11 +152,13 @@ def plan_clone(
         listed = "; ".join(planner.problems)
         raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
     backup = planner.backup
+    made: set[str] = set()
     if data.control.state != "shut down" or backup.is_labelled or recovering:
         records = tablespace_records(planner.wal, backup.start, waldump=waldump, timeout=timeout)
+        made = {str(record.oid) for record in records}
         told = [(silenced(record), record.patches) for record in records]
         steps += [Step("patch", planner.wal, one["what"], one["why"], patches=patches) for one, patches in told]
-    return Clone(steps, planner.wal, backup, planner.left_out)
+    return Clone(steps, planner.wal, backup, planner.left_out, frozenset(made))
 
 
 def apply_steps(steps: Sequence[Step], account: Account) -> None:
@@ -176,14 +187,16 @@ def _apply(step: Step, account: Account) -> None:
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:
-    """Directory of each tablespace (by its oid) in a file tablespace_map, as pg_backup_stop() returns it."""
-    found = {}
+    """Directory of each tablespace (by its oid) in a file tablespace_map, as pg_backup_stop() returns it.
+
+    Scripts write it with line breaks of Windows, in UTF-16, or as the table that psql prints.
+    """
     # A line break within a path is written as backslash and line break, a backslash as two.
-    for line in re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(content)):
-        oid, _blank, path = line.partition(" ")
-        if oid.isdigit() and path:
-            found[oid] = re.sub(r"\\([\s\S])", r"\1", path)
-    return found
+    lines = re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(as_utf8(content)))
+    found = [MAP_LINE.fullmatch(line) for line in lines]
+    if None in found:
+        found = [FRAMED_LINE.fullmatch(line) for line in lines]
+    return {match[1]: re.sub(r"\\([\s\S])", r"\1", match[2]) for match in found if match is not None}
 
 
 class _Planner:
@@ -212,6 +225,7 @@ class _Planner:
         yield from self._removed_files()
         yield from self._label()
         yield from self._archived_alter_system()
+        yield from self._options()
         yield from self._slots()
         yield from self._missing_directories()
         self._check_wal()
@@ -395,6 +409,15 @@ class _Planner:
                 yield Step("remove", self._path(SET_ASIDE), f"directory {SET_ASIDE} removed", "its name is needed")
             yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
 
+    def _options(self) -> Iterator[Step]:
+        """What the server was started with makes room for what ours is started with, and is not reported."""
+        path, aside = self._path(OPTIONS), self._path(OPTIONS_ASIDE)
+        if self.is_recovered or os.path.islink(path) or not os.path.isfile(path):
+            return
+        if os.path.isdir(aside):
+            yield Step("remove", aside, "", "")
+        yield Step("rename", path, "", "", aside)
+
     def _slots(self) -> Iterator[Step]:
         directory = self._path("pg_replslot")
         if not os.path.isdir(directory) or os.path.islink(directory):
@@ -469,6 +492,10 @@ def _set_aside(place: str, step: Step) -> None:
     _make_file(place, step)
 
 
+def _rename(place: str, step: Step) -> None:
+    os.rename(place, os.path.join(os.path.dirname(place), os.path.basename(step.target)))
+
+
 def _write(place: str, step: Step) -> None:
     os.unlink(place)
     _make_file(place, step)
@@ -503,6 +530,7 @@ ACTIONS = {  # each with the path of its place by a descriptor; "patch" has plac
     "link": _link,
     "directory": _directory,
     "set_aside": _set_aside,
+    "rename": _rename,
     "write": _write,
     "private": _private,
 }

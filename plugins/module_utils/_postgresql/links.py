@@ -19,7 +19,7 @@ from .cluster import PostgresError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "resolve_within"]
+__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "places_of", "resolve_within"]
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,17 @@ def archived_places(tree: str, data_directory: str, link: Link, *, known: Mappin
     and its links still speak of `/srv`: so the target is looked for below every leading part of data_directory's path
     in the tree. The longest comes first, because the rest of that snapshot is what belongs to the data directory.
     """
-    target, roots = link.target, [tree]
     place = (known or {}).get(os.path.relpath(link.path, tree))
-    if place is not None:
-        target = os.path.join("/", place)
-    elif os.path.isabs(target):
-        inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
-        roots = [os.path.join(tree, part) for part in ("" if inside == "." else inside, *leading(inside))]
-    else:
-        target = os.path.join("/", os.path.relpath(os.path.dirname(link.path), tree), target)
-    places = (resolve_within(root.rstrip("/"), target) for root in roots)
-    return list(dict.fromkeys(place for place in places if place is not None and os.path.isdir(place)))
+    if place is None and os.path.isabs(link.target):
+        return [place for place in places_of(tree, data_directory, link.target) if os.path.isdir(place)]
+    inside = os.path.join(os.path.relpath(os.path.dirname(link.path), tree), link.target) if place is None else place
+    place = resolve_within(tree.rstrip("/"), os.path.join("/", inside))
+    return [place] if place is not None and os.path.isdir(place) else []
+
+
+def places_of(tree: str, data_directory: str, path: str) -> list[str]:
+    """Everything in tree that an absolute path of the archive's host may mean, the likeliest first."""
+    inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
+    roots = [os.path.join(tree, part) for part in ("" if inside == "." else inside, *leading(inside))]
+    places = (resolve_within(root.rstrip("/"), path) for root in roots)
+    return list(dict.fromkeys(place for place in places if place is not None))

@@ -15,12 +15,12 @@ from .._host.ports import check_port, check_socket_path
 from .._host.sandbox import Sandbox
 from .build import check_build
 from .cluster import DataDirectory, PostgresError, check_account, read_data_directory
+from .configuration import read_configuration
 from .detach import Clone, plan_clone
 from .links import is_within, resolve_within
 from .programs import Binaries, require
 from .recovery import Recovery, plan_recovery
 from .settings import (
-    archived_settings,
     carried,
     check_settings,
     guards,
@@ -161,7 +161,8 @@ def make_plan(request: Request) -> Plan:
     _check_recovered(request)
     archive = None if request.recovered else _wal_archive(request, data, sandbox)
     clone = _clone(request, data, binaries, archive, sandbox)
-    archived = archived_settings(data, request.tree, request.configuration, is_recovered=request.recovered is not None)
+    found = read_configuration(data, request.tree, request.configuration, is_recovered=request.recovered is not None)
+    archived = found.settings
     libraries, left_out = preload(archived, binaries.bindir)
     return Plan(
         request=request,
@@ -179,7 +180,7 @@ def make_plan(request: Request) -> Plan:
         ),
         carried_over=tuple(report_carried(data, archived, libraries)),
         sandbox=sandbox,
-        warnings=(*warnings, *map(_cannot_be_read, clone.left_out)),
+        warnings=(*warnings, *found.warnings(), *map(_cannot_be_read, clone.left_out)),
         clone=clone,
         recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
         recovered=request.recovered,

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .._errors import MORE_TIME
+from .._errors import MORE_TIME, listed
 from .._host.command import CommandError
 from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
@@ -267,7 +267,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
     locales = _locales(plan)
     left_out = {} if plan.recovered else plan.clone.left_out
-    settings = _tolerance(plan, left_out)
+    places, settings = os.listdir(os.path.join(plan.data.path, "pg_tblspc")), _tolerance(plan, left_out)
     with ExitStack() as serving:
         pipes: tuple[str, ...] = ()
         if recovery is not None:
@@ -297,7 +297,8 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
         _empty(plan, left_out)
     reached = _reached(plan, session, catalogs, commit)
     taken_out = [silenced(record) for record in server.records.values()]
-    warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs)]
+    lost = _without(plan, catalogs, {*places, *plan.clone.made, *map(str, server.records)})
+    warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs), *lost]
     return _Prepared(catalogs, reached, taken_out, locales.environment, warnings)
 
 
@@ -342,6 +343,29 @@ def _signal_recovery(plan: Plan) -> None:
     with open(descriptor, "wb"):
         if plan.account.uid != os.geteuid():
             os.fchown(descriptor, plan.account.uid, plan.account.gid)
+
+
+def _without(plan: Plan, catalogs: Catalogs, known: set[str]) -> list[str]:
+    """Go on without tablespaces that nothing in the copy led to, where that is wanted. Raises PostgresError.
+
+    known: oids of those that the copy had a place for, or the WAL has made.
+    """
+    lost = sorted(catalogs.tablespaces.keys() - known) if plan.recovered is None else []
+    if not lost:
+        return []
+    names = listed([f"{catalogs.tablespaces[oid]} ({oid})" for oid in lost])
+    if plan.request.missing_tablespaces != "leave_out":
+        raise PostgresError(
+            f"The copy has no link in pg_tblspc for tablespace {names}, nor does tablespace_map name it, as when a "
+            "backup passes over links: use an archive that has it, or go on without what lies there "
+            "(missing_tablespaces=leave_out)."
+        )
+    # Recovery makes a directory where it misses one.
+    top = os.path.join(plan.data.path, "pg_tblspc")
+    argv = ["/usr/bin/find", top, "-mindepth", "2", "-regextype", "posix-extended"]
+    argv += ["-regex", f".*/pg_tblspc/({'|'.join(lost)})/.*", "-delete"]
+    plan.sandbox.for_tool(writable=plan.sandbox.writable).run(argv, timeout=plan.request.timeout)
+    return [f"The copy has no place for tablespace {names}, which was left out: what lies there cannot be read."]
 
 
 def _empty(plan: Plan, left_out: Mapping[str, str]) -> None:

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration of a session's server: what keeps it away from production, what makes it quick, what it keeps.
 
-The archived configuration is never loaded. GUARDS go onto the server's command line, where neither a file nor
-ALTER SYSTEM can undo them. The rest goes into a configuration file of the session's own: TUNING, what is carried over
-from the archived configuration because query results depend on it (CARRIED), and the user's own settings.
+The archived configuration is never loaded; `_postgresql/configuration.py` reads it. GUARDS go onto the server's command
+line, where neither a file nor ALTER SYSTEM can undo them. The rest goes into a configuration file of the session's own:
+TUNING, what is carried over from the archived configuration because query results depend on it (CARRIED), and the
+user's own settings.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .cluster import OLDEST_MAJOR, PostgresError, has_locale, quote_setting, read_regular_file
-from .detach import AUTO_CONF, SET_ASIDE
-from .links import Link, archived_places, resolve_within
+from .cluster import OLDEST_MAJOR, PostgresError, has_locale, quote_setting
 from .programs import library_directory
 
 if TYPE_CHECKING:
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Guard",
     "Setting",
-    "archived_settings",
     "carried",
     "check_settings",
     "guards",
-    "parse_configuration",
     "preload",
     "render_configuration",
     "report_carried",
@@ -207,11 +204,6 @@ HARMLESS_LIBRARIES = (
 
 # How a name may look; a dot makes it an extension's.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
-LINE = re.compile(
-    r"^[ \t]*(?P<name>[A-Za-z_][\w.$]*)(?:[ \t]*=|[ \t])[ \t]*"
-    r"(?:'(?P<quoted>(?:[^'\\\n]|\\.|'')*)'|(?P<bare>[^\s#']+))",
-    re.MULTILINE,
-)
 
 
 def guards(major: int) -> dict[str, str]:
@@ -278,43 +270,6 @@ def check_settings(settings: Mapping[str, Any], major: int) -> dict[str, str]:
             raise PostgresError(f"settings: {name} has a value that is neither a text, a number nor yes or no.")
         checked[name] = ("on" if value else "off") if isinstance(value, bool) else str(value)
     return checked
-
-
-def archived_settings(
-    data: DataDirectory, tree: str, configuration: str | None = None, *, is_recovered: bool = False
-) -> dict[str, str]:
-    """What the archived configuration says, as far as it lies in the tree: read, and never loaded.
-
-    configuration is its directory below the tree; without it, that of Debian in /etc/postgresql counts. Files that it
-    includes are not looked at. Names are in lower case.
-    """
-    debian = Link(data.path, f"/etc/postgresql/{data.major}/{os.path.basename(data.path)}")
-    places = archived_places(tree, data.path, debian)[:1]
-    if configuration is not None:
-        places = [place] if (place := resolve_within(tree, configuration)) is not None else []
-    paths = [os.path.join(directory, "postgresql.conf") for directory in (data.path, *places)]
-    found: dict[str, str] = {}
-    for path in paths:
-        found.update(_settings_in(path))
-    # An earlier start of the same copy has set it aside, and what is there now is the session's own.
-    names = (SET_ASIDE, AUTO_CONF) if is_recovered else (AUTO_CONF, SET_ASIDE)
-    altered = (_settings_in(os.path.join(data.path, name)) for name in names)
-    return {**found, **next(filter(None, altered), {})}
-
-
-def _settings_in(path: str) -> dict[str, str]:
-    content = read_regular_file(path)
-    return {} if content is None else parse_configuration(content.decode("utf-8", "replace"))
-
-
-def parse_configuration(text: str) -> dict[str, str]:
-    """The settings of a postgresql.conf, names in lower case. As in PostgreSQL, of a repeated one the last counts."""
-    found = {}
-    for match in LINE.finditer(text):
-        quoted = match.group("quoted")
-        value = match.group("bare") if quoted is None else re.sub(r"\\(.)|'(')", r"\1\2", quoted)
-        found[match.group("name").lower()] = value
-    return found
 
 
 def carried(archived: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from .session import KEEPER, RECORD, SUMS, Session, SessionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Findings", "examine", "expiry", "is_abandoned", "unattended"]
+__all__ = ["Findings", "examine", "expiry", "is_abandoned", "keeper_elsewhere", "unattended"]
 
 LISTENING = "0A"  # the state's number in /proc/net/tcp
 # Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
@@ -56,8 +56,7 @@ def examine(session: Session) -> Findings:
 
 def _look(session: Session) -> Findings:
     record = session.record
-    kept = [one["process"] for one in record["claims"] if one["name"] == KEEPER and one["process"]]
-    keeper = Process.from_dict(kept[0]) if kept else None
+    keeper = _keeper_of(session)
     checks: dict[str, Any] = {
         "mounts": [_check_mount(claim, keeper) for claim in record["claims"] if claim["kind"] == "mount"],
         "processes": [_check_process(claim) for claim in record["claims"] if claim["process"]],
@@ -163,6 +162,17 @@ def _pause(session: Session) -> list[str]:
 
 def _steps(session: Session) -> list[str]:
     return [step for step in session.record["timings"] if step not in SUMS]
+
+
+def _keeper_of(session: Session) -> Process | None:
+    kept = [one["process"] for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
+    return Process.from_dict(kept[0]) if kept else None
+
+
+def keeper_elsewhere(session: Session) -> Process | None:
+    """The session's keeper where it lives in another namespace of mounts than we do; else None."""
+    keeper = _keeper_of(session)
+    return keeper if keeper is not None and is_mounted_for(keeper, "/") is not None else None
 
 
 def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
