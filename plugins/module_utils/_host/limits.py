@@ -5,7 +5,8 @@
 Where systemd is process 1 and we are root, every process of a session gets a transient scope, and all of them are in
 one slice per session, which has the caps. The slice is a neighbour of the host's services: its weights count against
 theirs. Slice and scopes end with their last process, so nothing has to undo them, whoever ends the session and how.
-Elsewhere processes get a nice value, an I/O priority and, each server process for itself, a limit of its data.
+Elsewhere processes get a nice value and an I/O priority. Each process of the server (by its sandbox) and each Borg
+(when it is started) is limited in its data, wherever that is.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Proc
     if kind == "keeper":
         return  # it needs next to nothing, and has a low priority of its own
     try:
-        _restrain(limits, process, is_server=kind == "server")
+        _restrain(limits, process)
     except (OSError, KeyError, RecoveryError) as error:
         if process.alive():
             warn(f"The limits of session {os.path.basename(directory)} do not hold for {claim}: {error}")
@@ -159,17 +160,17 @@ def _is_in(slice_name: str, process: Process) -> bool:
     return False
 
 
-def _restrain(limits: Mapping[str, Any], process: Process, *, is_server: bool) -> None:
+def _restrain(limits: Mapping[str, Any], process: Process) -> None:
     """Limit process and its children without systemd. What they start later inherits it."""
-    if all(limits[name] == usual for name, usual in UNLIMITED.items()):
+    if all(limits[name] == UNLIMITED[name] for name in ("cpu_weight", "io_weight")):
         return
-    _restrain_one(limits, process, is_server=is_server)
+    _restrain_one(limits, process)
     for child in descendants(process):
         with suppress(OSError, RecoveryError):  # it may have ended, and by now children are born with the limits
-            _restrain_one(limits, child, is_server=is_server)
+            _restrain_one(limits, child)
 
 
-def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: bool) -> None:
+def _restrain_one(limits: Mapping[str, Any], process: Process) -> None:
     # Nice and I/O priority are each thread's own; those that are started later take over their parent's.
     threads = sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)
     owner = _owner(process)
@@ -183,8 +184,6 @@ def _restrain_one(limits: Mapping[str, Any], process: Process, *, is_server: boo
     if limits["io_weight"] != UNLIMITED["io_weight"]:
         level = io_priority_of(limits["io_weight"])
         _run("ionice", "--class", "2", "--classdata", str(level), "--pid", *threads, user=owner)
-    if is_server and limits["memory_max"]:
-        _run("prlimit", "--pid", str(process.pid), f"--data={limits['memory_max']}", user=owner)
 
 
 def _owner(process: Process) -> str:

@@ -56,7 +56,7 @@ TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("readable", "writable", "private", "logged", "doors"), ()),
     **dict.fromkeys(("namespaces", "landlock", "seccomp"), False),
-    **dict.fromkeys(("port", "processes", "memory"), 0),
+    **dict.fromkeys(("port", "processes", "memory", "data"), 0),
     "env": {},
     "account": None,
     "staging": ANYWHERE,
@@ -76,7 +76,8 @@ class Sandbox:
     always, and paths that do not exist are passed over. network: `none`; `unix`, for clients of a socket that is among
     the paths; `serve`, to listen on port and call nobody; `host`, to listen on port and call anybody. private: paths of
     directories that nobody else needs to see: where there are namespaces they are small ones in memory.
-    session_directory: whose mark its processes bear until they execute the program.
+    session_directory: whose mark its processes bear until they execute the program. memory_max: bytes of memory of its
+    own that each process may have (0: any).
     """
 
     account: Account
@@ -86,6 +87,7 @@ class Sandbox:
     network: str = "none"
     port: int = 0
     session_directory: str | None = None
+    memory_max: int = 0
     accept_unconfined: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -213,6 +215,7 @@ class Sandbox:
             "doors": list(doors),
             "processes": MOST_PROCESSES,
             "memory": memory,
+            "data": self.memory_max,
         }
         launch = _Launch(specification, self.session_directory)
         try:

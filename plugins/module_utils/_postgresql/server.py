@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -144,6 +144,7 @@ def start_server(
     this raises, everything that was started has ended.
     """
     deadline = time.monotonic() + plan.request.timeout
+    plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record["memory_max"]))
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         with reserve_port(plan.request.port, avoid=avoid, backlog=BACKLOG if is_listening else 0) as (port, reserved):

@@ -148,6 +148,10 @@ def _limit(spec: Specification) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what the memory of a server holds is on no other disk
     if spec.memory:
         resource.setrlimit(resource.RLIMIT_AS, (spec.memory, spec.memory))
+    if spec.data:
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        data = spec.data if most == resource.RLIM_INFINITY else min(spec.data, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     # A namespace's user is counted by himself (since Linux 5.14), and for all that he has outside as well: half of an
     # ordinary user's are left to his other programs.
     if spec.processes:
