@@ -78,7 +78,7 @@ def archived_sample(top: Path) -> Repository:
 
 def psql(session: dict[str, Any]) -> list[str]:
     """The query, the way that the start play's closing note proposes to connect."""
-    service = [f"PGSERVICEFILE={session['service_file']}", "PGSERVICE=instant_recovery"]
+    service = [f"PGSERVICEFILE={session['client_file']}", "PGSERVICE=instant_recovery"]
     return ["env", *service, "psql", "-X", "-d", DATABASE, "-c", QUERY]
 
 

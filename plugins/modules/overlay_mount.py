@@ -70,7 +70,7 @@ options:
     default: mounted
   log_directory:
     description:
-      - Directory for the log of V(block), C(overlay.log).
+      - Directory for the log of V(block), C(layer.log).
       - The default is C(log) in O(session_directory), or without a session the directory of O(upper).
     type: path
   timeout:
@@ -238,7 +238,7 @@ def _overlay(options: dict[str, Any]) -> tuple[Overlay, tuple[str, ...]]:
         owner=options["owner"],
         cache_size=None if options["cache_size"] is None else parse_size(options["cache_size"], option="cache_size"),
         python=python,
-        log=os.path.join(logs, "overlay.log"),
+        log=os.path.join(logs, "layer.log"),
         timeout=options["timeout"],
     )
     return overlay, warnings

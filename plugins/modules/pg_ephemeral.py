@@ -116,7 +116,7 @@ EXAMPLES = r"""
   ansible.builtin.command:
     argv: ["{{ server.bindir }}/psql", --no-psqlrc, --command, select version(), service=instant_recovery]
   environment:
-    PGSERVICEFILE: "{{ server.service_file }}"
+    PGSERVICEFILE: "{{ server.client_file }}"
   changed_when: false
 
 - name: Stop it
@@ -190,7 +190,7 @@ connection_string:
   type: str
   returned: success
   sample: postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass&password=
-service_file:
+client_file:
   description:
     - Connection service file, in which the server is the service C(instant_recovery). With its path in
       E(PGSERVICEFILE), C(psql -w service=instant_recovery) connects.
@@ -202,7 +202,7 @@ log:
   description: Its log. Null with O(state=stopped).
   type: str
   returned: success
-  sample: /var/lib/instant_recovery/20261122-130501-9c1e/log/postgresql.log
+  sample: /var/lib/instant_recovery/20261122-130501-9c1e/log/server.log
 bindir:
   description: Directory of the PostgreSQL programs. Null with O(state=stopped).
   type: str
@@ -402,7 +402,7 @@ from ..module_utils._session.session import Session, claiming, public
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("version", "port", "pid", "user", "superuser")),
     "databases": [],
-    **dict.fromkeys(("connection_string", "service_file", "log", "bindir", "read_only", "network")),
+    **dict.fromkeys(("connection_string", "client_file", "log", "bindir", "read_only", "network")),
     "settings": {},
     "neutralised": [],
     "carried_over": [],
@@ -412,7 +412,7 @@ NOTHING: dict[str, Any] = {
 }
 COMPARED = ("read_only", "network")
 GRACE = 60.0  # seconds beyond its timeout that a start may take to give up by itself
-RECORDED = ("port", "socket_directory", "user", "connection_string", "service_file", "pid", "recovered_to")
+RECORDED = ("port", "socket_directory", "user", "connection_string", "client_file", "pid", "recovered_to")
 
 
 def main() -> None:

@@ -155,13 +155,13 @@ options:
       - The port that the server is going to be started with. When it is taken that is said here, before anything is
         mounted. It is not held until then.
     type: int
-  rest_after:
+  suspend_after:
     description:
-      - After this time without a read of the archive its Borgs are ended, which saves about 40 MiB of memory each. The
+      - After this time without a read the archive is suspended, which saves about 40 MiB of memory each. The
         next read mounts it again, which takes a second or two. V(0) is never.
       - V(auto) is ten times what mounting the archive took, but a minute at least. So what is slow to come back is held
         for longer.
-      - What may not be had back so easily stays mounted - an archive whose lock is held (option C(lock) of
+      - What cannot be resumed so easily stays mounted - an archive whose lock is held (option C(lock) of
         M(phpborg.instant_recovery.borg_mount)), whose repository is opened with an agent of ssh or a passcommand, or
         that took more than 30 seconds to mount.
       - An archive that is deleted or renamed meanwhile cannot be mounted again, whether or not the repository was
@@ -313,7 +313,7 @@ from ..module_utils._host.limits import LEAST_MEMORY, UNLIMITED, WEIGHTS
 from ..module_utils._host.ports import reserve_port
 from ..module_utils._host.preflight import DRIVERS, Host, Report, examine, parse_floor, parse_memory, parse_size
 from ..module_utils._host.users import RANGE, processes_of
-from ..module_utils._keeper.archive import wake
+from ..module_utils._keeper.archive import resume
 from ..module_utils._keeper.keeper import ensure_keeper
 from ..module_utils._layer.overlay import CLAIM as LAYER
 from ..module_utils._session.audit import audit, requester
@@ -367,7 +367,7 @@ def main() -> None:
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
             "port": {"type": "int"},
-            "rest_after": {"type": "str", "default": "auto"},
+            "suspend_after": {"type": "str", "default": "auto"},
             "requested_by": {"type": "str"},
             "error_message": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
@@ -442,7 +442,7 @@ def _limits(params: dict[str, Any]) -> dict[str, Any]:
         "idle_timeout": parse_duration(params["idle_timeout"] or "0"),
         "free_space_floor": parse_floor(params["free_space_floor"]),
         "max_upper_size": parse_size(params["max_upper_size"], option="max_upper_size"),
-        "rest_after": None if params["rest_after"] == "auto" else parse_duration(params["rest_after"]),
+        "suspend_after": None if params["suspend_after"] == "auto" else parse_duration(params["suspend_after"]),
         **_shares(params),
     }
 
@@ -557,11 +557,11 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
     session = _existing(root, params["session_id"])
     before = public(session.record)
     if not check_mode:
-        wake(session)
-    _check_archive(session, may_rest=check_mode)
+        resume(session)
+    _check_archive(session, may_suspend=check_mode)
     if not check_mode:
         with session.locked(timeout=params["lock_timeout"]):
-            _check_archive(session, may_rest=False)
+            _check_archive(session, may_suspend=False)
             session.rewind()
             remains = drop_changes(session, layer=LAYER)
             if remains:
@@ -571,7 +571,7 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
     return {**done, "changed": True}
 
 
-def _check_archive(session: Session, *, may_rest: bool) -> None:
+def _check_archive(session: Session, *, may_suspend: bool) -> None:
     """Refuse a reset of a session of which there is nothing to start again from, or none that can be mounted here."""
     elsewhere = keeper_elsewhere(session)
     if elsewhere is not None:
@@ -580,7 +580,7 @@ def _check_archive(session: Session, *, may_rest: bool) -> None:
             f"has it: reset it from there (nsenter --target {elsewhere.pid} --mount), or stop it and start another one."
         )
     mounts = [one for one in look_at(session).checks["mounts"] if one["name"] != LAYER]
-    lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_rest and one["resting"]))]
+    lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_suspend and one["suspended"]))]
     if session.record["status"] in ("stopping", "orphaned") or not session.record["options"].get("overlay_mount"):
         raise SessionError(f"Session {session.id} is {session.record['status']}: stop it and start another one.")
     if lost or session.record["status"] == "failed":

@@ -107,7 +107,7 @@ sessions:
     connection_string:
       description: URL to connect to.
       type: str
-    service_file:
+    client_file:
       description: PostgreSQL service file to connect with.
       type: str
     pid:
@@ -172,7 +172,7 @@ sessions:
             responding:
               description: Whether it answers.
               type: bool
-            resting:
+            suspended:
               description: Whether it is not mounted because nobody has read it for long. The next read mounts it.
               type: bool
         processes:
@@ -255,7 +255,7 @@ sessions:
       user: instant_recovery
       connection_string: >-
         postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/var/lib/instant_recovery/20261122-130501-9c1e/client/pgpass
-      service_file: /var/lib/instant_recovery/20261122-130501-9c1e/client/pg_service.conf
+      client_file: /var/lib/instant_recovery/20261122-130501-9c1e/client/pg_service.conf
       pid: 4711
       borg_mount_point: /var/lib/instant_recovery/20261122-130501-9c1e/archive
       overlay_upper_dir: /var/lib/instant_recovery/20261122-130501-9c1e/upper
@@ -279,7 +279,7 @@ sessions:
             mountpoint: /var/lib/instant_recovery/20261122-130501-9c1e/archive
             mounted: true
             responding: true
-            resting: false
+            suspended: false
         processes:
           - {name: archive, pid: 4650, alive: true}
           - {name: server, pid: 4711, alive: true}

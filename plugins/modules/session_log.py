@@ -111,7 +111,7 @@ cursor:
   type: dict
   returned: success
   sample:
-    postgresql.log: {inode: 1318211, offset: 2204}
+    server.log: {inode: 1318211, offset: 2204}
 ended:
   description: Whether the session has ended, so that nothing more will come.
   type: bool

@@ -59,7 +59,7 @@ class StartOptions(TypedDict, total=False):
     cache_size: str | None
     ttl: str | None
     idle_timeout: str | None
-    rest_after: str | None
+    suspend_after: str | None
     minimum_free: str | None
     free_space_floor: str | None
     max_upper_size: str | None

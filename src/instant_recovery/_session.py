@@ -60,7 +60,7 @@ class Session:
     socket_directory: str | None = None
     user: str | None = None
     connection_string: str | None = None
-    service_file: str | None = None
+    client_file: str | None = None
     pid: int | None = None
     recovered_to: Mapping[str, Any] | None = None
     borg_mount_point: str | None = None

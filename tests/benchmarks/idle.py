@@ -33,7 +33,7 @@ from tests.support.repository import Repository  # noqa: E402
 from tests.support.stack import Stack  # noqa: E402
 
 SETTLED = 75  # seconds after which the layers have given back what only fetching needs
-REST = 300  # seconds that the sessions choose for rest_after: long enough to measure them before it, too
+REST = 300  # seconds that the sessions choose for suspend_after: long enough to measure them before it, too
 PARTS = {"archive": "borg mounts", "merged": "copy-on-write layer", "keeper": "keeper", "server": "server"}
 MEBIBYTE = 1 << 20
 
@@ -73,7 +73,7 @@ def _sample(place: Path) -> Sample:
 
 def _started(place: Path, sample: Sample) -> dict[str, int]:
     cpus = len(os.sched_getaffinity(0))
-    stack = Stack(place / "sessions", sample, {"ttl": "1h", "free_space_floor": "0", "rest_after": f"{REST}s"})
+    stack = Stack(place / "sessions", sample, {"ttl": "1h", "free_space_floor": "0", "suspend_after": f"{REST}s"})
     stack.start("recorded")
     stack.readers = min(4, int(stack.begun["cpus"] or cpus))  # as the role chooses them
     for step in (stack._mount, stack._layer, stack._serve):

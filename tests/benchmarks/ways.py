@@ -213,7 +213,7 @@ class UsualMounted(Mounted):
         argv = [f"{server_directory()}/postgres", "-D", f"{directories['merged']}/{source.data_directory}"]
         process = spawn(
             [*argv, *(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))],
-            log=f"{directories['log']}/postgresql.log",
+            log=f"{directories['log']}/server.log",
             env={MARKER: begun["session_directory"]},
             user=OWNER,
         )

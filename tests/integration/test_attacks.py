@@ -190,7 +190,7 @@ def info(copy: Copy) -> dict[str, Any]:
 def printed_client(result: dict[str, Any], statement: str) -> str:
     """What the printed line says to whoever types it: here root, whoever the session belongs to."""
     argv = [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, "service=instant_recovery"]
-    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"]}
+    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["client_file"]}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.strip()
 
@@ -468,7 +468,7 @@ def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(
         assert (told["status"], told["metrics"]["clients"]) == ("orphaned", None)
         done = subprocess.run(
             [f"{result['bindir']}/psql", "-X", "-w", "-c", "select 1", "service=instant_recovery"],
-            env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"]},
+            env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["client_file"]},
             capture_output=True,
             check=False,
             timeout=60,
@@ -648,7 +648,7 @@ def test_passwords_of_other_servers_are_not_told(
     (place / ".pgpass").write_text("*:*:*:*:production's\n")
     (place / ".pgpass").chmod(0o600)
     line = ["psql", "-X", "-w", "-c", "select 1", "service=instant_recovery"]
-    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"], "HOME": str(place)}
+    environment = {"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["client_file"], "HOME": str(place)}
     secrets: tuple[dict[str, str], ...] = ({"PGPASSWORD": "production's"}, {})
     for secret in secrets:
         done = subprocess.run(line, env={**environment, **secret}, capture_output=True, check=False, timeout=60)

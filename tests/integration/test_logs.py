@@ -171,7 +171,7 @@ def test_another_host(session: Session, root: Path, place: Path) -> None:
 def fail(session: Session, column: str) -> None:
     """Make the server log an error. Whoever runs it here is the server's own superuser or root."""
     assert session.connection_string is not None
-    environment = {**os.environ, "PGSERVICEFILE": str(session.service_file)}
+    environment = {**os.environ, "PGSERVICEFILE": str(session.client_file)}
     done = subprocess.run(
         ["psql", "-X", "service=instant_recovery", "-c", f'select "{column}"'],
         env=environment,

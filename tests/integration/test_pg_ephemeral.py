@@ -95,7 +95,7 @@ def psql(result: dict[str, Any], statement: str, **environment: str) -> subproce
     """As a person would: psql service=instant_recovery."""
     return subprocess.run(
         [f"{result['bindir']}/psql", "-X", "-w", "-A", "-t", "-c", statement, "service=instant_recovery"],
-        env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["service_file"], **environment},
+        env={"PATH": "/usr/bin:/bin", "PGSERVICEFILE": result["client_file"], **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -804,7 +804,7 @@ def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, 
     record = copy.record
     assert record["port"] == result["port"] != 15432
     assert record["pid"] == result["pid"]
-    assert record["service_file"] == f"{copy.directory}/client/pg_service.conf"
+    assert record["client_file"] == f"{copy.directory}/client/pg_service.conf"
     assert record["timings"]["pg_ephemeral"] > 0
     assert [claim["name"] for claim in record["claims"]] == ["server"]
     warden = record["claims"][0]["process"]["pid"]

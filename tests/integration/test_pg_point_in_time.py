@@ -475,7 +475,7 @@ def test_what_cannot_be_reached_is_said_in_one_sentence(
     assert said in result["msg"], result["msg"]
     assert "\n" not in result["msg"]
     assert processes_below(copy.tree) == []
-    assert not [path for path in copy.run.glob("*") if path.name != "postgresql.log"]
+    assert not [path for path in copy.run.glob("*") if path.name != "server.log"]
 
 
 def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: Callable[..., Copy]) -> None:

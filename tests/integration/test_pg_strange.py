@@ -80,7 +80,7 @@ def test_none_of_the_names_can_be_written(place: Path, copy_of: Callable[..., Co
             [*argv, "select i from t", result["connection_string"]], capture_output=True, check=False
         )
         assert by_url.stdout == b"7\n", by_url.stderr
-        environment = {**os.environ, "PGSERVICEFILE": result["service_file"]}
+        environment = {**os.environ, "PGSERVICEFILE": result["client_file"]}
         line = [*argv, "select current_database()", "service=instant_recovery"]
         assert subprocess.run(line, env=environment, capture_output=True, check=False).stdout == b"template1\n"
 

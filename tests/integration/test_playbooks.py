@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONTRACT = [
     *("id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port"),
-    *("socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir"),
+    *("socket_directory", "user", "connection_string", "client_file", "pid", "borg_mount_point", "overlay_upper_dir"),
     *("overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message"),
     *("timings", "recovered_to", "stop_reason"),
 ]
@@ -43,6 +43,7 @@ def test_start_query_stop(playbooks: Playbooks, sample: Sample) -> None:
     unanswered = {name: "" for name in names if name not in ("archive", "id", "root")}
     started = succeed(playbooks.start(archive=sample.name, **unanswered))
     session = started.session
+    assert started.stats["instant_recovery_session_id"] == session["id"]
 
     check_record(session, sample)
     check_timings(started)

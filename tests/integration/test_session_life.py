@@ -46,7 +46,7 @@ def _begin(place: Path, sample: Sample, clock: Clock) -> Iterator[Callable[..., 
 
     def begin(*, root: Path = root, readers: int = 1, **options: Any) -> Stack:
         # An archive that comes and goes, or is mounted twice, would only take time.
-        made.append(Stack(root, sample, {"rest_after": "0", **options}, readers=readers))
+        made.append(Stack(root, sample, {"suspend_after": "0", **options}, readers=readers))
         # A reset lets go of the port for a moment: sessions of another worker's root would take the first free one.
         made[-1].server = {**made[-1].server, "port": free_port()}
         return made[-1].start()
@@ -69,9 +69,9 @@ def await_end(stack: Stack) -> dict[str, Any]:
 def wake(stack: Stack) -> None:
     """Have the keeper look now, not at its next turn."""
     with contextlib.suppress(OSError):  # it is looking, or has ended
-        bell = os.open(stack.directory / "bell", os.O_WRONLY | os.O_NONBLOCK)
-        os.write(bell, b"!")
-        os.close(bell)
+        pipe = os.open(stack.directory / "resume", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(pipe, b"!")
+        os.close(pipe)
 
 
 def await_looks(stack: Stack, clock: Clock) -> None:
@@ -240,7 +240,7 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
 def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
     begin: Callable[..., Stack], sample: Sample, clock: Clock
 ) -> None:
-    stack = begin(readers=2, rest_after="1h")
+    stack = begin(readers=2, suspend_after="1h")
     before, archives = stack.info()["metrics"], memory_of(stack, "archive-1", "archive-2")
     borgs = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
     assert len(borgs) == 2
@@ -248,29 +248,29 @@ def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(
     clock.forward(50 * MINUTE)
     await_looks(stack, clock)
     assert all(identify(pid) for pid in borgs)
-    await_rest(stack, clock)
+    await_suspended(stack, clock)
     assert [pid for pid in borgs if identify(pid)] == []
-    resting = stack.info()
-    assert (resting["status"], resting["error_message"]) == ("active", None)
+    suspended = stack.info()
+    assert (suspended["status"], suspended["error_message"]) == ("active", None)
     assert not any(name.startswith("archive") for name in stack.processes())
     for name in ("cpu_seconds", "repository_bytes_read"):  # what has ended is counted still
-        assert resting["metrics"][name] >= before[name] > 0
-    assert resting["metrics"]["memory_bytes"] < before["memory_bytes"] - archives / 2
+        assert suspended["metrics"][name] >= before[name] > 0
+    assert suspended["metrics"]["memory_bytes"] < before["memory_bytes"] - archives / 2
     assert memory_of(stack, "keeper", "merged") < archives
     assert fingerprint(stack.connection()) == sample.tables
-    await_rest(stack, clock)
+    await_suspended(stack, clock)
     restarted = call(pg_ephemeral.main, state="restarted", session_directory=str(stack.directory))
     assert not restarted.get("failed"), restarted["msg"]
-    await_rest(stack, clock)
+    await_suspended(stack, clock)
     stack.reset()
     assert fingerprint(stack.connection()) == sample.tables
-    await_rest(stack, clock)
+    await_suspended(stack, clock)
     assert stack.change("absent")["session"]["status"] == "stopped"
 
 
 def test_while_an_archive_comes_back_all_is_well(begin: Callable[..., Stack], sample: Sample, clock: Clock) -> None:
-    stack = begin(rest_after="1h")
-    await_rest(stack, clock)
+    stack = begin(suspend_after="1h")
+    await_suspended(stack, clock)
     told: set[tuple[str, str | None]] = set()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(fingerprint, stack.connection())
@@ -279,7 +279,7 @@ def test_while_an_archive_comes_back_all_is_well(begin: Callable[..., Stack], sa
             told.add((one["status"], one["error_message"]))
     assert asked.result() == sample.tables
     assert told == {("active", None)}
-    await_rest(stack, clock)
+    await_suspended(stack, clock)
     stack.kill("keeper")
     assert "its keeper, which could mount it, is gone" in stack.info()["error_message"]
     stack.change("extended", ttl="24h")  # the new one does not know the passphrase
@@ -293,10 +293,10 @@ def test_while_an_archive_comes_back_all_is_well(begin: Callable[..., Stack], sa
 def test_an_archive_whose_lock_is_held_is_not_let_go(
     place: Path, sample: Sample, begin: Callable[..., Stack], clock: Clock
 ) -> None:
-    held = Stack(place / "sessions", sample, {"rest_after": "1h"}, lock="hold").start()
+    held = Stack(place / "sessions", sample, {"suspend_after": "1h"}, lock="hold").start()
     try:
         borgs = held.processes()
-        await_rest(begin(rest_after="1h"), clock)  # one that is younger
+        await_suspended(begin(suspend_after="1h"), clock)  # one that is younger
         await_looks(held, clock)
         assert held.processes() == borgs
     finally:
@@ -393,18 +393,18 @@ def await_queries(stack: Stack, textfile: Path, clock: Clock) -> dict[str, Any]:
     pytest.fail(f"no query is told: {families}")
 
 
-def await_rest(stack: Stack, clock: Clock) -> None:
+def await_suspended(stack: Stack, clock: Clock) -> None:
     """Let time pass until the archive is not mounted any more, and no Borg runs."""
 
-    def is_resting() -> bool:
+    def is_suspended() -> bool:
         checks = stack.info()["checks"]
         archives = [
             one for kind in ("mounts", "processes") for one in checks[kind] if one["name"].startswith("archive")
         ]
-        return all(one.get("resting") and not one["mounted"] for one in archives)
+        return all(one.get("suspended") and not one["mounted"] for one in archives)
 
     with clock.rushing(seconds=10 * MINUTE):
-        wait_until(is_resting)
+        wait_until(is_suspended)
 
 
 def write(stack: Stack, *, megabytes: int) -> None:

@@ -135,7 +135,7 @@ class Copy:
         return self.data / name
 
     def log(self) -> str:
-        return (self.directory / "log" / "postgresql.log").read_text()
+        return (self.directory / "log" / "server.log").read_text()
 
     def left(self) -> list[str]:
         """Files that a server's start makes and its end should have removed."""

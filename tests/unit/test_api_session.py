@@ -26,7 +26,7 @@ RECORD: dict[str, Any] = {
     "socket_directory": "/var/lib/instant_recovery/20261122-133717-6ed7/run",
     "user": "instant_recovery",
     "connection_string": "postgresql://instant_recovery@127.0.0.1:15432/postgres?passfile=/run/pgpass",
-    "service_file": "/var/lib/instant_recovery/20261122-133717-6ed7/run/pg_service.conf",
+    "client_file": "/var/lib/instant_recovery/20261122-133717-6ed7/run/pg_service.conf",
     "pid": 28416,
     "borg_mount_point": "/var/lib/instant_recovery/20261122-133717-6ed7/archive",
     "overlay_upper_dir": "/var/lib/instant_recovery/20261122-133717-6ed7/upper",

@@ -49,7 +49,7 @@ def test_all_that_a_session_writes_counts(layer: Layer) -> None:
     layer.fill("upper/1", 7)
     layer.written(7 * MEGABYTE)
     layer.fill("run/big", 5)
-    layer.fill("log/postgresql.log", 5)
+    layer.fill("log/server.log", 5)
     wait(usage)
     assert 17 * MEGABYTE <= usage.of(layer.session, limit) < 18 * MEGABYTE
 

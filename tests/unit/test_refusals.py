@@ -26,7 +26,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("deployment_location", "cloud", "local .* or remote"),
     ("ttl", "soon", "90s, 15m, 2h"),
     ("idle_timeout", "soon", "90s, 15m, 2h"),
-    ("rest_after", "soon", "90s, 15m, 2h.* auto"),
+    ("suspend_after", "soon", "90s, 15m, 2h.* auto"),
     ("read_only", "maybe", "true nor false"),
     ("examine", "maybe", "true nor false"),
     ("install_packages", "maybe", "true nor false"),

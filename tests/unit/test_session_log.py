@@ -73,13 +73,13 @@ def logs() -> Iterator[Logs]:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("postgresql.log", "server"),
+        ("server.log", "server"),
         ("mariadb.log", "server"),
-        ("overlay.log", "layer"),
+        ("layer.log", "layer"),
         ("borg-1.log", "archive"),
         ("borg-wal-1.log", "archive"),
         ("keeper.log", "keeper"),
-        ("postgresql.log.1", None),
+        ("server.log.1", None),
         (".log", None),
         ("notes", None),
     ],
@@ -89,28 +89,28 @@ def test_what_a_file_is_a_log_of(name: str, source: str | None) -> None:
 
 
 def test_the_last_lines_and_then_what_is_added(logs: Logs) -> None:
-    logs.write("postgresql.log", "".join(f"line {number}\n" for number in range(10)))
-    logs.write("overlay.log", "one\n")
+    logs.write("server.log", "".join(f"line {number}\n" for number in range(10)))
+    logs.write("layer.log", "one\n")
     assert logs.read(lines=2) == ["layer one", "server line 8", "server line 9"]
     assert logs.result["sources"] == ["layer", "server"]
     assert (logs.result["ended"], logs.result["more"], logs.result["changed"]) == (False, False, False)
     assert logs.read() == []
-    logs.write("postgresql.log", "new\n")
+    logs.write("server.log", "new\n")
     logs.write("keeper.log", "a log that began meanwhile\n")
     assert logs.read(lines=0) == ["keeper a log that began meanwhile", "server new"]
 
 
 @pytest.mark.parametrize(("lines", "expected"), [(0, []), (1, ["b"]), (2, ["a", "b"]), (9, ["a", "b"])])
 def test_how_many_to_begin_with(logs: Logs, lines: int, expected: list[str]) -> None:
-    logs.write("postgresql.log", "a\nb\nhalf")
+    logs.write("server.log", "a\nb\nhalf")
     assert logs.read(lines=lines) == [f"server {line}" for line in expected]
-    logs.write("postgresql.log", " whole\n")
+    logs.write("server.log", " whole\n")
     assert logs.read() == ["server half whole"]
 
 
 def test_one_source_and_unknown_ones(logs: Logs) -> None:
-    logs.write("postgresql.log", "s\n")
-    logs.write("overlay.log", "l\n")
+    logs.write("server.log", "s\n")
+    logs.write("layer.log", "l\n")
     logs.write("other.log", "o\n")
     assert logs.read(sources=["layer", "other"]) == ["other o", "layer l"]
     assert logs.read(sources=["layer"]) == []
@@ -121,11 +121,11 @@ def test_one_source_and_unknown_ones(logs: Logs) -> None:
 
 
 def test_rotation(logs: Logs) -> None:
-    logs.write("postgresql.log", "a\n")
+    logs.write("server.log", "a\n")
     assert logs.read() == ["server a"]
-    logs.write("postgresql.log", "b\nc")
-    os.rename(logs.directory / "postgresql.log", logs.directory / "postgresql.log.1")
-    logs.write("postgresql.log", "d\n")
+    logs.write("server.log", "b\nc")
+    os.rename(logs.directory / "server.log", logs.directory / "server.log.1")
+    logs.write("server.log", "d\n")
     # The rest of the old one first; nothing will complete its last line.
     assert logs.read() == ["server b", "server c"]
     assert logs.read() == ["server d"]
@@ -133,36 +133,36 @@ def test_rotation(logs: Logs) -> None:
 
 
 def test_rotation_while_it_waits(logs: Logs) -> None:
-    logs.write("postgresql.log", "a\n")
+    logs.write("server.log", "a\n")
     logs.read()
 
     def rotate() -> None:
-        os.rename(logs.directory / "postgresql.log", logs.directory / "postgresql.log.1")
-        logs.write("postgresql.log", "b\n")
+        os.rename(logs.directory / "server.log", logs.directory / "server.log.1")
+        logs.write("server.log", "b\n")
 
     assert after(rotate, lambda: logs.read(wait=600)) == ["server b"]
     assert logs.read() == []
 
 
 def test_emptied_in_place(logs: Logs) -> None:
-    logs.write("postgresql.log", "a long first line\n")
+    logs.write("server.log", "a long first line\n")
     logs.read()
-    os.truncate(logs.directory / "postgresql.log", 0)
-    logs.write("postgresql.log", "b\n")
+    os.truncate(logs.directory / "server.log", 0)
+    logs.write("server.log", "b\n")
     assert logs.read() == ["server b"]
 
 
 def test_a_log_that_was_removed(logs: Logs) -> None:
-    logs.write("overlay.log", "a\n")
-    logs.write("postgresql.log", "b\n")
+    logs.write("layer.log", "a\n")
+    logs.write("server.log", "b\n")
     logs.read()
-    (logs.directory / "overlay.log").unlink()
+    (logs.directory / "layer.log").unlink()
     assert logs.read() == []
-    assert set(logs.cursor) == {"postgresql.log"}
+    assert set(logs.cursor) == {"server.log"}
 
 
 def test_bytes_that_are_no_text(logs: Logs) -> None:
-    logs.write("postgresql.log", b"\xff\xfe caf\xc3\xa9 \x1b[31m\x00\t{{ 1 + 1 }}\r\nafter\n")
+    logs.write("server.log", b"\xff\xfe caf\xc3\xa9 \x1b[31m\x00\t{{ 1 + 1 }}\r\nafter\n")
     assert logs.read() == [r"server \xff\xfe café \x1b[31m\x00" + "\t{{ 1 + 1 }}", "server after"]
 
 
@@ -176,8 +176,8 @@ def test_a_call_is_bounded(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session_log, "LIMIT", 100)
     wanted = [f"line {number:03}" for number in range(50)]
     logs.cursor = {}
-    logs.write("postgresql.log", "".join(f"{line}\n" for line in wanted))
-    logs.write("overlay.log", "".join(f"{line}\n" for line in wanted))
+    logs.write("server.log", "".join(f"{line}\n" for line in wanted))
+    logs.write("layer.log", "".join(f"{line}\n" for line in wanted))
     read, rounds = logs.read(), 1
     while logs.result["more"]:
         assert len(logs.result["lines"]) <= 12
@@ -192,7 +192,7 @@ def test_a_line_longer_than_the_bound(logs: Logs, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_session_log, "LIMIT", 100)
     logs.cursor = {}
     line = "xé" * 120
-    logs.write("postgresql.log", f"{line}\nshort\n")
+    logs.write("server.log", f"{line}\nshort\n")
     read = logs.read()
     while logs.result["more"]:
         read += logs.read()
@@ -202,25 +202,25 @@ def test_a_line_longer_than_the_bound(logs: Logs, monkeypatch: pytest.MonkeyPatc
 
 def test_the_beginning_within_the_bound(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session_log, "LIMIT", 100)
-    logs.write("postgresql.log", "".join(f"line {number:03}\n" for number in range(50)))
+    logs.write("server.log", "".join(f"line {number:03}\n" for number in range(50)))
     assert logs.read(lines=40) == [f"server line {number:03}" for number in range(39, 50)]
 
 
 def test_waiting_ends_with_a_whole_line(logs: Logs) -> None:
-    logs.write("postgresql.log", "half")
+    logs.write("server.log", "half")
     logs.read()
 
     def write() -> None:
-        logs.write("postgresql.log", " a line")
+        logs.write("server.log", " a line")
         time.sleep(0.1)
-        logs.write("postgresql.log", "\n")
+        logs.write("server.log", "\n")
 
     assert after(write, lambda: logs.read(wait=600)) == ["server half a line"]
 
 
 def test_waiting_for_a_log_that_begins(logs: Logs) -> None:
     logs.read()
-    assert after(lambda: logs.write("postgresql.log", "a\n"), lambda: logs.read(wait=600)) == ["server a"]
+    assert after(lambda: logs.write("server.log", "a\n"), lambda: logs.read(wait=600)) == ["server a"]
 
 
 def test_waiting_in_vain_costs_no_time_of_the_processor(logs: Logs) -> None:
@@ -231,11 +231,11 @@ def test_waiting_in_vain_costs_no_time_of_the_processor(logs: Logs) -> None:
 
 
 def test_the_end_of_the_session_ends_the_waiting(logs: Logs) -> None:
-    logs.write("postgresql.log", "a\n")
+    logs.write("server.log", "a\n")
     logs.read()
 
     def end() -> None:
-        logs.write("overlay.log", "last words without a newline")
+        logs.write("layer.log", "last words without a newline")
         logs.end()
 
     assert after(end, lambda: logs.read(wait=600)) in (["layer last words without a newline"], [])
@@ -245,14 +245,14 @@ def test_the_end_of_the_session_ends_the_waiting(logs: Logs) -> None:
 
 def test_last_words_are_read_from_a_directory_that_is_gone(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tear-down removes a log between two looks; it was open."""
-    logs.write("postgresql.log", "a\n")
+    logs.write("server.log", "a\n")
     logs.read()
     look = _session_log._Logs._look
 
     def end_after_a_look(self: Any) -> None:
         look(self)
         if logs.directory.exists():
-            logs.write("postgresql.log", "shut down")
+            logs.write("server.log", "shut down")
             logs.end()
 
     monkeypatch.setattr(_session_log._Logs, "_look", end_after_a_look)
@@ -284,8 +284,8 @@ def test_nobody_left_to_read_ends_the_waiting(logs: Logs) -> None:
 def test_links_and_pipes_are_not_followed(logs: Logs, tmp_path: Path) -> None:
     secret = tmp_path / "secret.log"
     secret.write_text("secret\n")
-    (logs.directory / "postgresql.log").symlink_to(secret)
-    os.mkfifo(logs.directory / "overlay.log")
+    (logs.directory / "server.log").symlink_to(secret)
+    os.mkfifo(logs.directory / "layer.log")
     (logs.directory / "directory.log").mkdir()
     assert logs.read() == []
     assert logs.result["sources"] == []
@@ -295,7 +295,7 @@ def test_links_and_pipes_are_not_followed(logs: Logs, tmp_path: Path) -> None:
 
 
 def test_a_directory_of_logs_that_is_a_link(logs: Logs, tmp_path: Path) -> None:
-    (tmp_path / "postgresql.log").write_text("secret\n")
+    (tmp_path / "server.log").write_text("secret\n")
     logs.directory.rmdir()
     logs.directory.symlink_to(tmp_path)
     assert logs.read() == []

@@ -206,9 +206,9 @@ def test_a_wrong_ttl(root: str) -> None:
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, None), ("auto", None), ("0", 0), ("5m", 300)])
-def test_when_an_archive_may_rest(root: str, given: str | None, kept: float | None) -> None:
-    begun = session(root, **({} if given is None else {"rest_after": given}))
-    assert Session.open(begun["session_directory"]).record["rest_after"] == kept
+def test_when_an_archive_is_suspended(root: str, given: str | None, kept: float | None) -> None:
+    begun = session(root, **({} if given is None else {"suspend_after": given}))
+    assert Session.open(begun["session_directory"]).record["suspend_after"] == kept
 
 
 def test_no_sessions(root: str) -> None:
@@ -229,7 +229,7 @@ def test_an_active_session_that_is_whole(root: str) -> None:
     seen["checks"]["processes"] = [one for one in seen["checks"]["processes"] if one["name"] != "keeper"]
     assert seen["checks"] == {
         "mounts": [
-            {"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True, "resting": False}
+            {"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True, "suspended": False}
         ],
         "processes": [
             {"name": "merged", "pid": server.pid, "alive": True},

@@ -118,7 +118,7 @@ class ArchiveMount:
         # Not where somebody counts on Borg's lock, and not where it may take somebody to open the repository: an agent
         # of ssh can go with whoever started the session, and a command for the passphrase can ask one.
         has_agent = not self.repository.is_local and "SSH_AUTH_SOCK" in os.environ
-        may_rest = self.repository.bypass_lock and not has_agent and "BORG_PASSCOMMAND" not in env
+        may_suspend = self.repository.bypass_lock and not has_agent and "BORG_PASSCOMMAND" not in env
         return [
             Remount(
                 name=self._name(mountpoint),
@@ -130,7 +130,7 @@ class ArchiveMount:
                 passphrase=passphrase,
                 log=self._log(mountpoint, session.path("log"), session),
                 memory=_memory(session),
-                may_rest=may_rest,
+                may_suspend=may_suspend,
             )
             for mountpoint in self.mountpoints
         ]

@@ -40,7 +40,7 @@ class Remount:
     passphrase: str | None
     log: str
     memory: int  # bytes that each Borg may have; 0: any
-    may_rest: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
+    may_suspend: bool  # whether it can be made again at any time, and nobody counts on Borg's lock
 
     def problem(self, session: Session) -> str | None:
         """Why it cannot be made again; None: it can. The archive may have been deleted, and made anew by this name."""
@@ -82,11 +82,11 @@ class Remount:
         unmount(self.mountpoint)
         return False
 
-    def let_go(self, session: Session) -> None:
-        """End the Borg until it is needed again. To be called under the lock."""
+    def suspend(self, session: Session) -> None:
+        """End the Borg until the archive is resumed. To be called under the lock."""
         claim = self._claim(session)
         process, used = Process.from_dict(claim["process"]), spent(claim)
-        session.amend_claim(self.name, resting=True)  # said first: then nobody takes it for dead
+        session.amend_claim(self.name, suspended=True)  # said first: then nobody takes it for dead
         unmount(self.mountpoint)
         stop_all([process], SIGNALS)
         session.amend_claim(self.name, process=None, spent=used)
@@ -96,9 +96,9 @@ class Remount:
         known = self._claim(session).get("process")
         return Process.from_dict(known) if known else None
 
-    def is_resting(self, session: Session) -> bool:
-        """Whether its Borg was let go of."""
-        return bool(self._claim(session).get("resting"))
+    def is_suspended(self, session: Session) -> bool:
+        """Whether its Borg was ended on purpose."""
+        return bool(self._claim(session).get("suspended"))
 
     def _claim(self, session: Session) -> dict[str, Any]:
         claims: list[dict[str, Any]] = session.record["claims"]

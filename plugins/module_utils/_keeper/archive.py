@@ -6,8 +6,9 @@ A Borg that died is replaced. A mounted Borg knows the repository as it was. Whe
 archive, which it also does after other archives were deleted, that Borg ends at the next read of them. A new one finds
 them where they are now.
 
-Borgs that nobody needs are ended: each takes about 40 MiB of memory, and most sessions are idle most of their life.
-When the copy-on-write layer then misses them it rings a bell, a named pipe, and waits for their successors.
+An archive that nobody reads is suspended, which ends its Borgs: each takes about 40 MiB of memory, and most sessions are
+idle most of their life. When the copy-on-write layer misses them it writes into a named pipe, and waits until the archive
+is resumed.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from .._host.command import CommandError
 from .._host.mounts import wait_until
 from .._host.processes import Process, wait_for_any_end
 from .._session.counters import layer_counters
-from .._session.session import BELL, Session
+from .._session.session import RESUME, Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .._borg.remount import Remount
 
-__all__ = ["Archive", "Pace", "rest_after", "wake"]
+__all__ = ["Archive", "Pace", "suspend_after", "resume"]
 
 TIMEOUT = 60.0  # seconds for Borgs to mount
-QUICK = 30.0  # seconds that mounting may take of an archive that is let go of
-# For how long nobody reads an archive that is let go of: seconds at least, and so many times what mounting took.
+QUICK = 30.0  # seconds that mounting may take of an archive that is suspended
+# For how long nobody reads an archive that is suspended: seconds at least, and so many times what mounting took.
 LEAST_IDLENESS, IDLENESS_PER_MOUNTING = 60.0, 10.0
 ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that is mounted could be mounted again
 # How often it is mounted again: so many times at once, and one more after so many seconds. A lost piece takes two, and
@@ -66,7 +67,7 @@ class Archive:
 
     def __init__(self, session: Session, remounts: Sequence[Remount]) -> None:
         self.remounts = remounts
-        self.is_wanted = False  # whether the bell was rung since all were mounted
+        self.is_wanted = False  # whether somebody has asked for mounts since all were there
         self.failures = 0
         self.next_attempt = 0.0
         self.pace = Pace(*REMOUNTS)
@@ -75,15 +76,15 @@ class Archive:
         self.quiet_since = monotonic()
         self.unrecorded: dict[str, Process] = {}  # Borgs that serve already
         with suppress(FileExistsError):
-            os.mkfifo(session.path(BELL), 0o600)
-        self.bell = os.open(session.path(BELL), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            os.mkfifo(session.path(RESUME), 0o600)
+        self.resume = os.open(session.path(RESUME), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def wait(self, session: Session, *, timeout: float) -> None:
         """Wait up to timeout seconds, or until a Borg ends or one is wanted."""
         processes = [process for remount in self.remounts if (process := self._process(remount, session))]
-        wait_for_any_end([one for one in processes if one.alive()], timeout=timeout, readable=[self.bell])
+        wait_for_any_end([one for one in processes if one.alive()], timeout=timeout, readable=[self.resume])
         with suppress(BlockingIOError):
-            self.is_wanted = bool(os.read(self.bell, 4096)) or self.is_wanted
+            self.is_wanted = bool(os.read(self.resume, 4096)) or self.is_wanted
 
     def revive(self, session: Session) -> None:
         """Mount again what has died, or is wanted. The layer waits some seconds for that before it gives an error.
@@ -98,11 +99,11 @@ class Archive:
             return
         if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
             return
-        fcntl.flock(self.bell, fcntl.LOCK_EX)  # as long as this tries, the layer waits
+        fcntl.flock(self.resume, fcntl.LOCK_EX)  # as long as this tries, the layer waits
         try:
             problem = missing[0].problem(session) or self._mount(missing, session)
         finally:
-            fcntl.flock(self.bell, fcntl.LOCK_UN)
+            fcntl.flock(self.resume, fcntl.LOCK_UN)
         if problem:
             log.error("the archive cannot be mounted again: %s", problem)
         self.quiet_since = monotonic()
@@ -117,30 +118,30 @@ class Archive:
         self.is_held_back = pause > 0
         self.next_attempt = time.monotonic() + max(pause, min(60.0, 2.0 ** min(self.failures, 6) - 1))
 
-    def rest(self, session: Session) -> None:
-        """Let go of mounts that have not been read for long, if they can be had back."""
+    def suspend(self, session: Session) -> None:
+        """Suspend an archive that nobody has read for long, if it can be resumed."""
         fetched, now = layer_counters(session).get("fetched_bytes"), monotonic()
         if fetched != self.fetched:
             self.fetched, self.quiet_since = fetched, now
-        idle = rest_after(session.record)
+        idle = suspend_after(session.record)
         if fetched is None or self.is_wanted or not 0 < idle <= now - self.quiet_since:
             return
         self.quiet_since = now
         mounted = [remount for remount in self.remounts if remount.process(session)]
         if not mounted:
             return
-        if not self._can_be_had_back(session):
+        if not self._can_resume(session):
             self.quiet_since = now + ASKED_AGAIN  # asking a repository that is out of reach takes its time
             return
         with session.locked(timeout=1):
             if session.record["status"] == "active" and layer_counters(session).get("fetched_bytes") == fetched:
                 for remount in mounted:
-                    remount.let_go(session)
-                log.info("nobody has read the archive for %g s: its mounts are gone until somebody does", idle)
+                    remount.suspend(session)
+                log.info("nobody has read the archive for %g s: it is suspended until somebody does", idle)
 
-    def _can_be_had_back(self, session: Session) -> bool:
+    def _can_resume(self, session: Session) -> bool:
         """Whether mounting is allowed without asking, and the repository has the archive still."""
-        return all(one.may_rest for one in self.remounts) and self.remounts[0].problem(session) is None
+        return all(one.may_suspend for one in self.remounts) and self.remounts[0].problem(session) is None
 
     def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
         """All of them at once; what went wrong."""
@@ -165,21 +166,21 @@ class Archive:
         if self.unrecorded and not session.is_locked():
             with session.locked(timeout=1):
                 for name, process in list(self.unrecorded.items()):
-                    session.amend_claim(name, process=process, resting=False)
+                    session.amend_claim(name, process=process, suspended=False)
                     del self.unrecorded[name]
 
     def _process(self, remount: Remount, session: Session) -> Process | None:
         return self.unrecorded.get(remount.name) or remount.process(session)
 
     def _is_missing(self, remount: Remount, session: Session) -> bool:
-        if remount.name not in self.unrecorded and remount.is_resting(session):
+        if remount.name not in self.unrecorded and remount.is_suspended(session):
             return self.is_wanted
         process = self._process(remount, session)
         return process is not None and not process.alive()
 
 
-def rest_after(record: Mapping[str, Any]) -> float:
-    """Seconds without a read after which a session's archive is let go of; 0: never.
+def suspend_after(record: Mapping[str, Any]) -> float:
+    """Seconds without a read after which a session's archive is suspended; 0: never.
 
     What is slow to come back is held for longer: whoever reads again waits for a tenth of the time, at most, in which
     nobody did.
@@ -187,24 +188,24 @@ def rest_after(record: Mapping[str, Any]) -> float:
     mounting = record["timings"].get("borg_mount", QUICK)
     if mounting >= QUICK:
         return 0.0
-    chosen: float | None = record["rest_after"]
+    chosen: float | None = record["suspend_after"]
     return max(LEAST_IDLENESS, IDLENESS_PER_MOUNTING * mounting) if chosen is None else chosen
 
 
-def wake(session: Session) -> bool:
-    """Have an archive that rests mounted; whether it is. Not to be called under the lock, which the keeper needs."""
-    if not _rests(session):
+def resume(session: Session) -> bool:
+    """Have a suspended archive mounted; whether it is. Not to be called under the lock, which the keeper needs."""
+    if not _is_suspended(session):
         return True
     try:
-        bell = os.open(session.path(BELL), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(session.path(RESUME), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False  # there is no keeper
-    with os.fdopen(bell, "wb", buffering=0) as pipe:
+    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
         pipe.write(b"!")
-    return wait_until(lambda: not _rests(session), timeout=LISTING + TIMEOUT)
+    return wait_until(lambda: not _is_suspended(session), timeout=LISTING + TIMEOUT)
 
 
-def _rests(session: Session) -> bool:
+def _is_suspended(session: Session) -> bool:
     """Whether a mount is still missing, by the record as it is now."""
     session.record = Session.open(session.directory).record
-    return any(claim.get("resting") for claim in session.record["claims"])
+    return any(claim.get("suspended") for claim in session.record["claims"])

@@ -73,8 +73,8 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
         if not remounts:
             return
         stop_all([Process.from_dict(known)], SIGNALS)
-    for claim in [claim for claim in session.record["claims"] if claim.get("resting") and not remounts]:
-        session.amend_claim(claim["name"], resting=False)  # the new one does not know how to mount it
+    for claim in [claim for claim in session.record["claims"] if claim.get("suspended") and not remounts]:
+        session.amend_claim(claim["name"], suspended=False)  # the new one does not know how to mount it
     program = session.path(PROGRAM)
     with suppress(FileNotFoundError):
         os.unlink(program)
@@ -143,7 +143,7 @@ class _Keeper:
             return
         if self._reason() is not None:
             self._end()
-        for chore in (self._note_failure, self._revive, self._take_sample, self._rest, self._shorten_logs):
+        for chore in (self._note_failure, self._revive, self._take_sample, self._suspend, self._shorten_logs):
             self._try(chore)
 
     def _look_at_start(self) -> None:
@@ -184,8 +184,8 @@ class _Keeper:
     def _revive(self) -> None:
         self.archive.revive(self.session)
 
-    def _rest(self) -> None:
-        self.archive.rest(self.session)
+    def _suspend(self) -> None:
+        self.archive.suspend(self.session)
 
     def _shorten_logs(self) -> None:
         """Begin anew the logs of Borgs: what the server of a repository says stands there, and anybody may be one."""

@@ -23,7 +23,7 @@ from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unm
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
 from .._host.programs import packed
 from .._session.counters import counters_of
-from .._session.session import BELL
+from .._session.session import RESUME
 from .cowfs import program as cowfs
 from .lost import failures_of
 
@@ -238,7 +238,7 @@ def _told_of(session: Session | None) -> list[str]:
         return []
     _free, total = free_space(session.directory)
     floor = floor_of(session.record["free_space_floor"], total)
-    return ["--bell", session.path(BELL), "--reserve", str(floor // 2)]
+    return ["--resume", session.path(RESUME), "--reserve", str(floor // 2)]
 
 
 def _program(upper: str) -> str:

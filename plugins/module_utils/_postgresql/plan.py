@@ -100,7 +100,7 @@ class Request:
     @property
     def log(self) -> str:
         """The server's log file."""
-        return os.path.join(self.directory, "log", "postgresql.log")
+        return os.path.join(self.directory, "log", "server.log")
 
     def config(self, name: str = "") -> str:
         """A file that tells the server something, or their directory."""

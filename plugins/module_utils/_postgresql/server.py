@@ -599,7 +599,7 @@ def _result(
         "superuser": catalogs.superuser,
         "databases": catalogs.databases,
         "connection_string": _url(plan, port, database),
-        "service_file": plan.request.client(SERVICE_FILE),
+        "client_file": plan.request.client(SERVICE_FILE),
         "log": plan.request.log,
         "bindir": plan.binaries.bindir,
         "read_only": plan.request.read_only,

@@ -76,12 +76,12 @@ def _look(session: Session) -> Findings:
         wrong += [
             f"Nothing is mounted at {one['mountpoint']}"
             for one in checks["mounts"]
-            if not one["mounted"] and not one["resting"] and one["name"] not in spare
+            if not one["mounted"] and not one["suspended"] and one["name"] not in spare
         ]
         if checks["port"] is False:
             wrong.append(f"Nothing listens on port {record['port']}")
     lonely = _keeper_note(session, checks)
-    if lonely and any(one["resting"] for one in checks["mounts"]):
+    if lonely and any(one["suspended"] for one in checks["mounts"]):
         wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
     if lonely and expiry(record) and now() > expiry(record) + OVERDUE:
         wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
@@ -129,7 +129,7 @@ def _silent(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
 
 def _spare(checks: dict[str, Any]) -> list[str]:
     """The names of mounts that are dead, while another one of the same archive works."""
-    works = {one["name"]: one["resting"] or (one["mounted"] and one["responding"]) for one in checks["mounts"]}
+    works = {one["name"]: one["suspended"] or (one["mounted"] and one["responding"]) for one in checks["mounts"]}
     groups: dict[str, list[str]] = {}
     for name in works:
         match = READER.fullmatch(name)
@@ -195,7 +195,7 @@ def _check_mount(claim: dict[str, Any], keeper: Process | None) -> dict[str, Any
         "mountpoint": mountpoint,
         "mounted": mounted,
         "responding": mounted and is_responding(place),
-        "resting": bool(claim.get("resting")),
+        "suspended": bool(claim.get("suspended")),
     }
 
 

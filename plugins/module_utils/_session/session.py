@@ -54,13 +54,13 @@ SCHEMA_VERSION = 1
 # What a session tells the world, in this order; the record holds these and what tear-down needs.
 PUBLIC_KEYS = (
     "id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port",
-    "socket_directory", "user", "connection_string", "service_file", "pid", "borg_mount_point", "overlay_upper_dir",
+    "socket_directory", "user", "connection_string", "client_file", "pid", "borg_mount_point", "overlay_upper_dir",
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
 # What a session is to keep to: seconds, seconds, bytes or C(5%), bytes, and seconds or None, which is by what
 # mounting the archive costs; 0 is no limit. And _host/limits.py.
-LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, "rest_after": None, **UNLIMITED}
+LIMITS = {"ttl": 0, "idle_timeout": 0, "free_space_floor": "0", "max_upper_size": 0, "suspend_after": None, **UNLIMITED}
 # What else the record holds that is nobody's business but the session's own.
 PRIVATE: dict[str, Any] = {
     "data_directory": None,
@@ -82,12 +82,12 @@ SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
-BELL = "bell"  # a named pipe, into which whoever needs the archive mounted writes a byte
+RESUME = "resume"  # a named pipe, into which whoever needs a suspended archive writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
 LONGEST_REFUSAL, LARGEST_RECORD = 1 << 16, 1 << 24  # bytes; a record has some thousands
 # What else can be in a session's directory.
 OTHERS = (
-    BELL,
+    RESUME,
     REFUSAL,
     f"{REFUSAL}.tmp",
     "wal",

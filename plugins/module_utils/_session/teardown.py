@@ -22,7 +22,7 @@ from .._host.shared_memory import release
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .prometheus import write_textfile
-from .session import BELL, KEEPER, LOCK, RECORD, Session
+from .session import RESUME, KEEPER, LOCK, RECORD, Session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -65,7 +65,7 @@ def tear_down(
         ending = session.record.get("ending") or _ending(session, status, error_message, reason)
         _note(session, status="stopping", error_message=None, ending=ending)
         with suppress(FileNotFoundError):  # nobody is going to mount the archive again: who waits for it need not
-            os.unlink(session.path(BELL))
+            os.unlink(session.path(RESUME))
         for claim in reversed(session.record["claims"]):
             _undo(session, claim)
         _sweep(session)

@@ -29,7 +29,7 @@ NEAR = 64
 #: decode a chunk again: it forgets one that has been read to its end.
 PATIENCE = 16
 #: Seconds without a fetch after which memory that only serves fetching is given back.
-REST = 30
+IDLE = 30
 
 
 class LowerFile:
@@ -169,11 +169,11 @@ class Lower:
             self._assign(fetch, demand=True)
         return is_to_be
 
-    async def rest(self) -> None:
+    async def trim(self) -> None:
         """Give memory back after a while without fetches: a session is idle most of its life."""
         before, trim = -1, getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         while True:
-            await trio.sleep(REST)
+            await trio.sleep(IDLE)
             fetched = self.windows.counters.get("fetched_bytes")
             if fetched == before and self.windows.hot:
                 self.windows.cool()

@@ -29,7 +29,7 @@ MOST_LOST = 10_000
 #: How often a request is made anew after the mount that it was made of had ended before it came there.
 ATTEMPTS = 10
 #: Seconds that requests wait for a lower mount to come back when none is left: the session's keeper mounts it again.
-#: While it is at that it holds a lock on the bell, and requests wait longer. Without the bell the session is ending.
+#: While it is at that it holds a lock on that pipe, and requests wait longer. Without the pipe the session is ending.
 REVIVAL = 20
 #: Seconds between two looks whether a dead one is back.
 REVIVAL_LOOK = 0.25
@@ -52,9 +52,9 @@ class Mounts:
     alone. Should that die as well, the piece is lost: it gives an error from then on, and the rest is served.
     """
 
-    def __init__(self, mounts: list[str], bell: str | None = None) -> None:
+    def __init__(self, mounts: list[str], resume: str | None = None) -> None:
         self.readers = [Reader(mount) for mount in mounts]
-        self.bell = bell
+        self.resume = resume
         self.died = trio.Event()
         self.died_at = -math.inf
         self.none_since = math.inf  # when the last of the mounts has died
@@ -171,9 +171,9 @@ class Mounts:
         while not self.alive():
             if self.none_since == math.inf:
                 self.none_since = monotonic()
-                self._ring()
+                self._ask_for_one()
             is_over = monotonic() > self.none_since + REVIVAL and not self._is_being_mounted()
-            if is_over or (self.bell is not None and not os.path.lexists(self.bell)):
+            if is_over or (self.resume is not None and not os.path.lexists(self.resume)):
                 return False
             await trio.sleep(REVIVAL_LOOK)
         return True
@@ -181,29 +181,29 @@ class Mounts:
     def _is_attended(self) -> bool:
         """Whether somebody makes a new mount when one has ended."""
         try:
-            self._bell().close()
+            self._resume_pipe().close()
         except OSError:
             return False
         return True
 
-    def _ring(self) -> None:
+    def _ask_for_one(self) -> None:
         """Tell the session's keeper, who ends mounts that are not read for long, that one is needed."""
-        with contextlib.suppress(OSError), self._bell() as bell:  # where nobody listens, nobody comes
-            bell.write(b"!")
+        with contextlib.suppress(OSError), self._resume_pipe() as pipe:  # where nobody listens, nobody comes
+            pipe.write(b"!")
 
     def _is_being_mounted(self) -> bool:
         try:
-            with self._bell() as bell:
-                fcntl.flock(bell, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with self._resume_pipe() as pipe:
+                fcntl.flock(pipe, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
             pass
         return False
 
-    def _bell(self) -> Any:
+    def _resume_pipe(self) -> Any:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.fdopen(os.open(self.bell or "", flags), "wb", buffering=0)
+        return os.fdopen(os.open(self.resume or "", flags), "wb", buffering=0)
 
     async def revive(self) -> None:
         """Take dead mounts into use again when they are back."""

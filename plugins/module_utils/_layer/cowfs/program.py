@@ -7,7 +7,7 @@
 A program of its own, packed by overlay.py, with the standard library and pyfuse3 only. ::
 
     cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other]
-          [--reserve BYTES] [--counters FILE] [--failures FILE] [--bell FIFO] MOUNTPOINT
+          [--reserve BYTES] [--counters FILE] [--failures FILE] [--resume FIFO] MOUNTPOINT
 
 Names, attributes and the maps of changed blocks are in memory: they live as long as the mount, and so does a session.
 
@@ -78,7 +78,7 @@ def assemble(options: argparse.Namespace) -> CowFs:
     counters = Counters(options.counters)
     cache = Cache(options.upper, options.cache_size, counters)
     return CowFs(
-        Lower(Mounts(options.lower, options.bell), Windows(cache)),
+        Lower(Mounts(options.lower, options.resume), Windows(cache)),
         Upper(options.upper, counters),
         Space(options.upper, cache, options.reserve),
         Failures(options.failures, counters),
@@ -102,7 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--allow-other", action="store_true", help="let other users than this one in")
     add("--counters", help="file to keep counters in")
     add("--failures", help="file to tell in what could not be read or written")
-    add("--bell", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
+    add("--resume", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
     return parser.parse_args(arguments)
 
@@ -132,7 +132,7 @@ async def serve(filesystem: CowFs) -> None:
         lower = filesystem.lower
         for reader in lower.mounts.readers:
             nursery.start_soon(lower.serve, reader)
-        nursery.start_soon(lower.rest)
+        nursery.start_soon(lower.trim)
         nursery.start_soon(lower.mounts.revive)
         nursery.start_soon(lower.mounts.try_suspects)
         nursery.start_soon(end_on_signal, filesystem.space, nursery.cancel_scope)
