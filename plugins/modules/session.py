@@ -26,15 +26,12 @@ options:
       - V(reset) stops its server, unmounts the copy-on-write layer and drops all changes. Archive, port and credentials
         stay. Then O(phpborg.instant_recovery.overlay_mount#module:state=remounted) and, with PostgreSQL,
         O(phpborg.instant_recovery.pg_ephemeral#module:state=restarted) start it again.
-      - V(reaped) ends every session below O(session_root) that is dead or was cut off, and whatever else bears the mark
-        of a session that is none any more.
     type: str
-    choices: [present, absent, extended, reset, reaped]
+    choices: [present, absent, extended, reset]
     default: present
   session_id:
     description:
-      - Name of the session. With O(state=present) one is made up from the time where it is not given; O(state=reaped)
-        goes through all of them.
+      - Name of the session. With O(state=present) one is made up from the time where it is not given.
       - With O(state=absent), V(all) stands for every session below O(session_root).
     type: str
   session_root:
@@ -195,6 +192,7 @@ attributes:
     platforms: linux
 seealso:
   - module: phpborg.instant_recovery.session_info
+  - module: phpborg.instant_recovery.session_reap
 """
 
 EXAMPLES = r"""
@@ -216,10 +214,6 @@ EXAMPLES = r"""
     session_id: "{{ begun.session.id }}"
     ttl: 4h
 
-- name: Remove what crashes have left
-  phpborg.instant_recovery.session:
-    state: reaped
-
 - name: Stop all sessions of this host
   phpborg.instant_recovery.session:
     state: absent
@@ -227,15 +221,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-reaped:
-  description: What was dead, one sentence each.
-  type: list
-  elements: str
-  returned: when O(state=reaped)
-  sample: ["20261122-130501-9c1e: The process server (4711) is gone"]
 session:
   description:
-    - The session's record. Null with O(session_id=all) and O(state=reaped).
+    - The session's record. Null with O(session_id=all).
     - Its keys are those that M(phpborg.instant_recovery.session_info) explains.
   type: dict
   returned: success
@@ -320,7 +308,6 @@ from ..module_utils._session.audit import audit, requester
 from ..module_utils._session.liveness import examine as look_at
 from ..module_utils._session.liveness import keeper_elsewhere
 from ..module_utils._session.prometheus import check_textfile
-from ..module_utils._session.reap import dead_sessions, is_dead, strays, sweep
 from ..module_utils._session.session import (
     DIRECTORIES,
     Session,
@@ -588,40 +575,6 @@ def _check_archive(session: Session, *, may_suspend: bool) -> None:
         raise SessionError(f"Session {session.id} has lost its archive ({why}): stop it and start another one.")
 
 
-def _reaped(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    dead, lost = dead_sessions(root), strays(root)
-    reaped = [f"{session.id}: {why}" for session, why in dead] + lost
-    before = [public(session.record) for session, _why in dead]
-    remains: list[str] = []
-    for session, _why in [] if check_mode else dead:
-        try:
-            remains += _reap(session, params)
-        except SessionGoneError:
-            continue  # somebody else was quicker
-        except RecoveryError as error:
-            remains.append(str(error))
-    remains += [] if check_mode else sweep(root)
-    damaged = [session.problem for session in Session.all(root) if session.problem]
-    if remains or damaged:
-        raise SessionError(" ".join(["Not all could be reaped.", *remains, *damaged]), remains=[*remains, *damaged])
-    result = {**_result(None, None, None), "changed": bool(reaped), "reaped": reaped}
-    return {
-        **result,
-        "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
-        "sessions": before if check_mode else [public(session.record) for session, _why in dead],
-    }
-
-
-def _reap(session: Session, params: dict[str, Any]) -> list[str]:
-    """End a session if it is dead still, now that nobody else can be at work on it; what could not be removed."""
-    with session.locked(timeout=params["lock_timeout"]):
-        why = is_dead(session)
-        if why is None:
-            return []
-        who = requester(params["requested_by"])
-        return tear_down(session, status="failed", error_message=why, event="reap", who=who)
-
-
 def _existing(root: str, session_id: str) -> Session:
     session = Session.find(root, session_id)
     if session is None:
@@ -663,7 +616,6 @@ ACTIONS = {
     "absent": _absent,
     "extended": _extended,
     "reset": _reset,
-    "reaped": _reaped,
 }
 
 

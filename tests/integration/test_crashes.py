@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, identify, spawn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_mount, pg_ephemeral, session_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import (
+    borg_mount,
+    pg_ephemeral,
+    session_info,
+    session_reap,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
@@ -66,7 +71,7 @@ def test_any_process_killed_at_any_step(root: Path, sample: Sample, phase: str) 
         assert sorted(stack.processes()) == sorted(there)
         stack.kill(name)
         check_told(stack, name, phase)
-        reaped = [] if number % 2 or stack.info()["status"] != "orphaned" else stack.change("reaped")["reaped"]
+        reaped = [] if number % 2 or stack.info()["status"] != "orphaned" else stack.reap()
         if not reaped:  # nothing to reap, or the keeper has replaced it just now
             assert stack.change("absent")["changed"]
         else:
@@ -200,7 +205,7 @@ def test_the_mount_of_archived_wal_is_killed(root: Path, sample: Sample) -> None
     )
     assert fingerprint(stack.connection()) == sample.tables
     assert "has lost its archive" in stack.change("reset")["msg"]
-    assert stack.change("reaped")["reaped"] == []
+    assert stack.reap() == []
     stack.change("absent")
 
 
@@ -209,7 +214,7 @@ def test_all_at_once(root: Path, sample: Sample) -> None:
     for pid in stack.processes().values():
         os.kill(pid, signal.SIGKILL)
     assert stack.info()["status"] == "orphaned"
-    assert len(stack.change("reaped")["reaped"]) == 1
+    assert len(stack.reap()) == 1
     assert remains(root) == []
 
 
@@ -242,7 +247,7 @@ def check_stop_again(stack: Stack) -> None:
         assert stack.change("absent")["session"]["status"] == "stopped"
     else:  # what is left of it has another name by then
         assert stack.info()["status"] == "stopped"
-        stack.change("reaped")
+        stack.reap()
     assert remains(stack.root) == []
 
 
@@ -507,13 +512,13 @@ def test_what_lost_its_session_is_reaped_and_nothing_else(root: Path, sample: Sa
     stray = spawn(["sleep", "600"], log=str(root / "notes" / "log"), env={MARKER: lost})
     other = spawn(["sleep", "600"], log=str(root / "notes" / "log"), env={MARKER: "/elsewhere/20200101-000000-0000"})
     try:
-        planned = call(session_module.main, session_root=str(root), state="reaped", check=True)
-        reaped = call(session_module.main, session_root=str(root), state="reaped")
+        planned = call(session_reap.main, session_root=str(root), check=True)
+        reaped = call(session_reap.main, session_root=str(root))
         assert planned["reaped"] == reaped["reaped"] == [f"process {stray.pid} (sleep)"]
         assert not stray.alive()
         assert other.alive()
         assert stack.info()["status"] == "active"
-        assert call(session_module.main, session_root=str(root), state="reaped")["reaped"] == []
+        assert call(session_reap.main, session_root=str(root))["reaped"] == []
     finally:
         for process in (stray, other):
             if process.alive() and identify(process.pid) == process:
@@ -527,7 +532,7 @@ def test_a_session_without_its_record_is_reaped(root: Path, sample: Sample) -> N
     stack = Stack(root, sample).start()
     for name in ("session.json", "lock"):
         (stack.directory / name).unlink()
-    assert len(stack.change("reaped")["reaped"]) == 1
+    assert len(stack.reap()) == 1
 
 
 def test_a_keeper_that_was_killed_is_started_again(root: Path, sample: Sample, clock: Clock) -> None:

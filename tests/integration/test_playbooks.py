@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
-from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info, session_reap
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import DATABASE, Connection, fingerprint
@@ -77,7 +77,7 @@ def test_a_session_of_another_mount_namespace(playbooks: Playbooks, sample: Samp
     assert (listed["status"], listed["error_message"]) == ("active", None)
     assert [(one["mounted"], one["responding"]) for one in listed["checks"]["mounts"]] == [(True, True)] * 2
     assert fingerprint(connection(session, sample)) == sample.tables
-    assert call(session_module.main, session_root=str(playbooks.session_root), state="reaped")["reaped"] == []
+    assert call(session_reap.main, session_root=str(playbooks.session_root))["reaped"] == []
     # From here it could only be ended, and not be started again: it is left as it is.
     connection(session, sample).sql("create table mine (i int)")
     refused = playbooks.run("reset", session_id=session["id"])

@@ -17,6 +17,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     pg_ephemeral,
     session,
     session_info,
+    session_reap,
 )
 
 from tests.support.cluster import Connection
@@ -72,8 +73,12 @@ class Stack:
 
     def change(self, state: str, **options: Any) -> dict[str, Any]:
         """The result of the module session with this state."""
-        own = {} if state == "reaped" else {"session_id": self.id}
-        return call(session.main, session_root=str(self.root), state=state, **{**own, **options})
+        return call(session.main, session_root=str(self.root), state=state, session_id=self.id, **options)
+
+    def reap(self) -> list[str]:
+        """What the module session_reap has found dead."""
+        found: list[str] = _done(call(session_reap.main, session_root=str(self.root)))["reaped"]
+        return found
 
     def reset(self) -> None:
         """The three modules of a reset."""

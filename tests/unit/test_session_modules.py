@@ -229,7 +229,13 @@ def test_an_active_session_that_is_whole(root: str) -> None:
     seen["checks"]["processes"] = [one for one in seen["checks"]["processes"] if one["name"] != "keeper"]
     assert seen["checks"] == {
         "mounts": [
-            {"name": "merged", "mountpoint": one.path("merged"), "mounted": True, "responding": True, "suspended": False}
+            {
+                "name": "merged",
+                "mountpoint": one.path("merged"),
+                "mounted": True,
+                "responding": True,
+                "suspended": False,
+            }
         ],
         "processes": [
             {"name": "merged", "pid": server.pid, "alive": True},

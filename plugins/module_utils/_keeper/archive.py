@@ -6,9 +6,9 @@ A Borg that died is replaced. A mounted Borg knows the repository as it was. Whe
 archive, which it also does after other archives were deleted, that Borg ends at the next read of them. A new one finds
 them where they are now.
 
-An archive that nobody reads is suspended, which ends its Borgs: each takes about 40 MiB of memory, and most sessions are
-idle most of their life. When the copy-on-write layer misses them it writes into a named pipe, and waits until the archive
-is resumed.
+An archive that nobody reads is suspended, which ends its Borgs: each takes about 40 MiB of memory, and most sessions
+are idle most of their life. When the copy-on-write layer misses them it writes into a named pipe, and waits until the
+archive is resumed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .._borg.remount import Remount
 
-__all__ = ["Archive", "Pace", "suspend_after", "resume"]
+__all__ = ["Archive", "Pace", "resume", "suspend_after"]
 
 TIMEOUT = 60.0  # seconds for Borgs to mount
 QUICK = 30.0  # seconds that mounting may take of an archive that is suspended

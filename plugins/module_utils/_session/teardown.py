@@ -22,7 +22,7 @@ from .._host.shared_memory import release
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .prometheus import write_textfile
-from .session import RESUME, KEEPER, LOCK, RECORD, Session
+from .session import KEEPER, LOCK, RECORD, RESUME, Session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
