@@ -49,6 +49,11 @@ from ansible.utils.vars import load_extra_vars
 # As difflib measures it, twice the letters in common by the letters of both: with one letter wrong, names of six or
 # more are recognised, and my_archive is not taken for archive. Shorter names resemble too many others.
 RESEMBLANCE = 0.83
+# What modules call options that have other names in the playbooks.
+MODULES_OWN = {
+    "timeout": "start_timeout",
+    **{name: f"borg_{name}" for name in ("passphrase", "passcommand", "passphrase_file", "rsh", "remote_path")},
+}
 
 
 class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types
@@ -58,5 +63,11 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types
         """Sentences, in the order in which the variables were given."""
         self.set_options(var_options=variables, direct=kwargs)
         unknown = [name for name in load_extra_vars(self._loader) if name not in terms]
-        meant = [(name, get_close_matches(name.lower(), terms, n=1, cutoff=RESEMBLANCE)) for name in unknown]
+        meant = [(name, _resembling(name, terms)) for name in unknown]
         return [f"{name} is unknown: did you mean {close[0]}?" for name, close in meant if close]
+
+
+def _resembling(name: str, known: list[str]) -> list[str]:
+    """The name that was probably meant, if there is one."""
+    called = MODULES_OWN.get(name.lower())
+    return [called] if called in known else get_close_matches(name.lower(), known, n=1, cutoff=RESEMBLANCE)

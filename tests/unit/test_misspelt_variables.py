@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.lookup import misspelt_variables
 
-KNOWN = ["archive", "driver", "port", "recovery_target_time", "repository", "ttl"]
+KNOWN = ["archive", "borg_rsh", "driver", "port", "recovery_target_time", "repository", "start_timeout", "ttl"]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,9 @@ KNOWN = ["archive", "driver", "port", "recovery_target_time", "repository", "ttl
         ("recovery-target-time", "recovery_target_time"),
         ("drvier", "driver"),
         ("Archive", "archive"),
+        ("timeout", "start_timeout"),
+        ("rsh", "borg_rsh"),
+        ("passphrase", None),
         ("PORT", "port"),
         ("archive", None),
         ("my_archive", None),

@@ -9,9 +9,11 @@ import gzip
 import io
 import lzma
 import random
+import shutil
 import subprocess
 import tarfile
 import time
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +57,21 @@ def tar(*names: str, content: bytes = b"x") -> bytes:
 def what(content: bytes, size: int = 1 << 20, compression: str | None = None) -> str | None:
     found = other_backup_in("x", size, Beginning(content[:BEGINNING], compression))
     return found.what if found else None
+
+
+def test_what_hides_its_content_is_told() -> None:
+    gpg = ["gpg", "--batch", "--passphrase", "x", "--pinentry-mode", "loopback", "-c", "-o", "-"]
+    if shutil.which("gpg"):
+        encrypted = subprocess.run(gpg, input=PG_DUMP, capture_output=True, check=False).stdout
+        assert what(encrypted or b"\x8c\x0d\x04\x09\x03\x02") == "a file encrypted by GnuPG"
+    for begin in (b"-----BEGIN PGP MESSAGE-----\n", b"\x85\x02\x0c\x03\x11", b"\x84\x5e\x03\x11"):
+        assert what(begin + LONG[:100]) == "a file encrypted by GnuPG"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("shop.sql", PG_DUMP)
+    assert what(packed.getvalue()) == "a zip file"
+    assert what(b"age-encryption.org/v1\n-> X25519 x") == "a file encrypted by age"
+    assert what(b"Salted__" + LONG[:100]) == "a file encrypted by OpenSSL"
 
 
 # -- compression

@@ -74,7 +74,6 @@ def logs() -> Iterator[Logs]:
     ("name", "source"),
     [
         ("server.log", "server"),
-        ("mariadb.log", "server"),
         ("layer.log", "layer"),
         ("borg-1.log", "archive"),
         ("borg-wal-1.log", "archive"),
@@ -112,7 +111,7 @@ def test_one_source_and_unknown_ones(logs: Logs) -> None:
     logs.write("server.log", "s\n")
     logs.write("layer.log", "l\n")
     logs.write("other.log", "o\n")
-    assert logs.read(sources=["layer", "other"]) == ["other o", "layer l"]
+    assert logs.read(sources=["layer", "other"]) == ["layer l", "other o"]
     assert logs.read(sources=["layer"]) == []
     # It has not begun yet, but it may.
     assert logs.read(sources=["archive"]) == []

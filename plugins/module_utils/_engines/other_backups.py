@@ -64,7 +64,8 @@ DUMP_VERSION = re.compile(rb"Dumped from database version (\d+(?:\.\d+)*)|Server
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # By their names only the order is decided in which files are looked at: borgmatic's have none that says anything.
 PROBABLE_NAME = re.compile(
-    r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive|tar|tgz|img|raw|qcow2|vmdk|vdi)(?:\.(?:gz|bz2|xz|zst|lz4))?$"
+    r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive|tar|tgz|img|raw|qcow2|vmdk|vdi|zip|7z)"
+    r"(?:\.(?:gz|bz2|xz|zst|lz4|gpg|pgp|age|enc))*$"
     r"|^toc\.dat$|^stdin$",
     re.IGNORECASE,
 )
@@ -225,6 +226,32 @@ def _image(path: str, size: int, content: bytes, compression: str | None) -> Oth
     return None
 
 
+# -- what hides its content
+
+DECRYPT = "decrypt it ({how}), and archive what is in it with borg create, which can encrypt a repository itself"
+UNPACK = "unpack it, and archive the files with borg create"
+# OpenPGP (RFC 4880, 5.1 and 5.3): a session key of version 3 for a public key (RSA, ECDH), or one of version 4 for a
+# passphrase, which every encrypted message begins with.
+OPENPGP = re.compile(
+    rb"-----BEGIN PGP MESSAGE-----|\x85[\x01-\x04].\x03|\x84[\x40-\xff]\x03|\xc1[\x40-\xdf].?\x03"
+    rb"|[\x8c\xc3][\x04\x0d\x2e]\x04[\x07-\x0a][\x00-\x03]",
+    re.DOTALL,
+)
+HIDING = (
+    ("a file encrypted by GnuPG", DECRYPT.format(how="gpg --decrypt"), OPENPGP),
+    ("a file encrypted by age", DECRYPT.format(how="age --decrypt"), re.compile(rb"age-encryption\.org/v1\n")),
+    ("a file encrypted by OpenSSL", DECRYPT.format(how="openssl enc -d"), re.compile(rb"Salted__")),
+    ("a zip file", UNPACK, re.compile(rb"PK\x03\x04")),
+    ("a 7z file", UNPACK, re.compile(rb"7z\xbc\xaf\x27\x1c")),
+    ("a rar file", UNPACK, re.compile(rb"Rar!\x1a\x07")),
+)
+
+
+def _hidden(path: str, content: bytes) -> OtherBackup | None:
+    found = ((what, remedy) for what, remedy, begin in HIDING if begin.match(content))
+    return next((OtherBackup(path, *told) for told in found), None)
+
+
 def other_backup_in(path: str, size: int, beginning: Beginning) -> OtherBackup | None:
     """What a file with that path, size in the archive, and beginning is, if it may be a backup."""
     if beginning.problem is not None:
@@ -232,6 +259,7 @@ def other_backup_in(path: str, size: int, beginning: Beginning) -> OtherBackup |
         what = compressed if beginning.compression else "a file that cannot be read"
         return OtherBackup(path, what, beginning.problem)
     found = _in_tar(path, beginning.content) or _image(path, size, beginning.content, beginning.compression)
+    found = found or _hidden(path, beginning.content)
     if found is None and beginning.content.startswith((b"XBSTCK01", b"xbstck")):
         remedy = "unpack and prepare it (mbstream -x or xbstream -x, then --prepare), and archive the directory"
         return OtherBackup(path, "a backup stream of Mariabackup or XtraBackup", remedy)

@@ -31,13 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["LIMIT", "Reading", "read_logs", "source_of"]
 
 LIMIT = 1 << 20  # bytes of logs in one call
-SUFFIX = ".log"
-# By the file's name without the suffix. What is not here is called by its own name.
-SOURCES = {"postgresql": "server", "mariadb": "server", "mongodb": "server", "overlay": "layer"}
+SUFFIX = ".log"  # after the name of its source
 ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of WAL
 # A log may not have begun when it is asked for.
 USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper"})
-# A terminal would obey them, and whoever queries the server can put them into its log. Tabs are harmless.
 STDOUT = 1
 
 
@@ -91,7 +88,7 @@ def source_of(name: str) -> str | None:
     stem = name[: -len(SUFFIX)]
     if not name.endswith(SUFFIX) or not stem:
         return None
-    return "archive" if ARCHIVE.fullmatch(stem) else SOURCES.get(stem, stem)
+    return "archive" if ARCHIVE.fullmatch(stem) else stem
 
 
 @dataclass
