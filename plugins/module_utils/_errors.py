@@ -91,6 +91,8 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         module.fail_json(msg=text_shown(f"{where}{error.strerror or error}"), errno=error.errno)
+    for sentence in result.pop("warnings", ()):
+        module.warn(text_shown(sentence))
     result.setdefault("elapsed", round(time.monotonic() - begun, 3))
     module.exit_json(**result)
     raise SystemExit  # exit_json has ended the module, but has no types to say so

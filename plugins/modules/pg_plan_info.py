@@ -220,8 +220,10 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
         try:
             told: dict[str, Any] = _named(_told(make_plan(request)), top)
         except RecoveryError as error:
-            raise RecoveryError(_named(str(error), top), **_named(error.details, top)) from error
-        return told
+            failure = RecoveryError(_named(str(error), top), **_named(error.details, top))
+        else:
+            return told
+        raise failure  # without the other's traceback, which holds what is open in the mount
 
 
 def _inside(tree: str, path: str) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_nothing_that_was_said_acts_on_a_terminal() -> None:
     assert result["msg"] == "a\\x1b]0;x\\x07\n\tb\\x9b31m\\u202ec"
     assert result["log_tail"] == ["\\x1b[31m", {"\\x00": "\\x0d"}]
     assert result["rc"] == 3
+
+
+def test_no_more_do_warnings() -> None:
+    result = result_of(lambda: {"changed": True, "warnings": ["database \x1b[31mred is odd"]})
+    said = json.dumps(result["warnings"])  # objects since ansible-core 2.19
+    assert r"database \\x1b[31mred is odd" in said
+    assert r"\u001b" not in said
 
 
 def test_an_error_of_the_system_names_the_path() -> None:

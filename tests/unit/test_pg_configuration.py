@@ -49,6 +49,16 @@ def test_debians_configuration_is_found_when_it_is_in_the_tree(tmp_path: Path, d
     assert read_configuration(data, str(tmp_path)).settings == expected
 
 
+def test_files_that_are_links_of_the_archive_count(tmp_path: Path, data: DataDirectory) -> None:
+    write(tmp_path / "conf" / "main", "TimeZone = 'Asia/Tokyo'\ninclude 'a\0b'\n")
+    write(tmp_path / "conf" / "altered", "work_mem = '3MB'\n")
+    (tmp_path / DATA / "postgresql.conf").symlink_to("/conf/main")
+    (tmp_path / DATA / "postgresql.auto.conf").symlink_to("../../../../../../conf/altered")
+    found = read_configuration(data, str(tmp_path))
+    assert found.settings == {"work_mem": "3MB", "timezone": "Asia/Tokyo"}
+    assert len(found.missing) == 1
+
+
 def test_what_is_included_counts_where_it_stands(tmp_path: Path, data: DataDirectory) -> None:
     """As Patroni, Debian and CloudNativePG have it."""
     etc = tmp_path / ETC

@@ -44,7 +44,7 @@ def open_inside(path: str, flags: int) -> int:
 
     So nothing that the archive has put there can lead to a file of this host.
     """
-    *parents, name = [part for part in path.split("/") if part]
+    *parents, name = [part for part in path.split("/") if part] or ["."]
     directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parents:
@@ -89,12 +89,15 @@ class HeldDirectory:
         directory = self._below(name)
         try:
             with os.scandir(directory) as entries:
-                found = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
+                found = [
+                    (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False))
+                    for entry in entries
+                ]
         finally:
             os.close(directory)
         return (
-            [name for name, is_directory, is_link in found if not is_directory and not is_link],
-            [name for name, is_directory, _is_link in found if is_directory],
+            [name for name, _is_directory, is_file in found if is_file],
+            [name for name, is_directory, _is_file in found if is_directory],
         )
 
     def open(self, name: str) -> int:

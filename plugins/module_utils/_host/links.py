@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["leading", "moved", "resolve"]
+__all__ = ["MOST_LINKS", "leading", "moved", "resolve"]
 
 MOST_LINKS = 40  # on one way, as the kernel has it
 

@@ -135,7 +135,6 @@ class _Keeper:
         if status == "starting":
             self._look_at_start()
             self._try(self._revive)
-            self._try(self._shorten_logs)
             return
         if status == "stopping":
             if unattended(self.session) > LATER:  # it was cut off, or something was in its way

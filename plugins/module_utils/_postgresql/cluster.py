@@ -125,7 +125,7 @@ def has_locale(name: str) -> bool:
     before = locale.setlocale(locale.LC_TIME)
     try:
         locale.setlocale(locale.LC_TIME, name)
-    except locale.Error:
+    except (locale.Error, ValueError):  # the latter for a NUL in it
         return False
     finally:
         locale.setlocale(locale.LC_TIME, before)

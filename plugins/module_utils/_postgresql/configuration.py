@@ -83,7 +83,9 @@ def read_configuration(
     if configuration is not None:
         places = [place] if (place := resolve_within(tree, configuration)) is not None else []
     reader = _Reader(data.path, tree)
-    options = reader.text(os.path.join(data.path, OPTIONS_ASIDE if is_recovered else OPTIONS)) or ""
+    # An earlier start may have set it aside, also one that failed.
+    names = (OPTIONS_ASIDE, OPTIONS) if is_recovered else (OPTIONS, OPTIONS_ASIDE)
+    options = next(filter(None, (reader.text(os.path.join(data.path, name)) for name in names)), "")
     reader.was_started_with(options)
     for directory in (data.path, *places):
         reader.read(os.path.join(directory, CONFIGURATION))
@@ -113,6 +115,8 @@ class _Reader:
 
     def text(self, path: str) -> str | None:
         """What is in a file; nothing of one that cannot be read: the copy does without. None where there is none."""
+        if os.path.islink(path):
+            path = resolve_within(self._tree, os.path.relpath(path, self._tree)) or path
         try:
             content = read_regular_file(path)
         except PostgresError as error:

@@ -10,6 +10,7 @@ this are in `_postgresql/settings.py`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -170,9 +171,11 @@ def apply_steps(steps: Sequence[Step], account: Account) -> None:
         try:
             _apply(step, account)
         except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise PostgresError(f"{step.path} of the copy cannot be changed: {error.strerror}.") from error
             raise PostgresError(
-                f"{step.path} of the copy cannot be changed ({error.strerror}): a link may be on the way to it, which "
-                "is not followed. Use another archive, and find out who made this."
+                f"{step.path} of the copy cannot be changed: a link is on the way to it, which is not followed. Use "
+                "another archive, and find out who made this."
             ) from error
 
 
@@ -517,7 +520,7 @@ def _private(place: str, _step: Step) -> None:
 
 def _patch(step: Step) -> None:
     for patch in step.patches:
-        descriptor = open_inside(patch.path, os.O_WRONLY)
+        descriptor = open_inside(patch.path, os.O_WRONLY | os.O_NONBLOCK)
         try:
             os.pwrite(descriptor, patch.data, patch.offset)
         finally:

@@ -27,6 +27,7 @@ MOST_DATABASES = 8  # a connection to each costs tens of milliseconds, the first
 AT_ONCE = 4
 SECONDS = 5.0  # that a database may take; what does not answer by then is counted as not looked into
 NAMED = 20  # tables or indexes by name of each database; the numbers count all
+MOST_LIBRARIES = 1000  # that are looked for in one database
 C_LANGUAGE = 13  # ClanguageId in pg_language.dat
 
 # Of collations those that something depends on: each database has hundreds, and an update of the host changes all.
@@ -202,10 +203,13 @@ def _named(database: str, names: Sequence[str] | None) -> list[str]:
 
 def _missing(database: str, libraries: Sequence[Sequence[str | None]], bindir: str) -> Iterator[dict[str, str | None]]:
     directory = library_directory(bindir)
-    for library, extension in libraries:
+    for library, extension in libraries[:MOST_LIBRARIES]:
         name, owner = _text(library) or "", _text(extension)
-        path = name if name.startswith("/") else os.path.join(directory or "", name.replace("$libdir/", "", 1))
-        if directory is not None and not any(os.path.exists(path + suffix) for suffix in ("", ".so")):
+        inside = name.replace("$libdir/", "", 1)
+        # The catalogs are hostile: elsewhere on this host nothing is looked for that they name.
+        if directory is None or inside.startswith("/") or ".." in inside.split("/"):
+            continue
+        if not any(os.path.lexists(os.path.join(directory, inside + suffix)) for suffix in ("", ".so")):
             yield {"database": database, "extension": owner, "library": name}
 
 

@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._host.links import leading, resolve
+from .._host.links import MOST_LINKS, leading, resolve
 from .cluster import PostgresError
 
 if TYPE_CHECKING:
@@ -64,8 +64,28 @@ def is_within(path: str, directory: str) -> bool:
 
 
 def leads_within(path: str, tree: str) -> bool:
-    """Whether path, followed as the server would follow it, ends inside tree."""
-    return is_within(os.path.realpath(path), os.path.realpath(tree))
+    """Whether path, followed as the server would follow it, stays inside tree.
+
+    Nothing outside of it is looked at: a host's own links, automatic mounts and file systems that hang lie there.
+    """
+    tree = os.path.realpath(tree)
+    place, ahead, links = os.path.realpath(os.path.dirname(path)), [os.path.basename(path)], 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        place = os.path.dirname(place) if part == ".." else os.path.join(place, part)
+        if not is_within(place, tree) or links > MOST_LINKS:
+            return False
+        if os.path.islink(place):
+            links += 1
+            target, place = os.readlink(place), os.path.dirname(place)
+            if os.path.isabs(target):
+                if not is_within(target, tree):
+                    return False
+                place, target = tree, target[len(tree) :]
+            ahead.extend(reversed(target.split("/")))
+    return True
 
 
 def resolve_within(root: str, path: str) -> str | None:
@@ -80,7 +100,7 @@ def resolve_within(root: str, path: str) -> str | None:
 
     try:
         found = resolve(path, target_of)
-    except OSError:
+    except (OSError, ValueError):  # a NUL in it
         return None
     return os.path.join(root, found) if found else None if found is None else root
 

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .._errors import MORE_TIME, listed
+from .._errors import MORE_TIME, RecoveryError, listed
 from .._host.command import CommandError
 from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
@@ -268,7 +268,10 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     server = WalServer(recovery.archive if recovery else None, plan.request.config(), plan.account)
     locales = _locales(plan)
     left_out = {} if plan.recovered else plan.clone.left_out
-    places, settings = os.listdir(os.path.join(plan.data.path, "pg_tblspc")), _tolerance(plan, left_out)
+    settings = _tolerance(plan, left_out)
+    # Before anything of the archive runs: what is there afterwards may lead anywhere.
+    top = os.path.realpath(os.path.join(plan.data.path, "pg_tblspc"))
+    places, ending = os.listdir(top), next_segment(start, plan.clone.wal)
     with ExitStack() as serving:
         pipes: tuple[str, ...] = ()
         if recovery is not None:
@@ -287,18 +290,15 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
                 settings=_role_settings(plan),
                 locales=locales,
                 claim=lambda process: session.amend_claim(CLAIM, process=process),
-                explain=lambda log: explain(log, recovery, server.missing or next_segment(start, plan.clone.wal)),
+                explain=lambda log: explain(log, recovery, server.missing or ending),
             )
         finally:
             # To the server a file that cannot be used is the end of the WAL, which may look like success.
             if server.problem is not None:
                 raise server.problem
-    if left_out:
-        check_invalid_pages(catalogs.log, left_out)
-        _empty(plan, left_out)
-    reached = _reached(plan, session, catalogs, commit)
+    lost, problem = _without(plan, catalogs, left_out, top, {*places, *plan.clone.made, *map(str, server.records)})
+    reached = _reached(plan, session, catalogs, commit, problem)
     taken_out = [silenced(record) for record in server.records.values()]
-    lost = _without(plan, catalogs, {*places, *plan.clone.made, *map(str, server.records)})
     warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs), *lost]
     return _Prepared(catalogs, reached, taken_out, locales.environment, warnings)
 
@@ -346,11 +346,24 @@ def _signal_recovery(plan: Plan) -> None:
             os.fchown(descriptor, plan.account.uid, plan.account.gid)
 
 
-def _without(plan: Plan, catalogs: Catalogs, known: set[str]) -> list[str]:
-    """Go on without tablespaces that nothing in the copy led to, where that is wanted. Raises PostgresError.
+def _without(
+    plan: Plan, catalogs: Catalogs, left_out: Mapping[str, str], top: str, known: set[str]
+) -> tuple[list[str], RecoveryError | None]:
+    """Empty the tablespaces that the copy goes on without; warnings, and why it cannot.
 
-    known: oids of those that the copy had a place for, or the WAL has made.
+    top: the directory of tablespaces' links, known: oids of those that it had a place for, or the WAL has made.
     """
+    try:
+        if left_out:
+            check_invalid_pages(catalogs.log, left_out)
+            _empty(plan, left_out)
+        return _unlinked(plan, catalogs, top, known), None
+    except RecoveryError as error:
+        return [], error
+
+
+def _unlinked(plan: Plan, catalogs: Catalogs, top: str, known: set[str]) -> list[str]:
+    """Go on without tablespaces that nothing in the copy led to, where that is wanted. Raises PostgresError."""
     lost = sorted(catalogs.tablespaces.keys() - known) if plan.recovered is None else []
     if not lost:
         return []
@@ -362,9 +375,8 @@ def _without(plan: Plan, catalogs: Catalogs, known: set[str]) -> list[str]:
             "(missing_tablespaces=leave_out)."
         )
     # Recovery makes a directory where it misses one.
-    top = os.path.join(plan.data.path, "pg_tblspc")
     argv = ["/usr/bin/find", top, "-mindepth", "2", "-regextype", "posix-extended"]
-    argv += ["-regex", f".*/pg_tblspc/({'|'.join(lost)})/.*", "-delete"]
+    argv += ["-regex", f".*/({'|'.join(lost)})/PG_[0-9]+_[0-9]+(/.*)?", "-delete"]
     plan.sandbox.for_tool(writable=plan.sandbox.writable).run(argv, timeout=plan.request.timeout)
     return [f"The copy has no place for tablespace {names}, which was left out: what lies there cannot be read."]
 
@@ -379,17 +391,24 @@ def _empty(plan: Plan, left_out: Mapping[str, str]) -> None:
     room.run(argv, timeout=plan.request.timeout)
 
 
-def _reached(plan: Plan, session: Session, catalogs: Catalogs, commit: float | None) -> dict[str, Any]:
-    """The point that the copy shows, recorded for later starts. Raises PostgresError where it is wrong."""
+def _reached(
+    plan: Plan, session: Session, catalogs: Catalogs, commit: float | None, failed: RecoveryError | None
+) -> dict[str, Any]:
+    """The point that the copy shows, recorded for later starts, as is what has failed since.
+
+    Raises PostgresError where the point is wrong, and what has failed.
+    """
     if plan.recovered is not None:
         return dict(plan.recovered["recovered_to"])
     reached = recovered_to(catalogs.reached, catalogs.log)
     if commit is not None:
         reached["time"] = datetime.fromtimestamp(commit, timezone.utc).isoformat(timespec="microseconds")
     target = plan.request.target
-    problem = check_outcome(plan.recovery, catalogs.log)
+    problem = check_outcome(plan.recovery, catalogs.log) if failed is None else str(failed)
     known = {"target": None if target is None else str(target), "recovered_to": reached, "problem": problem}
     session.update(recovered=known)
+    if failed is not None:
+        raise failed
     if problem is not None:
         raise PostgresError(problem, log_tail=log_tail(plan.request.log))
     return reached

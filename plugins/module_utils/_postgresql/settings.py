@@ -328,5 +328,5 @@ def _assignments(settings: Mapping[str, str]) -> str:
 def _is_here(name: str, value: str) -> bool:
     """Whether this host has the time zone or locale that a carried setting names."""
     if name == "TimeZone":
-        return ".." not in value and os.path.isfile(os.path.join(TIME_ZONES, value))
+        return not value.startswith("/") and ".." not in value and os.path.isfile(os.path.join(TIME_ZONES, value))
     return name not in LOCALES or has_locale(value)
