@@ -64,6 +64,8 @@ def test_a_tablespace_that_nothing_in_the_copy_leads_to(incomplete: Cluster, cop
         result = copy.start(**options)
         if not options:
             assert f"The copy has no link in pg_tblspc for tablespace lost ({link.name})" in result["msg"]
+            again = copy.start()
+            assert "This copy went past it: start from the archive again." in again["msg"]
             continue
         assert "failed" not in result, result
         assert any(
