@@ -155,7 +155,7 @@ def test_the_readme_is_read_in_one_go() -> None:
 def test_the_links_of_a_document_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
-            name, _, anchor = target.partition("#")
+            name, _hash, anchor = target.partition("#")
             there = (path.parent / name).resolve() if name else path
             assert there.exists(), target
             assert not anchor or anchor in anchors(there), target
