@@ -132,7 +132,7 @@ def log_of(stack: Stack, name: str) -> list[str]:
 
 def deaths(stack: Stack) -> int:
     """How often a mount has ended; each is made again once."""
-    return sum(" is gone: " in line for line in log_of(stack, "overlay"))
+    return sum(" is gone: " in line for line in log_of(stack, "layer"))
 
 
 def failing(stack: Stack, statement: str) -> str:
@@ -175,7 +175,7 @@ def test_a_table_and_an_index_lose_content(
     told = await_told(stack, table, index)
     assert told["status"] == "active"
     assert "borg check" in told["error_message"]
-    said = [line for line in log_of(stack, "overlay") if " ERROR " in line]
+    said = [line for line in log_of(stack, "layer") if " ERROR " in line]
     assert sorted(line.partition(" ERROR lost: ")[2].split()[0] for line in said) == sorted(
         f"{sample.data_directory}/{path}" for path in (table, index)
     )
@@ -269,7 +269,7 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     assert 0 < len(whole) < DIRECTORIES - 1
     assert listing(stack, DIRECTORIES - 1) is not None
     assert deaths(stack) == 1
-    (line, *_more) = [line for line in log_of(stack, "overlay") if " ERROR " in line]
+    (line, *_more) = [line for line in log_of(stack, "layer") if " ERROR " in line]
     assert f"lower: {sample.data_directory}/d" in line
     assert "its mount has ended" in line
     stack.change("absent")
