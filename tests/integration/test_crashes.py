@@ -175,7 +175,7 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
 
 def test_a_borg_that_logs_without_end(root: Path, sample: Sample) -> None:
     """What the server of a repository says stands in its log."""
-    stack = Stack(root, sample).start("mounted")
+    stack = Stack(root, sample).start()
     log = stack.directory / "log" / "borg-1.log"
     os.truncate(log, 65 << 20)
     wait_until(lambda: log.stat().st_size < 1 << 20)

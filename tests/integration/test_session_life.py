@@ -360,7 +360,7 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     again = reset.stats["instant_recovery_session"]
     assert (again["status"], again["port"]) == ("active", session["port"])
     assert again["started_at"] > session["started_at"]
-    playbooks.end(session["id"])
+    playbooks.stop(session["id"])
     ended = playbooks.sessions(ended=True).stats["instant_recovery_sessions"]
     assert [(one["id"], one["status"], one["stop_reason"]) for one in ended] == [(session["id"], "stopped", None)]
     told = [(line["event"], line["claimed_by"]) for line in audit_log(Path(str(playbooks.session_root)))]

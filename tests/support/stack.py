@@ -73,7 +73,7 @@ class Stack:
 
     def change(self, state: str, **options: Any) -> dict[str, Any]:
         """The result of the module session with this state."""
-        return call(session.main, session_root=str(self.root), state=state, session_id=self.id, **options)
+        return call(session.main, session_root=str(self.root), state=state, **{"session_id": self.id, **options})
 
     def reap(self) -> list[str]:
         """What the module session_reap has found dead."""
