@@ -268,3 +268,9 @@ def test_of_what_borg_says_the_end_is_kept() -> None:
         _repository._keep_the_end(said, kept)
     assert len(kept) == _repository.LONGEST_LOG
     assert kept.endswith(b"xthe end")
+
+
+def test_a_server_of_a_repository_can_log_anything() -> None:
+    (entry,) = _repository.parse_log('{"type": "log_message", "message": 5, "msgid": ["x"]}')
+    assert (entry.message, entry.msgid) == ("5", "['x']")
+    assert _repository.diagnose([entry], repository="/r", archive="a")[1] == "borg failed on /r: 5"

@@ -623,7 +623,7 @@ def parse_log(text: str) -> list[LogEntry]:
         words, brace, rest = line.partition('{"')
         try:
             entry = json.loads(brace + rest)
-            found = [LogEntry(words.strip()), LogEntry(entry["message"], entry.get("msgid") or "")]
+            found = [LogEntry(words.strip()), LogEntry(str(entry["message"]), str(entry.get("msgid") or ""))]
         except (ValueError, KeyError):
             found = [LogEntry(line.strip())]
         entries += [entry for entry in found if entry.message]

@@ -206,11 +206,15 @@ def _postgresql(
     )
 
 
+# Linear in what an archive can make it: blanks are matched in one way only.
+STANDBY_MODE = re.compile(r"^[ \t]*standby_mode(?:[ \t]*=)?[ \t]*'?(on|true|yes|1)", re.IGNORECASE | re.MULTILINE)
+
+
 def _postgresql_kind(control: PgControl | None, markers: tuple[str, ...], recovery_conf: str) -> str:
     if "backup_label" in markers:
         return "backup_label"
     state = control.state if control else ""
-    follows = re.search(r"^\s*standby_mode\s*=?\s*'?(on|true|yes|1)", recovery_conf, re.IGNORECASE | re.MULTILINE)
+    follows = STANDBY_MODE.search(recovery_conf)
     if "standby.signal" in markers or follows or state in ("shut down in recovery", "in archive recovery"):
         return "standby"
     if state == "shut down":

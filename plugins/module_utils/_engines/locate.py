@@ -33,7 +33,7 @@ MOST_TABLESPACES, MOST_LINKS = 1000, 1000
 MOST_READ = 8  # directories with WAL, each with a call of borg
 DATABASES = "global/1262"  # the catalogue pg_database, unless it was rewritten
 DATABASES_SIZE = 128 << 10  # bytes of it that are read
-DATA_DIRECTORY = re.compile(rb"^[ \t]*data_directory[ \t]*=?[ \t]*'(/[^'\n]*)'", re.MULTILINE | re.IGNORECASE)
+DATA_DIRECTORY = re.compile(rb"^[ \t]*data_directory(?:[ \t]*=)?[ \t]*'(/[^'\n]*)'", re.MULTILINE | re.IGNORECASE)
 LONG_HEADER, SYSTEM_IDENTIFIER = 0x0002, slice(24, 32)  # in a segment's first page: XLogLongPageHeaderData
 PAGE_HEADER, ITEM_POINTER, IS_TUPLE, HEADER_SIZE = 24, 4, 1, 22  # bufpage.h, itemid.h, htup_details.h
 
