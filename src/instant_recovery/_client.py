@@ -113,7 +113,7 @@ class InstantRecovery:
         timeout: float = 3600.0,
         **options: Unpack[StartOptions],
     ) -> Session:
-        """Start a session from an archive (REPOSITORY::NAME, see the README); returns when its server is ready.
+        """Start a session from an archive (REPOSITORY::NAME, see docs/variables.md); returns when its server is ready.
 
         `options` are the other variables of the start playbook; None leaves the playbook's default. Without a secret
         among them, BORG_PASSPHRASE of the environment counts, and BORG_PASSCOMMAND for sessions on this host.
