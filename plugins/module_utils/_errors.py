@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ansible.module_utils.basic import AnsibleModule
 
-__all__ = ["MORE_TIME", "RecoveryError", "listed", "run_module", "shown", "text_shown", "warn"]
+__all__ = ["MORE_TIME", "RecoveryError", "is_plain", "listed", "run_module", "shown", "text_shown", "warn"]
 
 # What to do about a step of a start that was ended because it took too long.
 MORE_TIME = "give it more time (start_timeout of the playbook, timeout of a module)"
@@ -40,6 +40,11 @@ def shown(name: str) -> str:
     """A name out of an archive, for a sentence: nothing in it may act on a terminal or break a line."""
     printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return CONTROL.sub(_escaped, printable)
+
+
+def is_plain(name: str) -> bool:
+    """Whether nothing in a name acts on a terminal or breaks a line."""
+    return CONTROL.search(name) is None
 
 
 def text_shown(value: Any) -> Any:

@@ -411,7 +411,8 @@ from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.repository import ARGUMENTS, SECRETS, Archive, BorgError, Repository, resolve_archive
 from ..module_utils._engines.database import DatabaseChoiceError, choose_database, find_databases
 from ..module_utils._engines.model import ENGINES, Database
-from ..module_utils._errors import run_module, warn
+from ..module_utils._errors import MORE_TIME, is_plain, run_module, shown, warn
+from ..module_utils._host.deadline import deadline
 
 # Small files without which nobody knows how to start a server; the others tell where something is.
 NEEDED = ("PG_VERSION", "global/pg_control", "backup_label", "tablespace_map")
@@ -455,6 +456,12 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
 
 def _looked_into(options: dict[str, Any], repository: Repository, archives: Sequence[Archive]) -> dict[str, Any]:
     archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
+    late = BorgError(f"The look into archive {archive.name} did not end within {options['timeout']:g} s: {MORE_TIME}.")
+    with deadline(options["timeout"], late):
+        return _contents(options, repository, archive)
+
+
+def _contents(options: dict[str, Any], repository: Repository, archive: Archive) -> dict[str, Any]:
     lost: dict[str, BorgError] = {}
     databases, catalogue = find_databases(
         repository.list_items(archive.name),
@@ -478,6 +485,7 @@ def _looked_into(options: dict[str, Any], repository: Repository, archives: Sequ
     paths = catalogue.as_mounted(chosen.paths()) if chosen else []
     if chosen is not None:
         catalogue.refuse(chosen)
+        _refuse_odd_names(chosen, archive.name)
         _refuse_masking(options["passphrase"], [repository.location, archive.name, *paths])
         _tell(chosen, lost, is_to_be_started=options["require_database"])
     return {
@@ -512,6 +520,16 @@ def _relocated(given: dict[str, Any]) -> dict[str, str]:
                 'the archive that is, such as {"/mnt/fast": "var/lib/docker/volumes/fast/_data"}.'
             )
     return {name: place or "" for name, place in given.items()}
+
+
+def _refuse_odd_names(chosen: Database, archive: str) -> None:
+    """What is a directory's name in commands and results is printed as it is, on terminals too."""
+    for path in chosen.paths():
+        if not is_plain(path):
+            raise DatabaseChoiceError(
+                f"The database's directory {shown(path)} in archive {archive} has characters in its name that act on a "
+                "terminal or break a line: extract it (borg extract), and archive it by another name."
+            )
 
 
 def _refuse_masking(passphrase: str | None, needed: list[str]) -> None:

@@ -157,6 +157,7 @@ elapsed:
 
 import os
 import pwd
+import shutil
 import tempfile
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -167,12 +168,13 @@ from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.mount import ArchiveMount, unmount_archives
 from ..module_utils._borg.repository import ARGUMENTS as BORG_ARGUMENTS
 from ..module_utils._borg.repository import SECRETS, Repository, plain_path
-from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._errors import RecoveryError, run_module, text_shown
 from ..module_utils._host.command import account
 from ..module_utils._host.mounts import unmounted_with_its_users
 from ..module_utils._postgresql.links import resolve_within
 from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
 from ..module_utils._postgresql.target import read_target
+from ..module_utils._session.session import TEMPORARY
 
 NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
 
@@ -204,6 +206,9 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
     with ExitStack() as undo:
         top = os.path.realpath(tempfile.mkdtemp(prefix="instant-recovery-"))
         undo.callback(_remove_directory, top)
+        temporary = os.path.join(top, TEMPORARY)
+        os.mkdir(temporary, 0o700)
+        undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         tree = _mounted(options, options["archive"], options["paths"], os.path.join(top, "merged"), undo)
         request = Request(
             directory=top,
@@ -241,8 +246,8 @@ def _told(plan: Plan) -> dict[str, Any]:
     return {
         "changed": False,
         "version": plan.binaries.version,
-        "neutralised": list(plan.neutralised),
-        "carried_over": list(plan.carried_over),
+        "neutralised": text_shown(plan.neutralised),
+        "carried_over": text_shown(plan.carried_over),
         "settings": plan.settings,
         "recovery": str(plan.recovery.target) if plan.recovery else None,
         **({"warnings": list(plan.warnings)} if plan.warnings else {}),
@@ -262,6 +267,7 @@ def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint
         paths=tuple(paths),
         owner=options["user"],
         tied_to=undo.enter_context(unmounted_with_its_users(mountpoint)),
+        temporary=os.path.join(os.path.dirname(mountpoint), TEMPORARY),
     )
     mount.mount(None)
     undo.callback(unmount_archives, mountpoint, None)

@@ -173,14 +173,29 @@ def test_another_archive_of_the_same_name_is_not_taken(root: Path, sample: Sampl
     stack.change("absent")
 
 
-def test_a_borg_that_logs_without_end(root: Path, sample: Sample) -> None:
+@pytest.mark.parametrize("phase", ["mounted", "active"])
+def test_a_borg_that_logs_without_end(root: Path, sample: Sample, phase: str) -> None:
     """What the server of a repository says stands in its log."""
-    stack = Stack(root, sample).start()
+    stack = Stack(root, sample).start(phase)
     log = stack.directory / "log" / "borg-1.log"
     os.truncate(log, 65 << 20)
     wait_until(lambda: log.stat().st_size < 1 << 20)
     assert "was begun anew" in (stack.directory / "log" / "keeper.log").read_text()
     stack.change("absent")
+
+
+def test_a_borg_that_fills_the_disk_while_a_session_starts(root: Path, sample: Sample) -> None:
+    """It counts as the session's. The Borgs end at once, and the module that is at work fails for that reason."""
+    stack = Stack(root, sample, {"max_upper_size": "16M"}).start("mounted")
+    borgs = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
+    with Session.open(str(stack.directory)).locked(timeout=10):
+        (stack.directory / "tmp" / "put-aside").write_bytes(os.urandom(20 << 20))
+        wait_until(lambda: not any(map(identify, borgs)))
+    refused = (stack.directory / "refused").read_text()
+    assert "its changes, logs and other files take 20" in refused.lower(), refused
+    wait_until(lambda: not stack.directory.exists())
+    assert stack.info()["status"] == "failed"
+    assert remains(root) == []
 
 
 def test_the_mount_of_archived_wal_is_killed(root: Path, sample: Sample) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import repository as _repository
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import is_plain
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import limits as _limits
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,
@@ -142,6 +144,17 @@ def test_what_no_honest_archive_lists(made: Made, members: list[tuple[str, str, 
     assert result["msg"].endswith(f": {REMEDY}")
 
 
+@pytest.mark.parametrize("name", ["srv/\x1b[2Jpg", "srv/\x9b2Jpg", "srv/two\nlines", "srv/\u202egp"])
+def test_a_data_directory_whose_name_acts_on_a_terminal(made: Made, name: str) -> None:
+    """What a play prints and passes on is its name as it is."""
+    archive = made.archive("named", ("-", f"{name}/PG_VERSION", b"15\n"), ("-", f"{name}/global/pg_control", CONTROL))
+    result = call(borg_archive_info.main, **made.options(archive), data_directory=name)
+    assert result["failed"]
+    assert result["msg"].startswith("The database's directory srv/"), result["msg"]
+    assert "has characters in its name that act on a terminal or break a line: extract it" in result["msg"]
+    assert is_plain(result["msg"])
+
+
 def test_it_is_refused_where_nothing_has_to_be_found_as_well(made: Made) -> None:
     archive = made.archive("hostile", ("l", PG, "/production"))
     result = call(borg_archive_info.main, **made.options(archive), require_database=False)
@@ -182,7 +195,8 @@ def test_metadata_that_would_fill_the_memory(made: Made, monkeypatch: pytest.Mon
     environment = {**os.environ, **made.repository.environment, "LC_ALL": "C.UTF-8"}
     argv = ["/usr/bin/python3", "-c", BOMB, location, archive, str(600 << 20)]
     subprocess.run(argv, env=environment, check=True, capture_output=True, timeout=300)
-    monkeypatch.setattr(_repository, "half_of_memory", lambda: 400 << 20)
+    for module in (_limits, _repository):
+        monkeypatch.setattr(module, "half_of_memory", lambda: 400 << 20)
     result = call(borg_archive_info.main, **made.options(name))
     assert result["failed"]
     assert "MemoryError" in result["msg"], result["msg"]

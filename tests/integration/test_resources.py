@@ -63,6 +63,9 @@ def test_a_query_that_takes_too_much_memory_fails_alone(stack: Stack) -> None:
     connection, before = stack.connection(), stack.processes()["server"]
     assert data_limit(postmaster(stack)) == [str(MEMORY)] * 2
     assert data_limit(stack.processes()["archive-1"]) == [str(MEMORY)] * 2
+    assert limit(stack.processes()["archive-1"], "Max file size") == [str(1 << 30)] * 2
+    environment = Path(f"/proc/{stack.processes()['archive-1']}/environ").read_bytes().split(b"\0")
+    assert os.fsencode(f"TMPDIR={stack.directory}/tmp") in environment  # what it puts aside counts, and goes with it
     assert data_limit(stack.processes()["keeper"]) == data_limit(os.getpid())  # it would not survive it
     assert data_limit(stack.processes()["merged"]) == LAYER
     assert connection.sql(f"select length(repeat('x', {MEMORY // 4}))") == str(MEMORY // 4)
@@ -113,6 +116,10 @@ def io_priority(thread: int) -> str:
 
 
 def data_limit(pid: int) -> list[str]:
-    """Soft and hard limit of private data, as the kernel tells them."""
+    return limit(pid, "Max data size")
+
+
+def limit(pid: int, name: str) -> list[str]:
+    """Soft and hard limit, as the kernel tells them."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
-    return next(line.split()[3:5] for line in lines if line.startswith("Max data size"))
+    return next(line[len(name) :].split()[:2] for line in lines if line.startswith(name))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.doc_fragments.borg import ModuleDocFragment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import mount as _mount
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import repository as _repository
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
@@ -25,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.rep
     parse_log,
     resolve_archive,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
 
 RECORDED = Path(__file__).parent / "recorded"
 ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())
@@ -258,6 +260,17 @@ def test_an_unreadable_passphrase_file_is_named(tmp_path: Path, content: bytes |
         path.write_bytes(content)
     with pytest.raises(BorgError, match=f"passphrase_file {path} cannot be read"):
         Repository.from_options({**NOTHING_GIVEN, "repository": "/r", "passphrase_file": str(path)})
+
+
+def test_a_log_that_was_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+    log = tmp_path / "borg-1.log"
+    log.write_text("earlier")
+    server = _mount._Server(Process(1, 1, ""), "/m", (), str(log), offset=7)
+    assert server.said() == ""
+    log.write_text("earlier and now")
+    assert server.said() == " and now"
+    log.write_text("anew")
+    assert server.said() == "anew"
 
 
 def test_of_what_borg_says_the_end_is_kept() -> None:

@@ -65,6 +65,13 @@ def test_as_many_links_as_the_kernel_follows() -> None:
 def test_what_may_have_been_the_root() -> None:
     assert list(leading("mnt/snap/srv/pg")) == ["mnt/snap/srv", "mnt/snap", "mnt", ""]
     assert list(leading("pg")) == [""]
+    assert list(leading("")) == [""]
+
+
+def test_a_place_that_no_path_can_say() -> None:
+    links = {"a": "b/" * 1000, "/".join("b" * 1000): "c/" * 1100}
+    assert resolve("a", links.get) is None
+    assert resolve("a", {"a": "b/" * 1000}.get) == "/".join("b" * 1000)
 
 
 NAMES = st.sampled_from(["a", "b", "c", "..", ".", "", "a/b", "/", "/a", "../..", "//c"])

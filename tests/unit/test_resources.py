@@ -32,3 +32,6 @@ def test_a_slice_is_a_neighbour_of_the_services() -> None:
     assert name == r"system-instant_recovery_20261122\x2d130501\x2d9c1e.slice"
     assert slice_of("/srv/a/shop") != slice_of("/srv/b/shop")
     assert slice_of("/srv/a/shop").startswith("system-instant_recovery_shop_")
+    hyphens = {slice_of(f"/srv/{root}/{'-' * 64}") for root in "ab"}
+    assert max(map(len, hyphens)) <= 255, "systemd takes no longer name (UNIT_NAME_MAX)"
+    assert len(hyphens) == 2

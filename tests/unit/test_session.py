@@ -78,7 +78,7 @@ def test_a_new_session(root: str) -> None:
     assert session.record["overlay_merged_dir"] == session.path("merged")
     assert session.record["server_user"] == ME
     assert abs(datetime.fromisoformat(session.record["created_at"]).timestamp() - time.time()) < 60
-    directories = ["archive", "client", "config", "lock", "log", "merged", "run", "session.json", "upper"]
+    directories = ["archive", "client", "config", "lock", "log", "merged", "run", "session.json", "tmp", "upper"]
     assert sorted(os.listdir(session.directory)) == directories
     assert entries(root) == [session.id]
     for name, mode in {"": 0o700, "session.json": 0o600, "lock": 0o600, "run": 0o700, "upper": 0o700}.items():

@@ -17,6 +17,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.ite
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import catalogue as module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import database as database_module
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database
@@ -276,6 +277,32 @@ def test_a_list_without_end_ends_at_a_limit(
         f"The archive has {said}, which is more than is looked through: archive the database on its own, or name "
         "another archive."
     )
+
+
+def test_what_is_told_of_all_databases_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "MOST_TOLD", 1 << 20)
+    links = [item(f"{PG}/pg_tblspc/{number}", "l", f"/{'x' * 4000}/{number}") for number in range(500)]
+    with pytest.raises(ArchiveRefusedError, match="has more than 1 MiB of links and other places of databases"):
+        refuse([*cluster(), *links])
+
+
+def test_directories_as_deep_as_a_path_can_say() -> None:
+    """A thousand tablespaces, 2000 directories deep each: their paths alone are 4 MB, those above them 4 GB."""
+    deep = "a/" * 2000
+    places = [f"{deep}{number}" for number in range(20000, 21000)]
+    links = [item(f"{PG}/pg_tblspc/{number}", "l", f"/{place}") for number, place in enumerate(places, 20000)]
+    inside = [item(f"{place}/PG_15_202209061", "d") for place in places]
+
+    def look() -> tuple[float, int]:
+        before = _peak()
+        items = [one for one in cluster() if not one.path.startswith(f"{PG}/pg_tblspc/")]
+        database, catalogue = found([*items, *links, *inside])
+        catalogue.refuse(database)
+        return _peak() - before, len(database.links)
+
+    grown, number = forked(look)
+    assert number == 1001, "and that of the WAL"
+    assert grown < 200
 
 
 def test_names_that_are_no_numbers_are_no_tablespaces() -> None:

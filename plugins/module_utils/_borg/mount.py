@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import MORE_TIME, RecoveryError
-from .._host.command import account
+from .._host.command import Bounds, account
 from .._host.files import read_beginning
-from .._host.limits import half_of_memory
+from .._host.limits import bounds_of_borg
 from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, unmount, wait_until
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
-from .._session.session import Session
+from .._session.session import TEMPORARY, Session
 from .remount import Remount
 from .repository import BorgError, Repository, plain_path
 
@@ -57,6 +57,7 @@ class ArchiveMount:
     (none: all of it). `owner` is the user to whom everything shall seem to belong. Without a session's directory the
     logs go to `log_directory`, and without that they are kept only for an error message. `tied_to` is a descriptor that
     borg inherits (_mounts.unmounted_with_its_users): a mount for as long as this process needs it, should it be killed.
+    `temporary` is where borg puts aside what it does not keep in memory, in place of TMPDIR; a session has its own.
     """
 
     repository: Repository
@@ -69,6 +70,7 @@ class ArchiveMount:
     allow_other: bool = False
     log_directory: str | None = None
     tied_to: int | None = None
+    temporary: str | None = None
 
     @property
     def mountpoints(self) -> list[str]:
@@ -129,7 +131,7 @@ class ArchiveMount:
                 env={**_server_environment(session), **env},
                 passphrase=passphrase,
                 log=self._log(mountpoint, session.path("log"), session),
-                memory=_memory(session),
+                memory=int(session.record["memory_max"]),
                 may_suspend=may_suspend,
             )
             for mountpoint in self.mountpoints
@@ -158,6 +160,8 @@ class ArchiveMount:
     def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
         name, argv, log = self._name(mountpoint), self._command(mountpoint), self._log(mountpoint, logs, session)
         env = _server_environment(session)
+        if self.temporary is not None:
+            env["TMPDIR"] = self.temporary
         if session is not None:
             session.claim(name=name, kind="mount", mountpoint=mountpoint)
             undo.callback(session.release_claim, name)
@@ -167,7 +171,7 @@ class ArchiveMount:
             if self.tied_to is not None:
                 descriptors, bound = [*descriptors, self.tied_to], {"preexec_fn": _end_with_caller()}
             process = spawn(
-                argv, log=log, env={**env, **secret}, pass_fds=descriptors, memory=_memory(session), **bound
+                argv, log=log, env={**env, **secret}, pass_fds=descriptors, bounds=_bounds(session), **bound
             )
         server = _Server(process, mountpoint, tuple(argv), log, offset)
         undo.callback(server.end)
@@ -267,8 +271,10 @@ class _Server:
     offset: int
 
     def said(self) -> str:
-        """Its words."""
-        return read_beginning(self.log, LONGEST_SPEECH, offset=self.offset).decode("utf-8", "replace")
+        """Its words. Where they were too many the session's keeper has begun the log anew, and the last are there."""
+        begun_anew = os.path.getsize(self.log) < self.offset
+        offset = 0 if begun_anew else self.offset
+        return read_beginning(self.log, LONGEST_SPEECH, offset=offset).decode("utf-8", "replace")
 
     def end(self) -> None:
         """Undo what it did, however far it came."""
@@ -314,15 +320,14 @@ def _serving(session: Session | None) -> dict[str, _Serving]:
     return found
 
 
-def _memory(session: Session | None) -> int:
-    """Bytes that each Borg may have: the session's memory_max. A repository decides how much one needs."""
-    return half_of_memory() if session is None else int(session.record["memory_max"])
+def _bounds(session: Session | None) -> Bounds:
+    return bounds_of_borg(None if session is None else int(session.record["memory_max"]))
 
 
 def _server_environment(session: Session | None) -> dict[str, str]:
     env = dict(THRIFTY) if _is_crowded(session) else {"BORG_MOUNT_DATA_CACHE_ENTRIES": DATA_CACHE_ENTRIES}
     env.update({name: os.environ[name] for name in env if name in os.environ})
-    return env if session is None else {**env, MARKER: session.directory}
+    return env if session is None else {**env, MARKER: session.directory, "TMPDIR": session.path(TEMPORARY)}
 
 
 def _is_crowded(session: Session | None) -> bool:

@@ -12,18 +12,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._host.command import CommandError, run
+from .._host.limits import bounds_of_borg
 from .._host.mounts import mount_at, unmount, wait_until
 from .._host.processes import PIPE_HOLDS, Process, secret_pipe, spawn, stop_all
 from .._session.metrics import spent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .._session.session import Session
 
 __all__ = ["LISTING", "Remount", "packed", "unpacked"]
 
 LISTING = 30.0  # seconds for a Borg to list its repository's archives
+SLICE = 2.0  # seconds between two looks whether waiting for a mount is worth while
 SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 
 
@@ -47,9 +49,8 @@ class Remount:
         secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
         stdin = (self.passphrase or "").encode()
         try:
-            listed = run(
-                self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin, memory=self.memory
-            ).stdout
+            bounds = bounds_of_borg(self.memory)
+            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin, bounds=bounds).stdout
             known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
         except CommandError as error:
             return str(error)
@@ -65,17 +66,24 @@ class Remount:
         unmount(self.mountpoint)
         with secret_pipe("BORG_PASSPHRASE_FD", self.passphrase) as (secret, descriptors):
             process = spawn(
-                self.argv, log=self.log, env={**self.env, **secret}, pass_fds=descriptors, memory=self.memory
+                self.argv,
+                log=self.log,
+                env={**self.env, **secret},
+                pass_fds=descriptors,
+                bounds=bounds_of_borg(self.memory),
             )
         with suppress(OSError):  # it does not inherit the keeper's low priority, where we may say so
             os.setpriority(os.PRIO_PROCESS, process.pid, 0)
         return process
 
-    def finish(self, process: Process, *, deadline: float) -> bool:
-        """Wait until it has mounted; whether it did."""
-        wait_until(
-            lambda: mount_at(self.mountpoint) is not None, timeout=deadline - time.monotonic(), processes=[process]
-        )
+    def finish(self, process: Process, *, deadline: float, give_up: Callable[[], bool]) -> bool:
+        """Wait until it has mounted, or give_up, which is asked every few seconds; whether it has."""
+
+        def is_over() -> bool:
+            return mount_at(self.mountpoint) is not None or not process.alive()
+
+        while not is_over() and time.monotonic() < deadline and not give_up():
+            wait_until(is_over, timeout=min(SLICE, deadline - time.monotonic()), processes=[process])
         if mount_at(self.mountpoint) is not None and process.alive():
             return True
         stop_all([process], SIGNALS)

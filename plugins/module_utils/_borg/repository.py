@@ -13,8 +13,10 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,16 +27,17 @@ from typing import IO, Any
 
 from .._errors import MORE_TIME, RecoveryError, shown
 from .._host.command import (
+    Bounds,
     CommandError,
     OutputError,
     environment,
     find_program,
-    limit_memory,
     run,
     run_bytes,
 )
 from .._host.compressed import Beginning, beginning, compressed_size
-from .._host.limits import half_of_memory
+from .._host.limits import bounds_of_borg, half_of_memory
+from .._host.links import LONGEST_PATH
 from .._host.processes import PIPE_HOLDS, secret_pipe
 from .items import Item
 from .location import check_archive_name, check_repository, parse_archive
@@ -165,9 +168,10 @@ class Repository:
             argv = self.command("info", "--json", "--glob-archives", "*", of=[self.location])
         else:
             argv = self.command("list", "--json", of=[self.location])
-        env, secret = self.environment()
-        with self._in_time(argv):
-            done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False, memory=half_of_memory())
+        # With details, borg makes an index of all chunks, which may be as large as it likes to be.
+        bounds = Bounds(memory=half_of_memory()) if details else bounds_of_borg()
+        with self._in_time(argv), self._prepared() as (env, secret):
+            done = run(argv, timeout=self.timeout, env=env, stdin=secret, check=False, bounds=bounds)
         if done.returncode not in ACCEPTED:
             raise self.error(argv, done.returncode, done.stderr)
         return parse_archives(done.stdout, repository=self.location)
@@ -177,12 +181,13 @@ class Repository:
         argv = self.command("list", "--json-lines", "--format", "{size}", of=[self.archive_location(archive)])
         with self._output(argv, archive=archive) as output:
             while line := output.readline(LONGEST_LINE):
-                if len(line) == LONGEST_LINE:
+                item = parse_item(line) if len(line) < LONGEST_LINE else None
+                if item is None or max(len(item.path), len(item.target)) > LONGEST_PATH:
                     raise BorgError(
                         f"An item of archive {archive} has a path, or a link's target, that is longer than a file "
                         "system has it: borg create makes no such archive. Use another one."
                     )
-                yield parse_item(line)
+                yield item
 
     def read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
         """Contents of `items`, which are in the archive's order, by path: one call of borg for all of them.
@@ -212,12 +217,11 @@ class Repository:
     def _read_files(self, archive: str, items: Sequence[Item]) -> dict[str, bytes]:
         patterns = dict.fromkeys(map(_pattern, items))
         argv = self.command("extract", "--stdout", of=[self.archive_location(archive), *patterns])
-        env, secret = self.environment()
-        size = sum(item.size for item in items)
+        size, bounds = sum(item.size for item in items), bounds_of_borg()
         try:
-            with self._in_time(argv):
+            with self._in_time(argv), self._prepared() as (env, secret):
                 done = run_bytes(
-                    argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size, memory=half_of_memory()
+                    argv, timeout=self.timeout, env=env, stdin=secret, check=False, limit=size, bounds=bounds
                 )
         except OutputError as error:
             raise self._wrong_size(f"more than {size}", archive, items, error.stderr) from error
@@ -336,6 +340,16 @@ class Repository:
         return {**env, "BORG_PASSPHRASE_FD": "0"}, passphrase.encode()
 
     @contextmanager
+    def _prepared(self) -> Iterator[tuple[dict[str, str], bytes]]:
+        """The same, with a directory for what borg puts aside: ended by force, it leaves that."""
+        env, secret = self.environment()
+        directory = tempfile.mkdtemp(prefix="instant-recovery-")
+        try:
+            yield {**env, "TMPDIR": directory}, secret
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @contextmanager
     def environment_with_pipe(self) -> Iterator[tuple[dict[str, str], list[int]]]:
         """What to add to a borg's environment, and the descriptors to pass on to it, where it has no standard input."""
         env, passphrase = self.environment_and_secret()
@@ -381,16 +395,23 @@ class Repository:
     @contextmanager
     def _output(self, argv: Sequence[str], *, archive: str) -> Iterator[IO[bytes]]:
         """borg's standard output while it runs. Whoever stops reading before its end ends borg."""
-        env, secret = self.environment()
-        process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # read while it runs
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(env),
-            start_new_session=True,
-        )
-        limit_memory(process.pid, half_of_memory())
+        with self._prepared() as (env, secret):
+            process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # read while it runs
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(env),
+                start_new_session=True,
+            )
+            bounds_of_borg().hold(process.pid)
+            with self._read_from(process, secret, argv, archive) as output:
+                yield output
+
+    @contextmanager
+    def _read_from(
+        self, process: subprocess.Popen[bytes], secret: bytes, argv: Sequence[str], archive: str
+    ) -> Iterator[IO[bytes]]:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise AssertionError("all are pipes")
         overdue = threading.Timer(self.timeout, _kill, [process])

@@ -9,8 +9,10 @@ directory whose files it lists, or give the server a device of this host.
 
 from __future__ import annotations
 
+import itertools
 import posixpath
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from .items import Item
 
-__all__ = ["ArchiveRefusedError", "Suspects", "ancestors", "is_below", "limit"]
+__all__ = ["ArchiveRefusedError", "Suspects", "is_below", "limit"]
 
 TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
@@ -106,24 +108,43 @@ class Suspects:
         """
         if self.odd is not None:
             raise ArchiveRefusedError(f"has the item {self.odd!r}, whose path leads out of it: {REMEDY}")
-        above = [path for part in parts for path in ancestors(part)]
-        for path in (*(path for path in above if path in links), *has_entries):
+        above = (path for part in parts for path in _and_above(part) if path in links)
+        for path in itertools.chain(above, has_entries):
             raise ArchiveRefusedError(f"lists {path} as a link to {links[path]}, and also entries below it: {REMEDY}")
+        tree = _Parts(parts)
         for path, kinds in self.twice.items():
-            if path in above or _is_below_any(path, parts):
+            if tree.has(path) or tree.is_led_to_by(path):
                 raise ArchiveRefusedError(f"lists {path} {kinds}: {REMEDY}")
         for directory, path in self.nodes.items():
-            if _is_below_any(directory, parts):
+            if tree.has(directory):
                 raise ArchiveRefusedError(f"has the device node {path} among the database's files: {REMEDY}")
         for path, kind in self.pipes.items():
-            if _is_below_any(path, parts) and _is_opened(path, data_directory):
+            if tree.has(path) and _is_opened(path, data_directory):
                 raise ArchiveRefusedError(f"has a {PIPES[kind]} where the server opens a file, {path}: {REMEDY}")
 
 
-def ancestors(path: str) -> list[str]:
+class _Parts:
+    """Parts of an archive, asked about very many paths: what is asked takes as long for many parts as for one."""
+
+    def __init__(self, parts: Collection[str]) -> None:
+        self._known = frozenset("" if part == "." else part for part in parts)
+        self._sorted = sorted(self._known)
+
+    def has(self, path: str) -> bool:
+        """Whether the path is one of the parts, or below one."""
+        return "" in self._known or any(one in self._known for one in _and_above(path))
+
+    def is_led_to_by(self, path: str) -> bool:
+        """Whether one of the parts is below the path."""
+        place = bisect_left(self._sorted, f"{path}/")
+        return place < len(self._sorted) and self._sorted[place].startswith(f"{path}/")
+
+
+def _and_above(path: str) -> Iterator[str]:
     """The path and all directories above it, but not the archive's root."""
-    parts = [] if path in ("", ".") else path.split("/")
-    return ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    while path not in ("", "."):
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _is_odd(path: str) -> bool:
@@ -139,10 +160,6 @@ def _is_opened(path: str, data_directory: str | None) -> bool:
     inside = path if data_directory == "." else path[len(data_directory) + 1 :]
     top = inside.split("/")[0]
     return (top.startswith(OPENED_BELOW) and top != NEVER_OPENED) or inside.endswith(OPENED)
-
-
-def _is_below_any(path: str, parts: Collection[str]) -> bool:
-    return any(is_below(path, part) for part in parts)
 
 
 def is_below(path: str, directory: str) -> bool:

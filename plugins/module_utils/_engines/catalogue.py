@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .._borg.items import Item
 from .._borg.suspects import ArchiveRefusedError, Suspects, is_below, limit
-from .._errors import shown
+from .._errors import is_plain, shown
 from .._host.compressed import Beginning
 from .._host.links import leading, resolve
 from .._postgresql.wal_archive import ARCHIVED_FILE, SEGMENT
@@ -315,7 +315,10 @@ class Catalogue:
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
 
     def wal_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
-        """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name."""
+        """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name.
+
+        None whose name acts on a terminal: they are printed, to choose from.
+        """
         own = [(database.wal_directory or {}).get("archived_path") for database in databases]
         return [
             {
@@ -325,7 +328,7 @@ class Catalogue:
                 "last": segments.last,
             }
             for path, segments in sorted(self._archived.items())
-            if not any(directory is not None and is_below(path, directory) for directory in own)
+            if is_plain(path) and not any(directory is not None and is_below(path, directory) for directory in own)
         ]
 
     def tablespace_at(self, path: str) -> bool:
@@ -342,29 +345,39 @@ class Catalogue:
 
     def tablespaces_of_nobody(self, directory: str) -> list[str]:
         """Roots of tablespaces, but those of other data directories than this."""
-        taken = self._taken(directory, "pg_tblspc")
+        taken = self._tablespaces_of
         return sorted(
-            path for path in self._tablespaces - taken if posixpath.basename(posixpath.dirname(path)) != "pg_tblspc"
+            path
+            for path in self._tablespaces
+            if posixpath.basename(posixpath.dirname(path)) != "pg_tblspc" and not taken.get(path, set()) - {directory}
         )
 
     def wal_of_nobody(self, directory: str, most: int) -> list[Item]:
         """A segment each of directories with WAL, but those of other data directories than this; so many at most."""
-        taken = self._taken(directory, "pg_wal")
         found = [
             path
             for path in self._first_segments
-            if path not in taken and not LOG_DIRECTORY.fullmatch(posixpath.basename(path))
+            if not self._wal_of.get(path, set()) - {directory} and not LOG_DIRECTORY.fullmatch(posixpath.basename(path))
         ]
         found.sort(key=lambda path: (not self.has_directory(f"{path}/archive_status"), path))
         return [self._first_segments[path] for path in found[:most]]
 
-    def _taken(self, directory: str, name: str) -> set[str]:
-        """What other data directories than this have at that name or in that directory, also through links."""
-        found = set()
-        for other in self.postgresql_directories():
-            top = posixpath.join(other, name)
-            for path in (top, *self.links_below(top)) if other != directory else ():
-                found |= {path, *self.places(path)}
+    @cached_property
+    def _tablespaces_of(self) -> dict[str, set[str]]:
+        return self._owners("pg_tblspc")
+
+    @cached_property
+    def _wal_of(self) -> dict[str, set[str]]:
+        return self._owners("pg_wal")
+
+    def _owners(self, name: str) -> dict[str, set[str]]:
+        """By places, the data directories that have it at that name or in that directory, also through links."""
+        found: dict[str, set[str]] = {}
+        for owner in self.postgresql_directories():
+            top = posixpath.join(owner, name)
+            for path in (top, *self.links_below(top)):
+                for place in (path, *self.places(path)):
+                    found.setdefault(place, set()).add(owner)
         return found
 
     def wal_directories_like(self, path: str) -> list[str]:

@@ -9,9 +9,11 @@ Whoever made the archive may wish this host ill: what is kept and read of it is 
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .._borg.items import Item
 from .._borg.suspects import limit
@@ -31,6 +33,8 @@ __all__ = [
 
 READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES = 1000
+MOST_NAMED = 20  # databases in a message
+MOST_TOLD = 32 << 20  # characters of what is told of all databases: of one with 100 tablespaces, some 50,000
 NEEDS_DATA = "start a session from an archive of the data directory, with this as wal_source"
 NEEDS_ALL = "use an archive that has all of its files, and none of them behind a link"
 OID = re.compile(r"[0-9]{1,10}")
@@ -61,11 +65,15 @@ def find_databases(
     stated = {
         path: stated_directory(content.get(path, CONFIGURATION)) for path in catalogue.configurations([*postgresql])
     }
-    found = [
-        *(_postgresql(catalogue, content, path, stated, relocated or {}, begin) for path in postgresql),
-        *(_innodb(catalogue, content, directory) for directory in innodb),
-        *(_mongodb(catalogue, content, directory) for directory in mongodb),
-    ]
+    found, told = [], 0
+    for database in itertools.chain(
+        (_postgresql(catalogue, content, path, stated, relocated or {}, begin) for path in postgresql),
+        (_innodb(catalogue, content, directory) for directory in innodb),
+        (_mongodb(catalogue, content, directory) for directory in mongodb),
+    ):
+        found.append(database)
+        told += _characters(database.as_dict())
+        limit(told >> 20, MOST_TOLD >> 20, "MiB of links and other places of databases")
     if not found:
         found, catalogue.others = _without_data_directory(catalogue, begin)
     return sorted(found, key=lambda database: database.data_directory), catalogue
@@ -90,7 +98,8 @@ def choose_database(
     startable = [database for database in fitting if database.kind != "logical_dump"]
     if len(startable) == 1:
         return startable[0]
-    choice = "; ".join(map(_in_words, databases))
+    more = f"; and {len(databases) - MOST_NAMED} more" if len(databases) > MOST_NAMED else ""
+    choice = "; ".join(map(_in_words, databases[:MOST_NAMED])) + more
     request = " ".join(filter(None, ["" if engine == "auto" else engine, "data directory", data_directory]))
     if startable:
         message = f"Archive {archive} holds {len(startable)} databases: {choice}. Choose one with data_directory."
@@ -131,6 +140,15 @@ def _in_words(database: Database) -> str:
 
 
 LONGEST_VERSION = 40  # characters
+
+
+def _characters(told: Any) -> int:
+    """How much what is told is, roughly."""
+    if isinstance(told, dict):
+        return sum(map(_characters, (*told, *told.values())))
+    if isinstance(told, (list, tuple)):
+        return sum(map(_characters, told))
+    return len(told) if isinstance(told, str) else 1
 
 
 class _Content:
@@ -189,7 +207,7 @@ def _postgresql(
         engine="postgresql",
         data_directory=directory or ".",
         kind=_postgresql_kind(control, markers, content.text(directory, "recovery.conf")),
-        version=content.text(directory, "PG_VERSION").strip()[:LONGEST_VERSION] or None,
+        version=shown(content.text(directory, "PG_VERSION").strip()[:LONGEST_VERSION]) or None,
         state=control.state if control else None,
         owner=catalogue.markers[posixpath.join(directory, "PG_VERSION")].user,
         size=sum(catalogue.size_below(part) for part in parts),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Account",
+    "Bounds",
     "CommandError",
     "Completed",
     "CompletedBytes",
@@ -34,7 +35,6 @@ __all__ = [
     "find_program",
     "identity",
     "last_line",
-    "limit_memory",
     "run",
     "run_bytes",
     "search_path",
@@ -109,6 +109,23 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a program, and what it starts, may have: bytes of memory of its own, and of each file (0: any)."""
+
+    memory: int = 0
+    file: int = 0
+
+    def hold(self, pid: int) -> None:
+        """Bind a process that was just started. What is beyond is an error to it: ENOMEM, EFBIG."""
+        for kind, most in ((resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file)):
+            if most:
+                with contextlib.suppress(ProcessLookupError):
+                    known = resource.prlimit(pid, kind)[1]
+                    limit = most if known == resource.RLIM_INFINITY else min(most, known)
+                    resource.prlimit(pid, kind, (limit, limit))
+
+
+@dataclass(frozen=True)
 class Inner:
     """A program that another one runs in its turn, as run_bytes() needs to know it.
 
@@ -164,11 +181,11 @@ def run(
     user: str | None = None,
     cwd: str | None = None,
     limit: int = OUTPUT_LIMIT,
-    memory: int = 0,
+    bounds: Bounds | None = None,
 ) -> Completed:
     """Run argv to its end and return its text; see run_bytes."""
     return run_bytes(
-        argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit, memory=memory
+        argv, timeout=timeout, env=env, check=check, stdin=stdin, user=user, cwd=cwd, limit=limit, bounds=bounds
     ).text()
 
 
@@ -182,19 +199,20 @@ def run_bytes(
     user: str | None = None,
     cwd: str | None = None,
     limit: int = OUTPUT_LIMIT,
-    memory: int = 0,
+    bounds: Bounds | None = None,
     inner: Inner | None = None,
 ) -> CompletedBytes:
     """Run argv to its end, as user if given, within timeout seconds; it may write limit bytes to its standard output.
 
-    The environment is environment(env, user). memory: see limit_memory(). inner is what argv is to run in its turn.
+    The environment is environment(env, user). inner is what argv is to run in its turn.
     Raises CommandError at a time-out, for a program that cannot be run and, unless check is false, for a return code
     other than 0; OutputError where it writes more. Of its standard error the last ERRORS_KEPT bytes are kept.
     """
     shown = argv if inner is None else inner.argv
     given = environment(env or {}, user=user) if inner is None else dict(env or {})
     process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
-    limit_memory(process.pid, memory)
+    if bounds is not None:
+        bounds.hold(process.pid)
     exchange = _Exchange(process, stdin, limit, cut_off=inner.cut_off if inner else None)
     name = os.path.basename(shown[0])
     try:
@@ -218,15 +236,6 @@ def run_bytes(
         exchange.close()
     done = CompletedBytes(tuple(shown), process.returncode, bytes(exchange.out), _text(exchange.err))
     return done.checked() if check else done
-
-
-def limit_memory(pid: int, memory: int) -> None:
-    """Let a process that was just started, and what it starts, have so many bytes of memory of their own (0: any)."""
-    if memory:
-        with contextlib.suppress(ProcessLookupError):
-            most = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
-            limit = memory if most == resource.RLIM_INFINITY else min(memory, most)
-            resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 
 def find_program(name: str, *, directories: Sequence[str] = ()) -> str | None:

@@ -11,6 +11,7 @@ Elsewhere processes get a nice value and an I/O priority. Each process of the se
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import pwd
@@ -21,7 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._errors import RecoveryError, warn
-from .command import find_program, run
+from .command import Bounds, find_program, run
 from .processes import Process, descendants
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "LEAST_MEMORY",
     "UNLIMITED",
     "WEIGHTS",
+    "bounds_of_borg",
     "confine",
     "half_of_memory",
     "io_priority_of",
@@ -42,6 +44,10 @@ __all__ = [
 UNLIMITED = {"memory_max": 0, "cpu_weight": 100, "io_weight": 100}
 WEIGHTS = range(1, 10001)
 MOST_TASKS = 5000  # processes and threads: those that a server may have (_sandbox.MOST_PROCESSES), and ours
+# Bytes of one file that a Borg may write: its log, and what it puts aside of an archive's list. Of a file of a terabyte
+# that is about 20 MiB, and of most files nothing.
+LARGEST_FILE = 1 << 30
+LONGEST_NAME = 200  # characters of a slice's name, of which systemd takes 255
 LEAST_MEMORY = 256 << 20  # bytes; with less a session does not start: Borg alone takes most of that
 
 USUAL_ROOT = "/var/lib/instant_recovery"
@@ -81,12 +87,22 @@ def half_of_memory() -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2
 
 
+def bounds_of_borg(memory: int | None = None) -> Bounds:
+    """What one Borg may have, and so many bytes of memory (0: any; not given: half of the host's).
+
+    A repository decides how much one needs, and its server how much one logs.
+    """
+    return Bounds(memory=half_of_memory() if memory is None else memory, file=LARGEST_FILE)
+
+
 def slice_of(directory: str) -> str:
     """The name of the session's slice. In such a name, a hyphen would part it from the slice that it is in."""
     root, name = os.path.split(directory)
     # The same name may be in use below another root.
     name += "" if root == USUAL_ROOT else f"_{zlib.crc32(os.fsencode(root)):08x}"
     escaped = re.sub(r"[^A-Za-z0-9_.]", lambda match: f"\\x{ord(match.group()):02x}", name)
+    if len(escaped) > LONGEST_NAME:  # of many hyphens
+        escaped = hashlib.sha256(os.fsencode(directory)).hexdigest()
     return f"system-instant_recovery_{escaped}.slice"
 
 

@@ -3,7 +3,8 @@
 """Symbolic links of a tree that is taken for `/`: followed component by component, and never out of the tree.
 
 The tree may be a list of names or a mount: the one who asks tells what the links say, and no path of this host is
-followed. Whoever made the tree may wish this host ill: the number of links on one way is bounded, as the kernel has it.
+followed. Whoever made the tree may wish this host ill: the number of links on one way is bounded, and the length of the
+way, as the kernel has them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["MOST_LINKS", "leading", "moved", "resolve"]
+__all__ = ["LONGEST_PATH", "MOST_LINKS", "leading", "moved", "resolve"]
 
 MOST_LINKS = 40  # on one way, as the kernel has it
+LONGEST_PATH = 4095  # bytes: PATH_MAX without the NUL at its end (linux/limits.h)
 
 
 def resolve(
@@ -26,7 +28,7 @@ def resolve(
     root: str = "",
     place_of: Callable[[str], str | None] = lambda _path: None,
 ) -> str | None:
-    """Where path leads: a path below the tree without links (`` is the tree itself), or None after too many of them.
+    """Where path leads: a path below the tree without links (`` is the tree itself), or None where it is too far.
 
     target_of tells what the link at a path says, None where there is no link. root is the directory of the tree that
     absolute paths begin at. place_of may tell that an absolute path is another place of the tree.
@@ -48,7 +50,10 @@ def resolve(
         if part == "..":
             done[:] = done if done == top else done[:-1]
         elif part not in ("", "."):
-            target = target_of("/".join([*done, part]))
+            place = "/".join([*done, part])
+            if len(place) > LONGEST_PATH:
+                return None
+            target = target_of(place)
             if target is None:
                 done.append(part)
                 continue
@@ -61,10 +66,11 @@ def resolve(
 
 def leading(path: str) -> Iterator[str]:
     """The directories above path, the longest first and `` last: any may be where another host's `/` was mounted."""
-    parts = path.split("/")
-    for length in range(len(parts) - 1, 0, -1):
-        yield "/".join(parts[:length])
-    yield ""
+    while True:
+        path = path.rpartition("/")[0]
+        yield path
+        if not path:
+            return
 
 
 def moved(path: str, places: Mapping[str, str]) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .command import CommandError, environment, identity, limit_memory
+from .command import Bounds, CommandError, environment, identity
 from .files import open_regular
 
 if TYPE_CHECKING:
@@ -188,14 +188,14 @@ def spawn(
     cwd: str = "/",
     pass_fds: Sequence[int] = (),
     umask: int = 0o077,
-    memory: int = 0,
+    bounds: Bounds | None = None,
     **options: Any,
 ) -> Process:
     """Start a daemon: a session of its own, standard input from /dev/null, output appended to log (made 0600).
 
     env is added to environment(), as in _command.run; a daemon of a session carries MARKER in it. pass_fds stay open
-    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. memory: see
-    limit_memory(). options are further ones of subprocess.Popen. Raises CommandError when argv cannot be run.
+    in it under their numbers, for instance the writing end of a pipe on which it reports that it is ready. options are
+    further ones of subprocess.Popen. Raises CommandError when argv cannot be run.
     """
     _spawned[:] = [child for child in _spawned if child.poll() is None]
     output = open_log(log, argv)
@@ -218,7 +218,8 @@ def spawn(
         raise CommandError(argv, code, problem=f"{argv[0]} cannot be started ({error.strerror})") from error
     finally:
         os.close(output)
-    limit_memory(child.pid, memory)
+    if bounds is not None:
+        bounds.hold(child.pid)
     _spawned.append(child)
     # Until it is waited for it keeps its entry in /proc, even when it has already failed.
     status = _status(child.pid)

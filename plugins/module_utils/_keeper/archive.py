@@ -29,7 +29,7 @@ from .._session.counters import layer_counters
 from .._session.session import RESUME, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .._borg.remount import Remount
 
@@ -86,8 +86,10 @@ class Archive:
         with suppress(BlockingIOError):
             self.is_wanted = bool(os.read(self.resume, 4096)) or self.is_wanted
 
-    def revive(self, session: Session) -> None:
+    def revive(self, session: Session, *, give_up: Callable[[], bool]) -> None:
         """Mount again what has died, or is wanted. The layer waits some seconds for that before it gives an error.
+
+        Meanwhile nobody looks after the session: give_up, which is asked now and then, tells whether it has to end.
 
         Not under the session's lock: whoever has it may be waiting for a server that waits for the archive. Should the
         session be torn down meanwhile, the keeper is ended before what bears the session's mark is looked for.
@@ -101,7 +103,7 @@ class Archive:
             return
         fcntl.flock(self.resume, fcntl.LOCK_EX)  # as long as this tries, the layer waits
         try:
-            problem = missing[0].problem(session) or self._mount(missing, session)
+            problem = missing[0].problem(session) or self._mount(missing, session, give_up)
         finally:
             fcntl.flock(self.resume, fcntl.LOCK_UN)
         if problem:
@@ -143,7 +145,7 @@ class Archive:
         """Whether mounting is allowed without asking, and the repository has the archive still."""
         return all(one.may_suspend for one in self.remounts) and self.remounts[0].problem(session) is None
 
-    def _mount(self, missing: Sequence[Remount], session: Session) -> str | None:
+    def _mount(self, missing: Sequence[Remount], session: Session, give_up: Callable[[], bool]) -> str | None:
         """All of them at once; what went wrong."""
         deadline = time.monotonic() + TIMEOUT
         started, failed = [], []
@@ -153,7 +155,7 @@ class Archive:
             except CommandError as error:
                 failed.append(str(error))
         for remount, process in started:
-            if remount.finish(process, deadline=deadline):
+            if remount.finish(process, deadline=deadline, give_up=give_up):
                 self.unrecorded[remount.name] = process
                 log.info("%s is mounted again", remount.mountpoint)
             else:

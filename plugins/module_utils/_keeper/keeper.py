@@ -134,7 +134,8 @@ class _Keeper:
         status = self.session.record["status"]
         if status == "starting":
             self._look_at_start()
-            self._try(self._revive)
+            for chore in (self._revive, self._shorten_logs):
+                self._try(chore)
             return
         if status == "stopping":
             if unattended(self.session) > LATER:  # it was cut off, or something was in its way
@@ -148,11 +149,13 @@ class _Keeper:
     def _look_at_start(self) -> None:
         self.usage, self.errors = _Usage(), 0  # a reset begins with an empty upper and another layer
         stuck = self._is_stuck()
-        reason = self._too_large() or self._disk_is_full() or self._is_abandoned() or stuck
+        full = self._too_large() or self._disk_is_full()
+        reason = full or self._is_abandoned() or stuck
         if reason and self.session.is_locked():
-            # A module is at work, most likely waiting for its server to replay WAL.
+            # A module is at work, most likely waiting for its server to replay WAL. What fills the disk may be a Borg.
             self._tell("the start", SessionError(f"cut off: {reason}"))
-            cut_off(self.session, f"{reason[0].upper()}{reason[1:]}.", with_mounts=stuck is not None)
+            with_mounts = full is not None or stuck is not None
+            cut_off(self.session, f"{reason[0].upper()}{reason[1:]}.", with_mounts=with_mounts)
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
 
@@ -181,7 +184,7 @@ class _Keeper:
             log.error("%s failed: %s", what, error, exc_info=None if isinstance(error, SessionError) else error)
 
     def _revive(self) -> None:
-        self.archive.revive(self.session)
+        self.archive.revive(self.session, give_up=lambda: bool(self._too_large() or self._disk_is_full()))
 
     def _suspend(self) -> None:
         self.archive.suspend(self.session)

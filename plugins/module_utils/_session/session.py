@@ -37,6 +37,7 @@ __all__ = [
     "KEEPER",
     "PUBLIC_KEYS",
     "SCHEMA_VERSION",
+    "TEMPORARY",
     "Session",
     "SessionError",
     "SessionGoneError",
@@ -75,9 +76,10 @@ PRIVATE: dict[str, Any] = {
     "requested_by": None,
     "python": None,
 }
+TEMPORARY = "tmp"  # the directory for what Borgs put aside
 # Two sides. `merged` and `run`, where its socket is made, are the server's: nothing that decides anything is read from
 # there. `config` is what it is told, `client` is for those who speak to it, and both are written by us alone.
-DIRECTORIES = ("archive", "upper", "merged", "run", "log", "config", "client")
+DIRECTORIES = ("archive", "upper", "merged", "run", "log", "config", "client", TEMPORARY)
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 FOR_THE_SERVER = ("merged", "run")
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"

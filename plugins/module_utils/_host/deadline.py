@@ -1,0 +1,37 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A bound on the time of work that is all our own: of what waits for others, the waits have bounds."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["deadline"]
+
+
+@contextmanager
+def deadline(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise error in the block, wherever that is, once so many seconds have passed.
+
+    By SIGALRM, which Python takes in the main thread alone: modules run there. In another thread it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
