@@ -36,6 +36,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("settings", "work_mem", "JSON"),
     ("readers", "many", "1 to 16"),
     ("readers", 17, "1 to 16"),
+    ("readers", 1.5, "1 to 16"),
     ("missing_tablespaces", "empty", "choose refuse, or leave_out"),
     ("wal_source", "archive:/", "names no directory: write it as archive:PATH"),
     ("recovery_target_time", "yesterday", "no time: write it as 2026-11-22T14:05"),
@@ -90,6 +91,7 @@ EMPTY = [name.removeprefix("session_") for name in SPECS["start"]["options"] if 
 TAKEN = [
     *({**dict.fromkeys([*EMPTY, "source_host"], empty), **ARCHIVE} for empty in ("", None)),
     {**ARCHIVE, "host_driver": "auto", "note": "x", "roots": "x", "awx_job_id": 7, "port": "15433"},
+    {**ARCHIVE, "port": 15433.0, "readers": 2.0, "cpu_weight": 50.0, "max_sessions": "3.0", "start_timeout": 600.0},
     {**ARCHIVE, "ports": [1], "accept_unknown": True, "memory_max": "1.5%", "recovery_target_time": "2026-11-22 14:05"},
 ]
 

@@ -33,35 +33,35 @@ def resolve(
     target_of tells what the link at a path says, None where there is no link. root is the directory of the tree that
     absolute paths begin at. place_of may tell that an absolute path is another place of the tree.
     """
-    top = root.split("/") if root else []
-    done: list[str] = []
     ahead: list[str] = []
 
-    def enter(text: str) -> None:
+    def enter(text: str, above: str) -> str:
+        """Go on with text, which is read in the directory above; returns where its first part is looked for."""
         place = place_of(text) if text.startswith("/") else None
-        if text.startswith("/"):
-            done[:] = top if place is None else []
         ahead.extend(reversed((text if place is None else place).split("/")))
+        if text.startswith("/"):
+            return root if place is None else ""
+        return above
 
-    enter(path)
+    done = enter(path, "")
     links = 0
     while ahead:
         part = ahead.pop()
         if part == "..":
-            done[:] = done if done == top else done[:-1]
+            done = done if done == root else done.rpartition("/")[0]
         elif part not in ("", "."):
-            place = "/".join([*done, part])
+            place = f"{done}/{part}" if done else part
             if len(place) > LONGEST_PATH:
                 return None
             target = target_of(place)
             if target is None:
-                done.append(part)
+                done = place
                 continue
             links += 1
             if links > MOST_LINKS:
                 return None
-            enter(target)
-    return "/".join(done)
+            done = enter(target, done)
+    return done
 
 
 def leading(path: str) -> Iterator[str]:
