@@ -47,10 +47,11 @@ class Remount:
     def problem(self, session: Session) -> str | None:
         """Why it cannot be made again; None: it can. The archive may have been deleted, and made anew by this name."""
         secret = {} if self.passphrase is None else {"BORG_PASSPHRASE_FD": "0"}
+        env = {**self.env, **secret, "BORG_FUSE_IMPL": "none"}  # it mounts nothing
         stdin = (self.passphrase or "").encode()
         try:
             bounds = bounds_of_borg(self.memory)
-            listed = run(self.listing, timeout=LISTING, env={**self.env, **secret}, stdin=stdin, bounds=bounds).stdout
+            listed = run(self.listing, timeout=LISTING, env=env, stdin=stdin, bounds=bounds).stdout
             known = {archive["name"]: archive["id"] for archive in json.loads(listed)["archives"]}
         except CommandError as error:
             return str(error)
