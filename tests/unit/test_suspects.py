@@ -287,7 +287,7 @@ def test_what_is_told_of_all_databases_has_a_limit(monkeypatch: pytest.MonkeyPat
 
 
 def test_directories_as_deep_as_a_path_can_say() -> None:
-    """Three hundred tablespaces, 2000 directories deep each: their paths are a MB, the list of those above them a GB."""
+    """300 tablespaces, 2000 directories deep each: their paths are a MB, the list of those above them a GB."""
     deep = "a/" * 2000
     places = [f"{deep}{number}" for number in range(20000, 20300)]
     links = [item(f"{PG}/pg_tblspc/{number}", "l", f"/{place}") for number, place in enumerate(places, 20000)]
