@@ -17,7 +17,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils._session.session import SessionError, parse_duration
+from ..module_utils._errors import RecoveryError
+from ..module_utils._session.duration import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +79,7 @@ def _seconds(options: Mapping[str, Any]) -> float:
     """How long to follow. Raises AnsibleActionFail for what is no duration."""
     try:
         limit = parse_duration(options["follow_for"])
-    except SessionError as error:
+    except RecoveryError as error:
         raise AnsibleActionFail(f"follow_for: {error}") from error
     return (limit or float("inf")) if options["follow"] else 0.0
 

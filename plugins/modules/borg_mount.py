@@ -210,8 +210,8 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 def _record(session: Session, request: ArchiveMount, mounted_now: list[str], seconds: float) -> None:
     """The first archive that is mounted is what the session is of, and is kept mounted; others are beside it."""
     mountpoint = request.mountpoint
-    first = session.record["borg_mount_point"]
-    mounted = [claim["mountpoint"] for claim in session.record["claims"] if claim["kind"] == "mount"]
+    first = session.record.borg_mount_point
+    mounted = [claim.mountpoint for claim in session.record.claims if claim.kind == "mount"]
     if mountpoint != first and any(f"{other}/".startswith(f"{first}/") for other in mounted):
         session.timing(f"borg_mount_{os.path.basename(mountpoint)}", seconds)
         return

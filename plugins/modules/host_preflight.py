@@ -132,7 +132,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import run_module
 from ..module_utils._host.preflight import DRIVERS, Host, examine, parse_floor, parse_size
-from ..module_utils._session.session import default_root
+from ..module_utils._session.directory import default_root
 
 
 def main() -> None:

@@ -396,7 +396,7 @@ from ..module_utils._postgresql.role import SESSION_ROLE
 from ..module_utils._postgresql.server import running_server, start_server, stop_server
 from ..module_utils._postgresql.settings import check_settings
 from ..module_utils._postgresql.target import read_target
-from ..module_utils._session.session import Session, claiming, public
+from ..module_utils._session.session import Session, claiming
 
 # Every result has these keys.
 NOTHING: dict[str, Any] = {
@@ -447,10 +447,10 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         request = _request(options, session)
         unchanged = _unchanged(request, session)
         if unchanged is not None:
-            return {**unchanged, "session": public(session.record)}
+            return {**unchanged, "session": session.record.public()}
         stop_server(session)  # what an earlier start that was cut off has left
         if request.port is None:  # it had one before
-            request = dataclasses.replace(request, port=session.record["port"])
+            request = dataclasses.replace(request, port=session.record.port)
         with session.within(request.timeout + GRACE), _naming_lost_content(session):
             plan = make_plan(request)
             result, probe = start_server(plan, session=session, avoid=_ports_of_others(session))
@@ -462,7 +462,7 @@ def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         except BaseException:
             stop_server(session)
             raise
-        shown = {**result, "session": public(session.record)}
+        shown = {**result, "session": session.record.public()}
     return {**shown, "changed": True, "diff": _difference(plan, result)}
 
 
@@ -509,18 +509,18 @@ def _request(options: dict[str, Any], session: Session) -> Request:
     return Request(
         directory=session.directory,
         data_directory=os.path.abspath(options["data_directory"]),
-        account=account(session.record["server_user"]),
+        account=account(session.record.server_user or ""),
         configuration=options["configuration_directory"],
         target=read_target(options),
         wal_source=None if wal_source is None else os.path.abspath(wal_source),
-        recovered=session.record["recovered"],
+        recovered=session.record.recovered,
         **{name: options[name] for name in (*names, "missing_tablespaces", "accept_unconfined")},
     )
 
 
 def _unchanged(request: Request, session: Session) -> dict[str, Any] | None:
     """The result where the server runs already; None where it has to be started, or started anew."""
-    result = session.record["server"] if running_server(session) is not None else None
+    result = session.record.server if running_server(session) is not None else None
     if result is None:
         return None
     own = check_settings(request.settings, int(str(result["version"]).partition(".")[0]))
@@ -570,7 +570,7 @@ def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
 def _ports_of_others(session: Session) -> frozenset[int]:
     """Ports in the records of other sessions: one whose server is down just now may need its port again."""
     others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
-    return frozenset(other.record["port"] for other in others if other.record["port"] is not None)
+    return frozenset(other.record.port for other in others if other.record.port is not None)
 
 
 ACTIONS = {"started": _start, "stopped": _stop, "restarted": _restart}

@@ -174,7 +174,7 @@ from ..module_utils._host.mounts import unmounted_with_its_users
 from ..module_utils._postgresql.links import resolve_within
 from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
 from ..module_utils._postgresql.target import read_target
-from ..module_utils._session.session import TEMPORARY
+from ..module_utils._session.directory import TEMPORARY
 
 NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
 

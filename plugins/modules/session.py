@@ -297,7 +297,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import RecoveryError, run_module
 from ..module_utils._host.command import account
-from ..module_utils._host.limits import LEAST_MEMORY, UNLIMITED, WEIGHTS
+from ..module_utils._host.limits import LEAST_MEMORY, WEIGHTS, Limits
 from ..module_utils._host.ports import reserve_port
 from ..module_utils._host.preflight import DRIVERS, Host, Report, examine, parse_floor, parse_memory, parse_size
 from ..module_utils._host.users import RANGE, processes_of
@@ -305,19 +305,13 @@ from ..module_utils._keeper.archive import resume
 from ..module_utils._keeper.keeper import ensure_keeper
 from ..module_utils._layer.overlay import CLAIM as LAYER
 from ..module_utils._session.audit import audit, requester
+from ..module_utils._session.directory import DIRECTORIES, SessionError, SessionGoneError, default_root
+from ..module_utils._session.duration import duration_in_words, parse_duration
 from ..module_utils._session.liveness import examine as look_at
 from ..module_utils._session.liveness import keeper_elsewhere
 from ..module_utils._session.prometheus import check_textfile
-from ..module_utils._session.session import (
-    DIRECTORIES,
-    Session,
-    SessionError,
-    SessionGoneError,
-    default_root,
-    duration_in_words,
-    parse_duration,
-    public,
-)
+from ..module_utils._session.record import Record
+from ..module_utils._session.session import Session
 from ..module_utils._session.teardown import drop_changes, tear_down
 
 FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
@@ -349,8 +343,8 @@ def main() -> None:
             "free_space_floor": {"type": "str", "default": "5%"},
             "max_upper_size": {"type": "str", "default": "0"},
             "memory_max": {"type": "str", "default": "50%"},
-            "cpu_weight": {"type": "int", "default": UNLIMITED["cpu_weight"]},
-            "io_weight": {"type": "int", "default": UNLIMITED["io_weight"]},
+            "cpu_weight": {"type": "int", "default": Limits.cpu_weight},
+            "io_weight": {"type": "int", "default": Limits.io_weight},
             "max_sessions": {"type": "int", "default": 50},
             "metrics_textfile": {"type": "path"},
             "port": {"type": "int"},
@@ -370,7 +364,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     session_id = params["session_id"]
     session = Session.find(root, session_id) if session_id else None
     if session is not None:
-        return _result(session.directory, public(session.record), public(session.record))
+        return _result(session.directory, session.record.public(), session.record.public())
     if session_id and Session.ended(root, session_id) is not None:
         raise SessionError(f"Session {session_id} has ended and keeps its id: choose another one.")
     fields = {**{name: params[name] for name in (*FIELDS, *KEPT)}, **_limits(params)}
@@ -385,11 +379,11 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     warnings = [*report.warnings, *_warnings_of_user(user)]
     if check_mode:
         user = user or str(RANGE.start if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
-        planned = {**fields, "id": session_id, "status": "starting"}
-        made = _result(os.path.join(root, session_id) if session_id else None, {}, public(planned))
+        planned = Record(**{**fields, "id": session_id, "status": "starting"})
+        made = _result(os.path.join(root, session_id) if session_id else None, {}, planned.public())
     else:
         session = _create(root, params, fields, user)
-        made, user = _result(session.directory, {}, public(session.record)), session.record["server_user"]
+        made, user = _result(session.directory, {}, session.record.public()), session.record.server_user
     sessions = len(Session.all(root)) + check_mode
     cpus = max(1, len(os.sched_getaffinity(0)) // max(1, sessions))
     return {
@@ -412,7 +406,7 @@ def _create(root: str, params: dict[str, Any], fields: dict[str, Any], user: str
         max_sessions=params["max_sessions"],
         who=requester(params["requested_by"]),
     )
-    if session.record["starter"] is not None:
+    if session.record.starter is not None:
         try:
             with session.locked():
                 ensure_keeper(session)
@@ -503,10 +497,10 @@ def _absent(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, An
 def _end(root: str, session: Session, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if session.problem:
         raise SessionError(session.problem)
-    before = public(session.record)
+    before = session.record.public()
     status = "failed" if params["error_message"] else "stopped"
     if check_mode:
-        return _result(session.directory, before, public({**before, "status": status}), ended=True)
+        return _result(session.directory, before, {**before, "status": status}, ended=True)
     try:
         remains = tear_down(
             session,
@@ -518,8 +512,8 @@ def _end(root: str, session: Session, params: dict[str, Any], check_mode: bool) 
     except SessionGoneError:  # somebody else was quicker
         return _already_ended(root, session.id)
     if remains:
-        raise SessionError(str(session.record["error_message"]), remains=remains)
-    return _result(session.directory, before, public(session.record), ended=True)
+        raise SessionError(str(session.record.error_message), remains=remains)
+    return _result(session.directory, before, session.record.public(), ended=True)
 
 
 def _extended(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -529,7 +523,7 @@ def _extended(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, 
             "Neither ttl nor idle_timeout is given: say how long the session is to live, such as ttl 2h."
         )
     session = _existing(root, params["session_id"])
-    before = public(session.record)
+    before = session.record.public()
     if check_mode:
         return {**_result(session.directory, before, before), "changed": True}
     with session.locked(timeout=params["lock_timeout"]):
@@ -537,12 +531,12 @@ def _extended(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, 
         ensure_keeper(session)
         told = ", ".join(f"{name} {duration_in_words(seconds)}" for name, seconds in times.items())
         audit(root, "extend", session.record, who=requester(params["requested_by"]), reason=told)
-    return {**_result(session.directory, before, public(session.record)), "changed": True}
+    return {**_result(session.directory, before, session.record.public()), "changed": True}
 
 
 def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     session = _existing(root, params["session_id"])
-    before = public(session.record)
+    before = session.record.public()
     if not check_mode:
         resume(session)
     _check_archive(session, may_suspend=check_mode)
@@ -554,7 +548,7 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
             if remains:
                 raise SessionError(f"Session {session.id} cannot be reset. Still there: {'; '.join(remains)}.")
             audit(root, "reset", session.record, who=requester(params["requested_by"]))
-    done = _result(session.directory, before, public(session.record))
+    done = _result(session.directory, before, session.record.public())
     return {**done, "changed": True}
 
 
@@ -568,10 +562,10 @@ def _check_archive(session: Session, *, may_suspend: bool) -> None:
         )
     mounts = [one for one in look_at(session).checks["mounts"] if one["name"] != LAYER]
     lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_suspend and one["suspended"]))]
-    if session.record["status"] in ("stopping", "orphaned") or not session.record["options"].get("overlay_mount"):
-        raise SessionError(f"Session {session.id} is {session.record['status']}: stop it and start another one.")
-    if lost or session.record["status"] == "failed":
-        why = f"{', '.join(lost)} cannot be read" if lost else str(session.record["error_message"])
+    if session.record.status in ("stopping", "orphaned") or not session.record.options.get("overlay_mount"):
+        raise SessionError(f"Session {session.id} is {session.record.status}: stop it and start another one.")
+    if lost or session.record.status == "failed":
+        why = f"{', '.join(lost)} cannot be read" if lost else str(session.record.error_message)
         raise SessionError(f"Session {session.id} has lost its archive ({why}): stop it and start another one.")
 
 
@@ -586,7 +580,7 @@ def _already_ended(root: str, session_id: str) -> dict[str, Any]:
     record = Session.ended(root, session_id)
     if record is None:
         raise _unknown(root, session_id)
-    return _result(os.path.join(os.path.realpath(root), session_id), public(record), public(record))
+    return _result(os.path.join(os.path.realpath(root), session_id), record.public(), record.public())
 
 
 def _unknown(root: str, session_id: str) -> SessionError:

@@ -312,9 +312,10 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import run_module
+from ..module_utils._session.directory import default_root
 from ..module_utils._session.liveness import examine
 from ..module_utils._session.metrics import METRICS, measure, no_metrics, read_sample
-from ..module_utils._session.session import Session, default_root, public
+from ..module_utils._session.session import Session
 
 AT_ONCE = 8  # sessions that are looked at
 
@@ -342,7 +343,7 @@ def _sessions(*, session_root: str | None, session_id: str | None, ended: bool) 
         past = [record] if record else []
     else:
         past = Session.all_ended(root) if ended else []
-    return [{**public(record), **_nothing_known()} for record in past] + found
+    return [{**record.public(), **_nothing_known()} for record in past] + found
 
 
 def _live(session: Session) -> dict[str, Any] | None:
@@ -355,16 +356,16 @@ def _live(session: Session) -> dict[str, Any] | None:
         return None
     except Exception as error:  # what its server says must not keep the others from being told
         problem = f"It could not be looked at: {type(error).__name__}: {error}."
-        return {**public(session.record), "error_message": problem, **_nothing_known()}
+        return {**session.record.public(), "error_message": problem, **_nothing_known()}
 
 
 def _examined(session: Session) -> dict[str, Any]:
     record = session.record
     if session.problem:
-        return {**public(record), **_nothing_known()}
+        return {**record.public(), **_nothing_known()}
     findings, metrics = examine(session), measure(session, earlier=read_sample(session))
-    live = public(record, upper_bytes=metrics["upper_bytes"])
-    if findings.wrong and record["status"] != "failed":  # which says more
+    live = record.public(upper_bytes=metrics["upper_bytes"])
+    if findings.wrong and record.status != "failed":  # which says more
         live.update(
             status="orphaned", error_message=f"{'; '.join(findings.wrong)}. Stop the session to remove what is left."
         )

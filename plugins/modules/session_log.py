@@ -140,8 +140,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import RecoveryError, run_module
+from ..module_utils._session.directory import default_root
 from ..module_utils._session.logs import read_logs
-from ..module_utils._session.session import Session, default_root
+from ..module_utils._session.session import Session
 
 
 def main() -> None:
@@ -167,7 +168,7 @@ def _read(*, session_id: str, session_root: str | None, lines: int, wait: float,
     if session is None and options["cursor"] is None:
         past = Session.ended(root, session_id)
         raise RecoveryError(
-            f"Session {session_id} has ended ({past['error_message'] or past['status']}), and its logs with it."
+            f"Session {session_id} has ended ({past.error_message or past.status}), and its logs with it."
             if past
             else f"There is no session {session_id} in {root}. Name one that session_info tells."
         )

@@ -81,8 +81,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import RecoveryError, run_module
 from ..module_utils._session.audit import requester
+from ..module_utils._session.directory import SessionError, SessionGoneError, default_root
 from ..module_utils._session.reap import dead_sessions, is_dead, strays, sweep
-from ..module_utils._session.session import Session, SessionError, SessionGoneError, default_root, public
+from ..module_utils._session.session import Session
 from ..module_utils._session.teardown import tear_down
 
 
@@ -102,7 +103,7 @@ def main() -> None:
 def _reap_all(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     dead, lost = dead_sessions(root), strays(root)
     reaped = [f"{session.id}: {why}" for session, why in dead] + lost
-    before = [public(session.record) for session, _why in dead]
+    before = [session.record.public() for session, _why in dead]
     remains: list[str] = []
     for session, _why in [] if check_mode else dead:
         try:
@@ -119,7 +120,7 @@ def _reap_all(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, 
         "changed": bool(reaped),
         "reaped": reaped,
         "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
-        "sessions": before if check_mode else [public(session.record) for session, _why in dead],
+        "sessions": before if check_mode else [session.record.public() for session, _why in dead],
     }
 
 

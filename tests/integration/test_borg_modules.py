@@ -517,24 +517,22 @@ def test_mounts_of_a_session(mount: Module, archives: Archives, place: Path, rea
     arguments = {"mountpoint": mountpoint, "readers": readers, "session_directory": session.directory}
     failed = mount(archive=archives.of("none"), **arguments)
     assert "has no archive none" in failed["msg"]
-    assert Session.open(session.directory).record["claims"] == []
+    assert Session.open(session.directory).record.claims == ()
 
     done = mount(archive=archives.of("nothing"), **arguments)
     record = Session.open(session.directory).record
-    assert record["borg_mount_point"] == mountpoint
-    assert record["timings"]["borg_mount"] > 0
-    keeper, *claims = record["claims"]
-    assert keeper["name"] == "keeper"
-    assert [(claim["kind"], claim["mountpoint"]) for claim in claims] == [
-        ("mount", point) for point in done["mountpoints"]
-    ]
-    assert [claim["process"]["pid"] for claim in claims] == done["pids"]
+    assert record.borg_mount_point == mountpoint
+    assert record.timings["borg_mount"] > 0
+    keeper, *claims = record.claims
+    assert keeper.name == "keeper"
+    assert [(claim.kind, claim.mountpoint) for claim in claims] == [("mount", point) for point in done["mountpoints"]]
+    assert [claim.process.pid for claim in claims] == done["pids"]
     for pid in done["pids"]:
         assert f"INSTANT_RECOVERY_SESSION={session.directory}\0" in Path(f"/proc/{pid}/environ").read_text()
     assert len(list(Path(session.path("log")).glob("borg-*.log"))) == readers
 
     assert mount(mountpoint=mountpoint, state="unmounted", session_directory=session.directory)["changed"]
-    assert [claim["name"] for claim in Session.open(session.directory).record["claims"]] == ["keeper"]
+    assert [claim.name for claim in Session.open(session.directory).record.claims] == ["keeper"]
     assert mount(archive=archives.of("nothing"), **arguments)["changed"]
     assert tear_down(Session.open(session.directory)) == []
     assert _leftovers(place) == []

@@ -243,7 +243,7 @@ def test_a_copy_that_went_past_its_target_is_not_started_again(story: Story, cop
     assert "failed" not in copy.start()
     copy.stop()
     with Session.open(str(copy.directory)).locked() as session:
-        session.update(recovered={**session.record["recovered"], "problem": "It was not reached."})
+        session.update(recovered={**session.record.recovered, "problem": "It was not reached."})
     said = "It was not reached. This copy went past it: start from the archive again."
     assert copy.start()["msg"] == said
     assert copy.start(recovery_target="immediate")["msg"] == said

@@ -8,23 +8,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import audit as _audit
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.audit import audit, requester
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
 
-RECORD = {
-    "id": "20261122-130501-9c1e",
-    "host": "db1",
-    "engine": "postgresql",
-    "archive": {"repository": "/srv/borg", "name": "db-2026-11-22", "id": "1a0f", "time": "2026-11-22T02:00:04"},
-}
+RECORD = Record(
+    "20261122-130501-9c1e",
+    host="db1",
+    engine="postgresql",
+    archive={"repository": "/srv/borg", "name": "db-2026-11-22", "id": "1a0f", "time": "2026-11-22T02:00:04"},
+)
 WHO = {"claimed_by": "alice@controller", "user": "dba", "from": "192.0.2.7"}
 
 
@@ -63,7 +65,7 @@ def test_what_a_caller_claims_does_not_push_the_others_out(tmp_path: Path) -> No
     audit(str(tmp_path), "start", RECORD, who=WHO)
     claims = {**WHO, "claimed_by": "x" * (_audit.LIMIT + 1)}
     archive = {"repository": "/" * _audit.LIMIT, "name": "\n" * _audit.LIMIT}
-    audit(str(tmp_path), "start", {**RECORD, "archive": archive}, who=claims, reason="y" * _audit.LIMIT)
+    audit(str(tmp_path), "start", replace(RECORD, archive=archive), who=claims, reason="y" * _audit.LIMIT)
     first, second = lines(tmp_path / "audit.log")
     assert first["claimed_by"] == WHO["claimed_by"]
     assert second["claimed_by"].startswith("xxx")

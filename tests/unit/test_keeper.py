@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import keeper as _keeper
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path

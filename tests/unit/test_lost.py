@@ -16,6 +16,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.lo
     lost_files,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.counters import Counters
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Record
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 if TYPE_CHECKING:
@@ -24,17 +25,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    record = {
-        "overlay_upper_dir": str(tmp_path / "upper"),
-        "data_directory": "srv/pg",
-        "archive": {"repository": "/srv/borg", "name": "a"},
-    }
-    return Session(str(tmp_path), record)
+    archive = {"repository": "/srv/borg", "name": "a"}
+    return Session(str(tmp_path), Record("a", data_directory="srv/pg", archive=archive))
 
 
 def tell(session: Session, *failures: tuple[str, str, int | None, str]) -> None:
     """As the layer does."""
-    told = Failures(failures_of(session.record["overlay_upper_dir"]), Counters(None))
+    told = Failures(failures_of(session.path("upper")), Counters(None))
     for entry in failures:
         told.note(*entry)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.prometheus import (
     check_textfile,
     write_textfile,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import SessionError
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.support.forked import forked

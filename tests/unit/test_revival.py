@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper.archive import Pace, suspend_after
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Record
 
 
 @pytest.mark.parametrize(
@@ -20,11 +21,11 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper.a
     ],
 )
 def test_what_is_slow_to_come_back_is_held_for_longer(chosen: float | None, mounting: float, seconds: float) -> None:
-    assert suspend_after({"suspend_after": chosen, "timings": {"borg_mount": mounting}}) == seconds
+    assert suspend_after(Record("x", suspend_after=chosen, timings={"borg_mount": mounting})) == seconds
 
 
 def test_what_was_never_mounted_is_not_let_go() -> None:
-    assert suspend_after({"suspend_after": None, "timings": {}}) == 0
+    assert suspend_after(Record("x")) == 0
 
 
 def test_some_at_once_and_then_one_after_so_many_seconds() -> None:

@@ -18,19 +18,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import (
     DIRECTORIES,
-    ENDED_KEPT,
-    PUBLIC_KEYS,
-    Session,
     SessionError,
     SessionGoneError,
+    default_root,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.duration import parse_duration
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import (
+    PUBLIC_KEYS,
+    Claim,
+    Record,
+    Starter,
+    timestamp,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
+    ENDED_KEPT,
+    Session,
     claiming,
     claiming_if_given,
-    default_root,
-    parse_duration,
-    public,
-    timestamp,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 
@@ -70,14 +76,14 @@ def entries(root: str) -> list[str]:
 
 def test_a_new_session(root: str) -> None:
     session = create(root, engine="postgresql", archive={"name": "a"}, timings={"look": 0.5})
-    assert set(PUBLIC_KEYS) <= set(session.record)
-    assert on_disk(session) == session.record
-    assert session.record["status"] == "starting"
-    assert session.record["engine"] == "postgresql"
-    assert session.record["timings"] == {"look": 0.5}
-    assert session.record["overlay_merged_dir"] == session.path("merged")
-    assert session.record["server_user"] == ME
-    assert abs(datetime.fromisoformat(session.record["created_at"]).timestamp() - time.time()) < 60
+    assert set(PUBLIC_KEYS) <= set(on_disk(session))
+    assert Session.open(session.directory).record == session.record
+    assert session.record.status == "starting"
+    assert session.record.engine == "postgresql"
+    assert session.record.timings == {"look": 0.5}
+    assert session.record.overlay_merged_dir == session.path("merged")
+    assert session.record.server_user == ME
+    assert abs(datetime.fromisoformat(session.record.created_at).timestamp() - time.time()) < 60
     directories = ["archive", "client", "config", "lock", "log", "merged", "run", "session.json", "tmp", "upper"]
     assert sorted(os.listdir(session.directory)) == directories
     assert entries(root) == [session.id]
@@ -196,7 +202,7 @@ def test_nobody_enters_a_session_and_the_server_owns_only_its_part(root: str) ->
 @needs_root
 def test_each_session_of_root_has_a_user_of_its_own(root: str) -> None:
     sessions = [Session.create(root, user=None) for _number in range(3)]
-    users = [int(session.record["server_user"]) for session in sessions]
+    users = [int(session.record.server_user) for session in sessions]
     assert len(set(users)) == 3
     for session, uid in zip(sessions, users, strict=True):
         with pytest.raises(KeyError):
@@ -244,31 +250,43 @@ def test_the_record_is_replaced_as_a_whole(root: str) -> None:
     assert on_disk(session)["port"] == 99
 
 
+# What a claim has when nothing is said about it.
+BARE = {
+    "mountpoint": "",
+    "signals": [["SIGTERM", 10.0], ["SIGKILL", 5.0]],
+    "suspended": False,
+    "spent": {},
+    "shared_memory": [],
+}
+
+
 def test_claims(root: str) -> None:
     session, process = create(root), Process(1, 2, "boot")
-    session.claim(name="archive", kind="mount", mountpoint=session.path("archive"))
-    session.claim(name="server", kind="process", signals=[["SIGINT", 30]])
+    session.claim(Claim("archive", "mount", mountpoint=session.path("archive")))
+    session.claim(Claim("server", "process", signals=(("SIGINT", 30),)))
     session.amend_claim("server", process=process)
-    session.claim(name="archive", kind="mount", mountpoint=session.path("archive"), process=process)
+    session.claim(Claim("archive", "mount", mountpoint=session.path("archive"), process=process))
+    served = {**BARE, "process": process.as_dict()}
     assert on_disk(session)["claims"] == [
-        {"name": "archive", "kind": "mount", "process": process.as_dict(), "mountpoint": session.path("archive")},
-        {"name": "server", "kind": "process", "process": process.as_dict(), "signals": [["SIGINT", 30]]},
+        {**served, "name": "archive", "kind": "mount", "mountpoint": session.path("archive")},
+        {**served, "name": "server", "kind": "process", "signals": [["SIGINT", 30]]},
     ]
+    assert Session.open(session.directory).record.claims == session.record.claims
     session.release_claim("server")
     assert [claim["name"] for claim in on_disk(session)["claims"]] == ["archive"]
 
 
 @pytest.mark.parametrize("claim", [{"kind": "socket"}, {"kind": "mount"}, {"kind": "mount", "mountpoint": "relative"}])
-def test_claims_that_could_not_be_undone(root: str, claim: dict[str, str]) -> None:
+def test_claims_that_could_not_be_undone(claim: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="not a claim"):
-        create(root).claim(name="x", **claim)
+        Claim("x", **claim)
 
 
 def test_nothing_is_added_to_a_session_that_ends(root: str) -> None:
     session = create(root, "mine")
     session.update(status="stopping")
     with pytest.raises(SessionError, match="mine is stopping: nothing can be added"):
-        session.claim(name="x", kind="process")
+        session.claim(Claim("x", "process"))
 
 
 def test_timings(root: str) -> None:
@@ -305,7 +323,7 @@ def test_the_lock_keeps_others_out_and_shows_what_they_wrote(root: str) -> None:
         assert other.stdin is not None
         threading.Timer(0.3, other.stdin.close).start()
         with session.locked(timeout=20):
-            assert session.record["port"] == 7
+            assert session.record.port == 7
     assert not session.is_locked()
 
 
@@ -314,7 +332,7 @@ def test_the_lock_is_gone_with_its_holder(root: str) -> None:
     with holder(session) as other:
         other.kill()
         with session.locked(timeout=20):
-            assert session.record["port"] is None
+            assert session.record.port is None
 
 
 def test_locks_nest(root: str) -> None:
@@ -386,22 +404,22 @@ def test_records_that_cannot_be_used(root: str, content: str, said: str) -> None
         Session.find(root, "mine")
     mine, sound = Session.all(root)
     assert mine.problem
-    assert mine.record["error_message"] == mine.problem
-    assert mine.record["status"] == "orphaned"
+    assert mine.record.error_message == mine.problem
+    assert mine.record.status == "orphaned"
     assert sound.problem is None
 
 
 def test_a_session_without_its_record(root: str) -> None:
     session = create(root)
     os.unlink(session.path("session.json"))
-    assert Session.open(session.directory).record["status"] == "orphaned"
+    assert Session.open(session.directory).record.status == "orphaned"
     assert [one.id for one in Session.all(root)] == [session.id]
 
 
 def test_a_session_of_which_only_mount_points_are_left(root: str) -> None:
     os.makedirs(os.path.join(root, "20261122-130501-9c1e", "merged"))
     (session,) = Session.all(root)
-    assert session.record["status"] == "orphaned"
+    assert session.record.status == "orphaned"
 
 
 def test_no_more_sessions_than_allowed(root: str) -> None:
@@ -494,7 +512,7 @@ def test_the_last_record_is_kept_and_the_newest_hundred_are(root: str) -> None:
     assert Session.find(root, "mine") is None
     kept = Session.ended(root, "mine")
     assert kept is not None
-    assert (kept["status"], kept["error_message"], kept["engine"]) == ("failed", "why", "postgresql")
+    assert (kept.status, kept.error_message, kept.engine) == ("failed", "why", "postgresql")
     assert os.stat(os.path.join(root, "ended", "mine.json")).st_mode & 0o777 == 0o600
     assert len(Session.all_ended(root)) == ENDED_KEPT
     assert Session.ended(root, "old-5") is None
@@ -510,8 +528,20 @@ def test_a_directory_that_is_not_empty_is_not_given_up(root: str) -> None:
 
 
 def test_the_public_record_has_the_keys_of_the_contract() -> None:
-    assert tuple(public({"id": "x", "claims": []}, status="active")) == PUBLIC_KEYS
-    assert public({"id": "x", "status": "starting"}, status="active")["status"] == "active"
+    assert tuple(Record("x").public()) == PUBLIC_KEYS
+    assert Record("x", status="starting").public(status="active")["status"] == "active"
+
+
+def test_a_record_is_the_same_when_it_is_read_again() -> None:
+    process = Process(1, 2, "boot")
+    claims = (
+        Claim("server", "process", process, signals=(("SIGINT", 1.5),), shared_memory=("posix:x",)),
+        Claim("archive-1", "mount", mountpoint="/m", suspended=True, spent={"cpu_seconds": 1.5}),
+    )
+    record = Record("x", "active", archive={"name": "a"}, starter=Starter(process, is_connection=True), claims=claims)
+    assert Record.from_json(record.to_json()) == record
+    more = {**json.loads(record.to_json()), "of a later release": 1}
+    assert Record.from_json(json.dumps(more).encode()) == record
 
 
 def test_times() -> None:
@@ -528,7 +558,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "2 h", "h", "-1h", "2w", "2h30", "soon"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(SessionError, match="is not a duration"):
+    with pytest.raises(RecoveryError, match="is not a duration"):
         parse_duration(text)
 
 

@@ -57,7 +57,7 @@ class Logs:
     def end(self) -> None:
         """What the tear-down does."""
         shutil.rmtree(self.directory)
-        for name in ("archive", "upper", "merged", "run", "config", "client"):
+        for name in ("archive", "upper", "merged", "run", "config", "client", "tmp"):
             os.rmdir(self.session.path(name))
         with self.session.locked():
             self.session.finish(status="stopped", error_message="stopped: by a test")

@@ -22,12 +22,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
     stop,
     stop_all,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
-    PUBLIC_KEYS,
-    Session,
-    SessionError,
-    public,
-)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import PUBLIC_KEYS, Claim
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info
 
@@ -71,7 +68,7 @@ def listening() -> Iterator[int]:
 
 def daemon(one: Session, name: str) -> Process:
     """A recorded process of the session."""
-    one.claim(name=name, kind="process", signals=[["SIGTERM", 5], ["SIGKILL", 5]])
+    one.claim(Claim(name, "process", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
     process = spawn(["sleep", "60"], log=one.path("log/out"), env={MARKER: one.directory})
     one.amend_claim(name, process=process)
     return process
@@ -80,7 +77,7 @@ def daemon(one: Session, name: str) -> Process:
 @contextlib.contextmanager
 def active(one: Session) -> Iterator[tuple[Process, Process, int]]:
     """Make the session active: a mount and its server, a process, and a port on which something listens."""
-    one.claim(name="merged", kind="mount", mountpoint=one.path("merged"))
+    one.claim(Claim("merged", "mount", mountpoint=one.path("merged")))
     mounted = empty_fuse(one.path("merged"), env={MARKER: one.directory}, log=one.path("log/fuse"))
     with mounted as server, listening() as port:
         one.amend_claim("merged", process=server)
@@ -106,7 +103,7 @@ def test_a_life(root: str) -> None:
     name = begun["session"]["id"]
 
     one.activate(port=15432)
-    started, after = public(one.record), time.time()
+    started, after = one.record.public(), time.time()
     assert (started["status"], started["port"]) == ("active", 15432)
     assert 3 <= started["timings"]["total"] <= round(after - before, 3)
     assert started["timings"]["overhead"] == pytest.approx(started["timings"]["total"] - 0.75)
@@ -114,7 +111,7 @@ def test_a_life(root: str) -> None:
     lives = datetime.fromisoformat(started["expires_at"]) - datetime.fromisoformat(started["started_at"])
     assert lives.total_seconds() == 7200
     one.activate(port=15433)
-    assert public(one.record) == {**started, "port": 15433}, "a server that is started again changes nothing else"
+    assert one.record.public() == {**started, "port": 15433}, "a server that is started again changes nothing else"
 
     stopped = session(root, "absent", session_id=name)
     assert stopped["changed"]
@@ -208,7 +205,7 @@ def test_a_wrong_ttl(root: str) -> None:
 @pytest.mark.parametrize(("given", "kept"), [(None, None), ("auto", None), ("0", 0), ("5m", 300)])
 def test_when_an_archive_is_suspended(root: str, given: str | None, kept: float | None) -> None:
     begun = session(root, **({} if given is None else {"suspend_after": given}))
-    assert Session.open(begun["session_directory"]).record["suspend_after"] == kept
+    assert Session.open(begun["session_directory"]).record.suspend_after == kept
 
 
 def test_no_sessions(root: str) -> None:
@@ -267,7 +264,7 @@ def test_an_active_session_that_falls_to_pieces(root: str) -> None:
     (seen,) = info(root)
     assert seen["checks"]["port"] is False
     assert f"Nothing listens on port {port}" in seen["error_message"]
-    assert Session.open(one.directory).record["status"] == "active", "looking changes nothing"
+    assert Session.open(one.directory).record.status == "active", "looking changes nothing"
     assert session(root, "absent", session_id="mine")["changed"]
     assert remains(root) == []
 
@@ -291,7 +288,7 @@ def test_a_start_or_stop_that_was_cut_off(root: str) -> None:
 
 def test_a_reboot(root: str) -> None:
     one = Session.open(session(root, session_id="mine")["session_directory"])
-    one.claim(name="server", kind="process", process=Process(os.getpid(), 1, "another boot"))
+    one.claim(Claim("server", "process", process=Process(os.getpid(), 1, "another boot")))
     one.update(status="active", pid=os.getpid())
     (seen,) = info(root)
     assert seen["status"] == "orphaned"

@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import mounts_below
@@ -27,7 +27,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
     stop_all,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import teardown as _teardown
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session, SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim, Record
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import remove_tree, tear_down
 
 from tests.support.empty_fuse import empty_fuse
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 ME = pwd.getpwuid(os.geteuid()).pw_name
-QUICK = [["SIGINT", 5], ["SIGKILL", 5]]
+QUICK = (("SIGINT", 5), ("SIGKILL", 5))
 
 
 @pytest.fixture(name="root")
@@ -68,7 +70,7 @@ def tmpfs(point: str, *options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(["size=256k", *options]), "tmpfs", point], check=True)
 
 
-def last(session: Session) -> dict[str, Any]:
+def last(session: Session) -> Record:
     record = Session.ended(os.path.dirname(session.directory), session.id)
     assert record is not None
     return record
@@ -78,9 +80,9 @@ def last(session: Session) -> dict[str, Any]:
 def test_a_whole_session_goes_in_reverse_order(session: Session, root: str, tmp_path: Path) -> None:
     """The server may still use the mount when it is asked to stop."""
     merged, order = session.path("merged"), tmp_path / "order"
-    session.claim(name="merged", kind="mount", mountpoint=merged)
+    session.claim(Claim("merged", "mount", mountpoint=merged))
     tmpfs(merged)
-    session.claim(name="server", kind="process", signals=[["SIGINT", 10], ["SIGKILL", 5]])
+    session.claim(Claim("server", "process", signals=(("SIGINT", 10), ("SIGKILL", 5))))
     script = f"trap 'mountpoint {merged} > {order}; exit' INT; touch {merged}/started; while :; do sleep 0.05; done"
     server = start(session, ["sh", "-c", script])
     session.amend_claim("server", process=server)
@@ -90,21 +92,22 @@ def test_a_whole_session_goes_in_reverse_order(session: Session, root: str, tmp_
     assert tear_down(session) == []
     assert "is a mountpoint" in order.read_text()
     assert remains(root) == []
-    assert (last(session)["status"], last(session)["port"]) == ("stopped", 15432)
-    assert last(session)["stopped_at"]
+    assert (last(session).status, last(session).port) == ("stopped", 15432)
+    assert last(session).stopped_at
 
 
 def test_a_failed_start_keeps_its_reason(session: Session, root: str) -> None:
     assert tear_down(session, status="failed", error_message="The server did not start.") == []
-    assert (last(session)["status"], last(session)["error_message"]) == ("failed", "The server did not start.")
+    assert (last(session).status, last(session).error_message) == ("failed", "The server did not start.")
     assert remains(root) == []
 
 
 KILLED = """import os, signal, sys; sys.path[:0] = {path!r}
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, spawn
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 with Session.open({directory!r}).locked() as session:
-    session.claim(name="server", kind="process", signals=[["SIGTERM", 5], ["SIGKILL", 5]])
+    session.claim(Claim("server", "process", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
     for _ in range({count}):
         spawn(["sleep", "60"], log=session.path("log/out"), env={{MARKER: session.directory}})
     os.kill(os.getpid(), signal.SIGKILL)"""
@@ -123,10 +126,10 @@ def test_a_module_killed_between_starting_and_recording(session: Session, root: 
 
 def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Session, tmp_path: Path) -> None:
     """The lower mounts' servers, which are recorded, and their children are not mistaken for it."""
-    session.claim(name="archive", kind="mount", mountpoint=session.path("archive"))
+    session.claim(Claim("archive", "mount", mountpoint=session.path("archive")))
     borg = start(session, ["sh", "-c", f"trap 'echo borg >> {tmp_path}/order; exit' TERM; sleep 60 & wait"])
     session.amend_claim("archive", process=borg)
-    session.claim(name="server", kind="process", signals=[["SIGINT", 1], ["SIGKILL", 5]])
+    session.claim(Claim("server", "process", signals=(("SIGINT", 1), ("SIGKILL", 5))))
     server = start(session, ["sh", "-c", f"trap 'echo server >> {tmp_path}/order; exit' INT; sleep 60 & wait"])
     while len(marked(session.directory)) < 4:
         time.sleep(0.01)
@@ -138,7 +141,7 @@ def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Sessi
 def test_fuse_servers_end_in_order(session: Session, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 600)
     point = session.path("merged")
-    session.claim(name="merged", kind="mount", mountpoint=point)
+    session.claim(Claim("merged", "mount", mountpoint=point))
     with empty_fuse(point, env={MARKER: session.directory}, log=session.path("log/fuse")) as server:
         session.amend_claim("merged", process=server)
         begun = time.monotonic()
@@ -155,11 +158,11 @@ def test_fuse_servers_that_died_or_hang(
 ) -> None:
     monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 0.5)
     point = session.path("merged")
-    session.claim(name="merged", kind="mount", mountpoint=point, signals=[["SIGTERM", 0.2], ["SIGKILL", 5]])
+    session.claim(Claim("merged", "mount", mountpoint=point, signals=(("SIGTERM", 0.2), ("SIGKILL", 5))))
     with empty_fuse(point, env={MARKER: session.directory}, log=session.path("log/fuse")) as server:
         if recorded:
             session.amend_claim("merged", process=server)
-        session.claim(name="server", kind="process", signals=[["SIGINT", 0.2], ["SIGKILL", 0.2]])
+        session.claim(Claim("server", "process", signals=(("SIGINT", 0.2), ("SIGKILL", 0.2))))
         os.kill(server.pid, state)
         # Hangs in the kernel and cannot be killed, until the server of the mount has gone.
         user = start(session, [sys.executable, "-c", f"import os; os.statvfs({point!r})"])
@@ -174,7 +177,7 @@ def test_fuse_servers_that_died_or_hang(
 @needs_root
 def test_stacked_hidden_and_busy_mounts(session: Session, root: str) -> None:
     point = session.path("merged")
-    session.claim(name="merged", kind="mount", mountpoint=point)
+    session.claim(Claim("merged", "mount", mountpoint=point))
     tmpfs(point)
     os.mkdir(os.path.join(point, "inner"))
     tmpfs(os.path.join(point, "inner"))
@@ -235,8 +238,8 @@ def test_a_reboot_between(session: Session, root: str) -> None:
     """Nothing of it runs any more, and whoever has its pids now is left alone."""
     innocent = spawn(["sleep", "60"], log="/dev/null", env={})
     before = Process(innocent.pid, innocent.start_time, "11111111-2222-3333-4444-555555555555")
-    session.claim(name="archive", kind="mount", mountpoint=session.path("archive"), process=before)
-    session.claim(name="server", kind="process", process=before)
+    session.claim(Claim("archive", "mount", mountpoint=session.path("archive"), process=before))
+    session.claim(Claim("server", "process", process=before))
     session.update(status="active")
     assert tear_down(session) == []
     assert innocent.alive()
@@ -247,14 +250,14 @@ def test_a_reboot_between(session: Session, root: str) -> None:
 def test_a_pid_that_another_process_has_now(session: Session) -> None:
     innocent = spawn(["sleep", "60"], log="/dev/null", env={})
     earlier = Process(innocent.pid, innocent.start_time - 5, innocent.boot_id)
-    session.claim(name="server", kind="process", process=earlier)
+    session.claim(Claim("server", "process", process=earlier))
     assert tear_down(session) == []
     assert innocent.alive()
     assert stop(innocent, [("SIGKILL", 5)])
 
 
 def test_two_at_once_and_one_more(session: Session, root: str) -> None:
-    session.claim(name="server", kind="process", signals=QUICK)
+    session.claim(Claim("server", "process", signals=QUICK))
     session.amend_claim("server", process=start(session))
     outcomes: list[object] = []
 
@@ -282,13 +285,13 @@ def test_a_session_that_is_half_gone(root: str) -> None:
         os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
     assert tear_down(Session.open(session.directory)) == []
     assert not process.alive()
-    assert last(session)["status"] == "stopped"
+    assert last(session).status == "stopped"
     assert remains(root) == []
 
 
 def test_a_claimed_mount_point_that_is_gone(session: Session, root: str) -> None:
-    session.claim(name="archive", kind="mount", mountpoint=session.path("archive/1"))
-    session.claim(name="outside", kind="mount", mountpoint="/nowhere/at/all")
+    session.claim(Claim("archive", "mount", mountpoint=session.path("archive/1")))
+    session.claim(Claim("outside", "mount", mountpoint="/nowhere/at/all"))
     assert tear_down(session) == []
     assert remains(root) == []
 
@@ -307,7 +310,7 @@ def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
     tmpfs(root, "mode=711")
     for name in ("first", "second"):
         session = Session.create(root, session_id=name, user=ME)
-        session.claim(name="server", kind="process", signals=QUICK)
+        session.claim(Claim("server", "process", signals=QUICK))
         session.amend_claim("server", process=start(session))
         session.update(status="active")
     filler = os.path.join(root, "filler")  # not the session's own: removing the session frees no room
@@ -317,7 +320,7 @@ def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
     for name in ("first", "second"):
         session = Session.open(os.path.join(root, name))
         assert tear_down(session) == []
-        assert last(session)["status"] == "stopped"
+        assert last(session).status == "stopped"
     assert sorted(os.listdir(root)) == ["audit.log", "ended", "filler"]
 
 
@@ -332,9 +335,9 @@ def test_what_remains_is_said_and_a_second_stop_finishes(tmp_path: Path, monkeyp
         process = spawn(["sleep", "60"], log=str(tmp_path / "log"), env={})
 
         def claim() -> None:
-            Session.open(directory).claim(name="server", kind="process", signals=[["SIGKILL", 0.1]], process=process)
+            Session.open(directory).claim(Claim("server", "process", signals=(("SIGKILL", 0.1),), process=process))
 
-        def stop_it(status: str, reason: str | None) -> tuple[list[str], dict[str, Any]]:
+        def stop_it(status: str, reason: str | None) -> tuple[list[str], Record]:
             session = Session.open(directory)
             left = tear_down(session, status=status, error_message=reason)
             return left, session.record
@@ -342,16 +345,16 @@ def test_what_remains_is_said_and_a_second_stop_finishes(tmp_path: Path, monkeyp
         forked(claim, user=user)
         left, record = forked(lambda: stop_it("failed", "The server did not start."), user=user)
         assert left == [f"process {process.pid} (sleep)", f"the mount {directory}/merged (tmpfs)"]
-        assert record["status"] == "stopping"
+        assert record.status == "stopping"
         for what in left:
-            assert what in record["error_message"]
-        assert "stop the session again" in record["error_message"]
+            assert what in record.error_message
+        assert "stop the session again" in record.error_message
         assert process.alive()
         subprocess.run(["umount", os.path.join(directory, "merged")], check=True)
         stop(process, [("SIGKILL", 5)])
         left, record = forked(lambda: stop_it("stopped", None), user=user)
         assert left == []
-        assert (record["status"], record["error_message"]) == ("failed", "The server did not start.")
+        assert (record.status, record.error_message) == ("failed", "The server did not start.")
         assert not os.path.exists(directory)
 
 

@@ -26,7 +26,9 @@ from .._host.limits import bounds_of_borg
 from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, unmount, wait_until
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
-from .._session.session import TEMPORARY, Session
+from .._session.directory import TEMPORARY
+from .._session.record import Claim
+from .._session.session import Session
 from .remount import Remount
 from .repository import BorgError, Repository, plain_path
 
@@ -131,7 +133,7 @@ class ArchiveMount:
                 env={**_server_environment(session), **env},
                 passphrase=passphrase,
                 log=self._log(mountpoint, session.path("log"), session),
-                memory=int(session.record["memory_max"]),
+                memory=session.record.memory_max,
                 may_suspend=may_suspend,
             )
             for mountpoint in self.mountpoints
@@ -163,7 +165,7 @@ class ArchiveMount:
         if self.temporary is not None:
             env["TMPDIR"] = self.temporary
         if session is not None:
-            session.claim(name=name, kind="mount", mountpoint=mountpoint)
+            session.claim(Claim(name, "mount", mountpoint=mountpoint))
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
         with self.repository.environment_with_pipe() as (secret, descriptors):
@@ -254,9 +256,9 @@ def unmount_archives(mountpoint: str, session: Session | None) -> list[str]:
         if os.path.dirname(point) == mountpoint:
             with suppress(OSError):
                 os.rmdir(point)
-    for claim in list(session.record["claims"]) if session is not None else ():
-        if session is not None and claim.get("mountpoint") in mounted:
-            session.release_claim(claim["name"])
+    for claim in list(session.record.claims) if session is not None else ():
+        if session is not None and claim.mountpoint in mounted:
+            session.release_claim(claim.name)
     return mounted
 
 
@@ -313,7 +315,7 @@ class _Serving:
 def _serving(session: Session | None) -> dict[str, _Serving]:
     """The borg processes that serve an archive, by mount point: the session's, or without one all of this user's."""
     found = {}
-    for process, argv in command_lines(None if session is None else session.processes()):
+    for process, argv in command_lines(None if session is None else session.record.processes):
         position = next((index for index, argument in enumerate(argv) if "::" in argument), 0)
         if "mount" in argv[:position] and position + 1 < len(argv):
             found[argv[position + 1]] = _Serving(process, argv[position])
@@ -321,7 +323,7 @@ def _serving(session: Session | None) -> dict[str, _Serving]:
 
 
 def _bounds(session: Session | None) -> Bounds:
-    return bounds_of_borg(None if session is None else int(session.record["memory_max"]))
+    return bounds_of_borg(None if session is None else session.record.memory_max)
 
 
 def _server_environment(session: Session | None) -> dict[str, str]:

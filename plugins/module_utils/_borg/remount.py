@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._host.command import CommandError, run
 from .._host.limits import bounds_of_borg
@@ -57,7 +57,7 @@ class Remount:
             return str(error)
         except (ValueError, LookupError, TypeError):
             return "borg list did not say what archives there are"
-        own = (session.record["archive"] or {}).get("id")
+        own = (session.record.archive or {}).get("id")
         if own is None or known.get(self.archive) != own:
             return f"the repository has no archive {self.archive} any more, or another one by this name"
         return None
@@ -93,25 +93,24 @@ class Remount:
 
     def suspend(self, session: Session) -> None:
         """End the Borg until the archive is resumed. To be called under the lock."""
-        claim = self._claim(session)
-        process, used = Process.from_dict(claim["process"]), spent(claim)
+        claim = session.record.claimed(self.name)
+        if claim is None or claim.process is None:
+            return
+        used = spent(claim.process, claim.spent)
         session.amend_claim(self.name, suspended=True)  # said first: then nobody takes it for dead
         unmount(self.mountpoint)
-        stop_all([process], SIGNALS)
+        stop_all([claim.process], SIGNALS)
         session.amend_claim(self.name, process=None, spent=used)
 
     def process(self, session: Session) -> Process | None:
         """That of the claim; None where there is none, or the session does not have this mount any more."""
-        known = self._claim(session).get("process")
-        return Process.from_dict(known) if known else None
+        claim = session.record.claimed(self.name)
+        return None if claim is None else claim.process
 
     def is_suspended(self, session: Session) -> bool:
         """Whether its Borg was ended on purpose."""
-        return bool(self._claim(session).get("suspended"))
-
-    def _claim(self, session: Session) -> dict[str, Any]:
-        claims: list[dict[str, Any]] = session.record["claims"]
-        return next((claim for claim in claims if claim["name"] == self.name), {})
+        claim = session.record.claimed(self.name)
+        return claim is not None and claim.suspended
 
 
 def packed(remounts: Sequence[Remount]) -> bytes:

@@ -19,19 +19,20 @@ import re
 import time
 import zlib
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .._errors import RecoveryError, warn
 from .command import Bounds, find_program, run
 from .processes import Process, descendants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "LEAST_MEMORY",
-    "UNLIMITED",
     "WEIGHTS",
+    "Limits",
     "bounds_of_borg",
     "confine",
     "half_of_memory",
@@ -40,8 +41,6 @@ __all__ = [
     "slice_of",
 ]
 
-# In a session's record: bytes (0: any), and weights as control groups have them, of which everybody has 100.
-UNLIMITED = {"memory_max": 0, "cpu_weight": 100, "io_weight": 100}
 WEIGHTS = range(1, 10001)
 MOST_TASKS = 5000  # processes and threads: those that a server may have (_sandbox.MOST_PROCESSES), and ours
 # Bytes of one file that a Borg may write: its log, and what it puts aside of an archive's list. Of a file of a terabyte
@@ -57,10 +56,22 @@ PATIENCE = 3.0  # seconds for systemd, and for renice and the like
 STOPPING = 10_000_000  # microseconds
 
 
-def confine(directory: str, limits: Mapping[str, Any], claim: str, process: Process, *, kind: str) -> None:
+@dataclass(frozen=True)
+class Limits:
+    """What a session may have: bytes (0: any), and weights as control groups have them, of which everybody has 100."""
+
+    memory_max: int = 0
+    cpu_weight: int = 100
+    io_weight: int = 100
+
+
+UNLIMITED = Limits()
+
+
+def confine(directory: str, limits: Limits, claim: str, process: Process, *, kind: str) -> None:
     """Put process, which was started for this claim of the session in directory, under the session's limits.
 
-    To be called soon after its start. limits: what UNLIMITED has. kind: C(server), C(keeper), or C(mount) for what
+    To be called soon after its start. kind: C(server), C(keeper), or C(mount) for what
     serves one. It must not make a start fail: what does not succeed is a warning.
     """
     if process.pid == os.getpid():
@@ -121,7 +132,7 @@ def _has_systemd() -> bool:
     return os.geteuid() == 0 and os.path.isdir("/run/systemd/system")
 
 
-def _put_into_unit(directory: str, limits: Mapping[str, Any], claim: str, process: Process) -> None:
+def _put_into_unit(directory: str, limits: Limits, claim: str, process: Process) -> None:
     slice_name = slice_of(directory)
     asked: set[int] = set()
     deadline = time.monotonic() + PATIENCE
@@ -140,7 +151,7 @@ def _put_into_unit(directory: str, limits: Mapping[str, Any], claim: str, proces
     raise RecoveryError(f"processes {', '.join(map(str, outside))} were not in {slice_name} after {PATIENCE:g} s")
 
 
-def _start_scope(name: str, pids: Sequence[int], slice_name: str, directory: str, limits: Mapping[str, Any]) -> None:
+def _start_scope(name: str, pids: Sequence[int], slice_name: str, directory: str, limits: Limits) -> None:
     """Have systemd start a scope with these processes, and the slice with its caps where it is missing."""
     scope = [
         *("Description", "s", f"Instant recovery session in {directory}"),
@@ -151,15 +162,15 @@ def _start_scope(name: str, pids: Sequence[int], slice_name: str, directory: str
         *("Delegate", "b", "true"),
         *("TimeoutStopUSec", "t", str(STOPPING)),
     ]
-    slices = [] if _exists(slice_name) else [slice_name, "6" if limits["memory_max"] else "5", *_caps(limits)]
+    slices = [] if _exists(slice_name) else [slice_name, "6" if limits.memory_max else "5", *_caps(limits)]
     call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", "6", *scope, "1" if slices else "0", *slices]
     _run("busctl", "--system", "call", *MANAGER, *call)
 
 
-def _caps(limits: Mapping[str, Any]) -> list[str]:
+def _caps(limits: Limits) -> list[str]:
     """The slice's properties, for busctl: that it ends with its last scope, and what is limited."""
-    memory = ("MemoryMax", "t", str(limits["memory_max"])) if limits["memory_max"] else ()
-    weights = ("CPUWeight", "t", str(limits["cpu_weight"]), "IOWeight", "t", str(limits["io_weight"]))
+    memory = ("MemoryMax", "t", str(limits.memory_max)) if limits.memory_max else ()
+    weights = ("CPUWeight", "t", str(limits.cpu_weight), "IOWeight", "t", str(limits.io_weight))
     ends = ("StopWhenUnneeded", "b", "true", "CollectMode", "s", "inactive-or-failed")
     return [*ends, *memory, *weights, "TasksMax", "t", str(MOST_TASKS)]
 
@@ -176,9 +187,9 @@ def _is_in(slice_name: str, process: Process) -> bool:
     return False
 
 
-def _restrain(limits: Mapping[str, Any], process: Process) -> None:
+def _restrain(limits: Limits, process: Process) -> None:
     """Limit process and its children without systemd. What they start later inherits it."""
-    if all(limits[name] == UNLIMITED[name] for name in ("cpu_weight", "io_weight")):
+    if (limits.cpu_weight, limits.io_weight) == (UNLIMITED.cpu_weight, UNLIMITED.io_weight):
         return
     _restrain_one(limits, process)
     for child in descendants(process):
@@ -186,19 +197,19 @@ def _restrain(limits: Mapping[str, Any], process: Process) -> None:
             _restrain_one(limits, child)
 
 
-def _restrain_one(limits: Mapping[str, Any], process: Process) -> None:
+def _restrain_one(limits: Limits, process: Process) -> None:
     # Nice and I/O priority are each thread's own; those that are started later take over their parent's.
     threads = sorted(os.listdir(f"/proc/{process.pid}/task"), key=int)
     owner = _owner(process)
-    nice = nice_of(limits["cpu_weight"], is_root=os.geteuid() == 0)
+    nice = nice_of(limits.cpu_weight, is_root=os.geteuid() == 0)
     if nice > 0:  # whoever started it may have a lower priority still, which only root could raise
         nice = max(nice, os.getpriority(os.PRIO_PROCESS, process.pid))
     if nice:
         # Downwards as the owner, who may always do that: the root of a container lacks the capability for others.
         _run("renice", "-n", str(nice), "-p", *threads, user=owner if nice > 0 else None)
         _renice_group(process, nice)
-    if limits["io_weight"] != UNLIMITED["io_weight"]:
-        level = io_priority_of(limits["io_weight"])
+    if limits.io_weight != UNLIMITED.io_weight:
+        level = io_priority_of(limits.io_weight)
         _run("ionice", "--class", "2", "--classdata", str(level), "--pid", *threads, user=owner)
 
 

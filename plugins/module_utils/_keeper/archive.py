@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._borg.remount import LISTING
 from .._host.clock import monotonic
@@ -26,12 +26,14 @@ from .._host.command import CommandError
 from .._host.mounts import wait_until
 from .._host.processes import Process, wait_for_any_end
 from .._session.counters import layer_counters
-from .._session.session import RESUME, Session
+from .._session.directory import RESUME
+from .._session.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from .._borg.remount import Remount
+    from .._session.record import Record
 
 __all__ = ["Archive", "Pace", "resume", "suspend_after"]
 
@@ -99,7 +101,7 @@ class Archive:
         if not missing:
             self.is_wanted = False
             return
-        if time.monotonic() < self.next_attempt or session.record["driver"] != "block":
+        if time.monotonic() < self.next_attempt or session.record.driver != "block":
             return
         fcntl.flock(self.resume, fcntl.LOCK_EX)  # as long as this tries, the layer waits
         try:
@@ -136,7 +138,7 @@ class Archive:
             self.quiet_since = now + ASKED_AGAIN  # asking a repository that is out of reach takes its time
             return
         with session.locked(timeout=1):
-            if session.record["status"] == "active" and layer_counters(session).get("fetched_bytes") == fetched:
+            if session.record.status == "active" and layer_counters(session).get("fetched_bytes") == fetched:
                 for remount in mounted:
                     remount.suspend(session)
                 log.info("nobody has read the archive for %g s: it is suspended until somebody does", idle)
@@ -181,16 +183,16 @@ class Archive:
         return process is not None and not process.alive()
 
 
-def suspend_after(record: Mapping[str, Any]) -> float:
+def suspend_after(record: Record) -> float:
     """Seconds without a read after which a session's archive is suspended; 0: never.
 
     What is slow to come back is held for longer: whoever reads again waits for a tenth of the time, at most, in which
     nobody did.
     """
-    mounting = record["timings"].get("borg_mount", QUICK)
+    mounting = record.timings.get("borg_mount", QUICK)
     if mounting >= QUICK:
         return 0.0
-    chosen: float | None = record["suspend_after"]
+    chosen = record.suspend_after
     return max(LEAST_IDLENESS, IDLENESS_PER_MOUNTING * mounting) if chosen is None else chosen
 
 
@@ -210,4 +212,4 @@ def resume(session: Session) -> bool:
 def _is_suspended(session: Session) -> bool:
     """Whether a mount is still missing, by the record as it is now."""
     session.record = Session.open(session.directory).record
-    return any(claim.get("suspended") for claim in session.record["claims"])
+    return any(claim.suspended for claim in session.record.claims)

@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 from .._borg.remount import packed, unpacked
 from .._host.clock import monotonic, now
 from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage
-from .._host.processes import MARKER, Process, secret_pipe, spawn, stop_all
+from .._host.processes import MARKER, secret_pipe, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
 from .._session.audit import requester
 from .._session.counters import layer_counters
-from .._session.liveness import examine, expiry, is_abandoned, unattended
+from .._session.directory import SessionError, SessionGoneError
+from .._session.duration import duration_in_words
+from .._session.liveness import examine, is_abandoned, unattended
 from .._session.metrics import measure, read_sample, write_sample
 from .._session.prometheus import write_textfile
-from .._session.session import KEEPER, Session, SessionError, SessionGoneError, duration_in_words
-from .._session.teardown import SIGNALS, cut_off, tear_down
+from .._session.record import SIGNALS
+from .._session.session import KEEPER, Session
+from .._session.teardown import cut_off, tear_down
 from .archive import Archive
 
 if TYPE_CHECKING:
@@ -67,14 +70,13 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
 
     To be called under the lock.
     """
-    claims = {claim["name"]: claim for claim in session.record["claims"]}
-    known = claims.get(KEEPER, {}).get("process")
-    if known and Process.from_dict(known).alive():
+    claim = session.record.claimed(KEEPER)
+    if claim is not None and claim.process is not None and claim.process.alive():
         if not remounts:
             return
-        stop_all([Process.from_dict(known)], SIGNALS)
-    for claim in [claim for claim in session.record["claims"] if claim.get("suspended") and not remounts]:
-        session.amend_claim(claim["name"], suspended=False)  # the new one does not know how to mount it
+        stop_all([claim.process], SIGNALS)
+    for claim in [claim for claim in session.record.claims if claim.suspended and not remounts]:
+        session.amend_claim(claim.name, suspended=False)  # the new one does not know how to mount it
     program = session.path(PROGRAM)
     with suppress(FileNotFoundError):
         os.unlink(program)
@@ -82,7 +84,7 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
         file.write(_packed())
     session.keep_claim(KEEPER)
     # That of the layer, where there is one: several processes of the same program share its memory.
-    argv = [session.record["python"] or sys.executable, "-I", program, session.directory]
+    argv = [session.record.python or sys.executable, "-I", program, session.directory]
     with secret_pipe(REMOUNTS, packed(remounts).decode()) as (secret, descriptors):
         env = {MARKER: session.directory, **secret}
         process = spawn(argv, log=session.path("log/keeper.log"), env=env, pass_fds=descriptors)
@@ -122,7 +124,7 @@ class _Keeper:
             try:
                 self.session = Session.open(self.session.directory)
                 self._look()
-                left = expiry(self.session.record) - now()
+                left = self.session.record.expires - now()
                 self.archive.wait(self.session, timeout=min(TICK, left) if left > 0 else TICK)
             except SessionGoneError:
                 return 0
@@ -131,7 +133,7 @@ class _Keeper:
                 time.sleep(TICK)
 
     def _look(self) -> None:
-        status = self.session.record["status"]
+        status = self.session.record.status
         if status == "starting":
             self._look_at_start()
             for chore in (self._revive, self._shorten_logs):
@@ -160,7 +162,7 @@ class _Keeper:
             self._end()
 
     def _is_stuck(self) -> str | None:
-        due = self.session.record["due"]
+        due = self.session.record.due
         if due is None or time.monotonic() < due:
             return None
         return "the start did not end in its time: the repository, or what lies between, does not answer"
@@ -223,30 +225,30 @@ class _Keeper:
 
     def _ending(self) -> dict[str, Any] | None:
         """Under the lock: how the session has to end, or None where it goes on after all."""
-        if self.session.record["status"] == "stopping":
+        if self.session.record.status == "stopping":
             return {}  # as it was said before
-        if self.session.record["status"] == "starting":
+        if self.session.record.status == "starting":
             wrong = [*examine(self.session).wrong, *filter(None, [self._too_large() or self._disk_is_full()])]
             return {"status": "failed", "error_message": wrong[-1]} if wrong else None
         reason = self._overdue() or self._too_large() or self._disk_is_full()  # it may have been extended
-        if reason is None and self.session.record["idle_timeout"]:
+        if reason is None and self.session.record.idle_timeout:
             self._try(self._measure)  # a client may have come since the last sample
             reason = self._reason()
         return {"reason": reason} if reason else None
 
     def _reason(self) -> str | None:
         """Why the session has to end now; None: it has not."""
-        idle_timeout = self.session.record["idle_timeout"]
+        idle_timeout = self.session.record.idle_timeout
         idle = (self.sample or {}).get("idle") or 0
         is_idle = f"idle for {duration_in_words(idle_timeout)}" if 0 < idle_timeout <= idle else None
         return self._overdue() or is_idle or self._too_large() or self._disk_is_full()
 
     def _overdue(self) -> str | None:
-        end, ttl = expiry(self.session.record), self.session.record["ttl"]
+        end, ttl = self.session.record.expires, self.session.record.ttl
         return f"its time is over (ttl {duration_in_words(ttl)})" if end and now() >= end else None
 
     def _too_large(self) -> str | None:
-        limit = self.session.record["max_upper_size"]
+        limit = self.session.record.max_upper_size
         taken = self.usage.of(self.session, limit) if limit else 0
         if taken > limit:
             return f"its changes, logs and other files take {in_words(taken)}, and max_upper_size is {in_words(limit)}"
@@ -256,13 +258,13 @@ class _Keeper:
         """Of several sessions, the one that has written most goes first: that may do for the others."""
         root = os.path.dirname(self.session.directory)
         free, total = free_space(root)
-        floor = floor_of(self.session.record["free_space_floor"], total)
+        floor = floor_of(self.session.record.free_space_floor, total)
         files, most_files = free_files(root)
         room = min(free, total * files // most_files) if most_files else free  # the smaller share of the two
         if room >= floor:
             return None
         others = [one for one in Session.all(root) if one.id != self.session.id]
-        if any(one.record["status"] == "stopping" and one.is_locked() for one in others):
+        if any(one.record.status == "stopping" and one.is_locked() for one in others):
             return None  # room is being made
         sizes = [(session_usage(one.directory), one.id) for one in others if _will_make_room(one, room, total)]
         if max(sizes, default=(0, "")) > (session_usage(self.session.directory), self.session.id):
@@ -277,13 +279,13 @@ class _Keeper:
         It goes on where the archive has lost some of its content, for the rest is right.
         """
         errors = layer_counters(self.session).get("io_errors", 0)
-        if errors == self.errors or self.session.record["status"] != "active":
+        if errors == self.errors or self.session.record.status != "active":
             return
         with self.session.locked():
             found = failure(self.session) if errors else None
-            if found and self.session.record["status"] == "active":
+            if found and self.session.record.status == "active":
                 status = "active" if found.is_partial else "failed"
-                if (status, found.reason) != ("active", self.session.record["error_message"]):
+                if (status, found.reason) != ("active", self.session.record.error_message):
                     self.session.update(status=status, error_message=found.reason)
                     log.error("%s", found.reason)
         self.errors = errors
@@ -292,11 +294,11 @@ class _Keeper:
         if monotonic() < self.next_sample:
             return
         record = self.session.record
-        wanted = record["idle_timeout"] / 10 if record["idle_timeout"] else SAMPLES
+        wanted = record.idle_timeout / 10 if record.idle_timeout else SAMPLES
         self.next_sample = monotonic() + min(SAMPLES, max(LEAST_SAMPLES, wanted))
         self._measure()
-        if record["metrics_textfile"]:
-            write_textfile(record["metrics_textfile"], os.path.dirname(self.session.directory))
+        if record.metrics_textfile:
+            write_textfile(record.metrics_textfile, os.path.dirname(self.session.directory))
 
     def _measure(self) -> None:
         self.sample = measure(self.session, earlier=self.sample)
@@ -333,10 +335,10 @@ class _Usage:
 
 def _will_make_room(session: Session, free: int, total: int) -> bool:
     """Whether another session is going to end because of the same lack of space."""
-    claims = [one for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
-    is_kept = any(Process.from_dict(claim["process"]).alive() for claim in claims)
-    is_watched = is_kept and session.record["status"] in ("starting", "active")
-    return is_watched and free < floor_of(session.record["free_space_floor"], total)
+    claim = session.record.claimed(KEEPER)
+    is_kept = claim is not None and claim.process is not None and claim.process.alive()
+    is_watched = is_kept and session.record.status in ("starting", "active")
+    return is_watched and free < floor_of(session.record.free_space_floor, total)
 
 
 def _packed() -> bytes:

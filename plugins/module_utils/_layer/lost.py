@@ -54,7 +54,7 @@ def lost_content(session: Session) -> str | None:
         return None
     number = max(told.number, len(told.lost))
     named = listed([entry.path for entry in told.lost], number=number, what="more files")
-    repository = (session.record.get("archive") or {}).get("repository") or "REPOSITORY"
+    repository = (session.record.archive or {}).get("repository") or "REPOSITORY"
     return (
         f"The repository has lost content of {named}, and reading it gives an input/output error. See what is "
         f"damaged with borg check {repository}, and start a session from an archive that is whole."
@@ -105,12 +105,12 @@ class _Told:
 def _told(session: Session) -> _Told:
     """Nothing where there was no failure, or where it cannot be understood."""
     try:
-        name = failures_of(session.record["overlay_upper_dir"])
+        name = failures_of(session.path("upper"))
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             content = json.loads(file.read(LIMIT))
         entries = {
-            side: [_entry(entry, session.record) for entry in content.get(side, ())]
+            side: [_entry(entry, session.record.data_directory) for entry in content.get(side, ())]
             for side in ("lost", "lower", "upper")
         }
         first = {side: next(iter(entries[side]), None) for side in ("lower", "upper")}
@@ -119,12 +119,12 @@ def _told(session: Session) -> _Told:
         return _Told()
 
 
-def _entry(told: Mapping[str, Any], record: Mapping[str, Any]) -> _Entry:
+def _entry(told: Mapping[str, Any], data_directory: str | None) -> _Entry:
     offset = told["offset"]
-    return _Entry(_within(told["path"], record), None if offset is None else int(offset), shown(told["reason"]))
+    return _Entry(_within(told["path"], data_directory), None if offset is None else int(offset), shown(told["reason"]))
 
 
-def _within(path: str, record: Mapping[str, Any]) -> str:
+def _within(path: str, data_directory: str | None) -> str:
     """A path of the archive as the database's documentation has it: below the data directory, if it is there."""
-    directory = posixpath.normpath(record.get("data_directory") or ".")
+    directory = posixpath.normpath(data_directory or ".")
     return shown(path[len(directory) + 1 :] if path.startswith(f"{directory}/") else path)

@@ -23,7 +23,8 @@ from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unm
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
 from .._host.programs import packed
 from .._session.counters import counters_of
-from .._session.session import RESUME
+from .._session.directory import RESUME
+from .._session.record import Claim
 from .cowfs import program as cowfs
 from .lost import failures_of
 
@@ -126,7 +127,7 @@ class Overlay:
             make_mount_point(self.upper, undo)
             make_mount_point(self.mountpoint, undo)
             if session is not None:
-                session.claim(name=CLAIM, kind="mount", mountpoint=self.mountpoint)
+                session.claim(Claim(CLAIM, "mount", mountpoint=self.mountpoint))
                 undo.callback(session.release_claim, CLAIM)
             process = None
             if self.driver == "block":
@@ -237,7 +238,7 @@ def _told_of(session: Session | None) -> list[str]:
     if session is None:
         return []
     _free, total = free_space(session.directory)
-    floor = floor_of(session.record["free_space_floor"], total)
+    floor = floor_of(session.record.free_space_floor, total)
     return ["--resume", session.path(RESUME), "--reserve", str(floor // 2)]
 
 
@@ -248,7 +249,7 @@ def _program(upper: str) -> str:
 
 def _servers(mountpoint: str, session: Session | None) -> list[tuple[Process, str]]:
     """The programs that serve mountpoint, with their upper directory: the session's, or without one this user's."""
-    found = command_lines(None if session is None else session.processes())
+    found = command_lines(None if session is None else session.record.processes)
     return [
         (process, arguments[arguments.index("--upper") + 1])
         for process, arguments in found

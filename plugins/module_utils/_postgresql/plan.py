@@ -84,7 +84,7 @@ class Request:
     missing_tablespaces: str = "refuse"
     examine: bool = True
     accept_unconfined: bool = False
-    recovered: dict[str, Any] | None = None
+    recovered: Mapping[str, Any] | None = None
     as_archived: bool = False
 
     @property
@@ -133,7 +133,7 @@ class Plan:
     warnings: tuple[str, ...]
     clone: Clone
     recovery: Recovery | None
-    recovered: dict[str, Any] | None
+    recovered: Mapping[str, Any] | None
 
     @property
     def settings(self) -> dict[str, str]:

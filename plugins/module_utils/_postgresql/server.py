@@ -27,6 +27,7 @@ from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
 from .._host.processes import Process, descendants, end_family, wait_for_any_end
 from .._host.shared_memory import release, shared_memory_of
+from .._session.record import Claim
 from .._session.teardown import remove_tree
 from .catalogs import TEMPLATES
 from .cluster import PostgresError, shown
@@ -144,7 +145,7 @@ def start_server(
     this raises, everything that was started has ended.
     """
     deadline = time.monotonic() + plan.request.timeout
-    plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record["memory_max"]))
+    plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         with reserve_port(plan.request.port, avoid=avoid, backlog=BACKLOG if is_listening else 0) as (port, reserved):
@@ -181,8 +182,8 @@ def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
 
 def running_server(session: Session) -> Process | None:
     """The session's server, as its record claims it, or None where that does not run."""
-    claimed = next((claim["process"] for claim in session.record["claims"] if claim["name"] == CLAIM), None)
-    process = Process.from_dict(claimed) if claimed else None
+    claim = session.record.claimed(CLAIM)
+    process = None if claim is None else claim.process
     return process if process is not None and process.alive() else None
 
 
@@ -261,7 +262,7 @@ class _Prepared:
 
 def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadline: float) -> _Prepared:
     """Recover the cluster and change its catalogs, before anybody can connect."""
-    session.claim(name=CLAIM, kind="process", signals=PREPARE_SIGNALS)
+    session.claim(Claim(CLAIM, "process", signals=PREPARE_SIGNALS))
     recovery, start = plan.recovery, plan.clone.backup.start
     # Recovery removes this WAL, and unless it is archive recovery does not tell.
     commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
@@ -431,7 +432,7 @@ def _start(
     log = plan.request.log
     begin = os.path.getsize(log)
     room = plan.serving(port)
-    session.claim(name=CLAIM, kind="process", signals=STOP_SIGNALS)
+    session.claim(Claim(CLAIM, "process", signals=STOP_SIGNALS))
     with _socket_for_clients(plan, port) as clients:
         own = os.path.join(plan.request.socket_directory, _socket_name(port))
         doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
@@ -451,7 +452,7 @@ def _start(
     try:
         is_ready = warden is not None and _wait_until_ready(plan, port, warden, deadline)
         if is_ready:
-            session.amend_claim(CLAIM, shared_memory=shared_memory_of(process.pid))
+            session.amend_claim(CLAIM, shared_memory=tuple(shared_memory_of(process.pid)))
             return process
         is_late = warden is not None and warden.alive()
     finally:

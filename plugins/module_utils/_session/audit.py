@@ -19,6 +19,8 @@ from .._host.processes import ancestors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .record import Record
+
 __all__ = ["LOG", "audit", "requester"]
 
 LOG = "audit.log"  # in the session root; older ones are LOG.1 (the newest of them), LOG.2 …
@@ -43,7 +45,7 @@ def requester(named: str | None = None) -> dict[str, str | None]:
 def audit(
     root: str,
     event: str,
-    record: Mapping[str, Any],
+    record: Record,
     *,
     who: Mapping[str, str | None],
     reason: str | None = None,
@@ -52,14 +54,14 @@ def audit(
 
     Where it cannot be written the line is lost and not the session: no log is to keep a session from ending.
     """
-    archive = record.get("archive") or {}
+    archive = record.archive or {}
     line: dict[str, Any] = {
         "time": datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="milliseconds"),
         "event": event,
-        "session": record["id"],
-        "host": record.get("host"),
+        "session": record.id,
+        "host": record.host,
         **who,
-        "engine": record.get("engine"),
+        "engine": record.engine,
         "archive": {key: _short(archive.get(key)) for key in ("repository", "name")},
         "reason": reason,
     }

@@ -32,7 +32,7 @@ def counters_of(upper: str) -> str:
 def layer_counters(session: Session) -> dict[str, int]:
     """The counters of a session's layer by their names; none where its driver counts nothing."""
     try:
-        counted = read_beginning(counters_of(session.record["overlay_upper_dir"]), 8 * len(COUNTERS))
+        counted = read_beginning(counters_of(session.path("upper")), 8 * len(COUNTERS))
         return dict(zip(COUNTERS, struct.unpack(f"{len(COUNTERS)}Q", counted)))
     except (OSError, struct.error):
         return {}

@@ -10,18 +10,20 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .._host.clock import now
 from .._host.mounts import is_mounted_for, is_responding, mount_at, reached_through
-from .._host.processes import Process
-from .session import KEEPER, RECORD, SUMS, Session, SessionError
+from .directory import RECORD, SessionError
+from .session import KEEPER, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Findings", "examine", "expiry", "is_abandoned", "keeper_elsewhere", "unattended"]
+    from .._host.processes import Process
+    from .record import Claim
+
+__all__ = ["Findings", "examine", "is_abandoned", "keeper_elsewhere", "unattended"]
 
 LISTENING = "0A"  # the state's number in /proc/net/tcp
 # Between two tasks of a start, and while a play waits for its other hosts, nobody holds the lock.
@@ -48,7 +50,7 @@ def examine(session: Session) -> Findings:
     if findings.wrong:
         with suppress(SessionError):
             now = Session.open(session.directory)
-            if now.record["claims"] != session.record["claims"]:  # a process was replaced in the meantime
+            if now.record.claims != session.record.claims:  # a process was replaced in the meantime
                 session.record = now.record
                 return _look(session)
     return findings
@@ -58,33 +60,33 @@ def _look(session: Session) -> Findings:
     record = session.record
     keeper = _keeper_of(session)
     checks: dict[str, Any] = {
-        "mounts": [_check_mount(claim, keeper) for claim in record["claims"] if claim["kind"] == "mount"],
-        "processes": [_check_process(claim) for claim in record["claims"] if claim["process"]],
-        "port": _is_listening(record["port"]) if record["port"] else None,
+        "mounts": [_check_mount(claim, keeper) for claim in record.mounts],
+        "processes": [_check_process(claim.name, claim.process) for claim in record.claims if claim.process],
+        "port": _is_listening(record.port) if record.port else None,
     }
-    if record["status"] in ("starting", "stopping") and session.is_locked():
+    if record.status in ("starting", "stopping") and session.is_locked():
         return Findings(checks)  # at work: things come and go rightly
-    if record["status"] == "stopping":
-        return Findings(checks, [] if record["error_message"] else ["Stopping was cut off"])
-    if record["status"] == "starting":
+    if record.status == "stopping":
+        return Findings(checks, [] if record.error_message else ["Stopping was cut off"])
+    if record.status == "starting":
         wrong = [*_gone(checks, ()), *_silent(checks, _spare(checks)), *_cut_off(session)]
         return Findings(checks, wrong, _pause(session))
     lost, logs = _spare(checks), _lost_logs(checks)
     spare = [*lost, *logs]
     wrong = [*_gone(checks, spare), *_silent(checks, spare)]
-    if record["status"] == "active":
+    if record.status == "active":
         wrong += [
             f"Nothing is mounted at {one['mountpoint']}"
             for one in checks["mounts"]
             if not one["mounted"] and not one["suspended"] and one["name"] not in spare
         ]
         if checks["port"] is False:
-            wrong.append(f"Nothing listens on port {record['port']}")
+            wrong.append(f"Nothing listens on port {record.port}")
     lonely = _keeper_note(session, checks)
     if lonely and any(one["suspended"] for one in checks["mounts"]):
         wrong.append("Its archive is not mounted while nobody reads it, and its keeper, which could mount it, is gone")
-    if lonely and expiry(record) and now() > expiry(record) + OVERDUE:
-        wrong.append(f"It should have ended at {record['expires_at']}, but its keeper is gone")
+    if lonely and record.expires and now() > record.expires + OVERDUE:
+        wrong.append(f"It should have ended at {record.expires_at}, but its keeper is gone")
     notes = [f"The mount {name} is gone, the others are read instead" for name in lost]
     notes += [f"The mount {name} is gone, so the session cannot be reset" for name in logs]
     return Findings(checks, wrong, [*notes, *lonely])
@@ -100,16 +102,10 @@ def is_abandoned(session: Session) -> bool:
 
     One that comes through ssh is seen by its connection, and may come through another one in a moment.
     """
-    starter = session.record["starter"]
-    if starter is None or Process.from_dict(starter).alive():
+    starter = session.record.starter
+    if starter is None or starter.process.alive():
         return False
-    return not starter["is_connection"] or unattended(session) > RECONNECTS
-
-
-def expiry(record: dict[str, Any]) -> float:
-    """When the session is to end, in seconds since the epoch; 0: never."""
-    text = record["expires_at"]
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
+    return not starter.is_connection or unattended(session) > RECONNECTS
 
 
 def _gone(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
@@ -161,12 +157,12 @@ def _pause(session: Session) -> list[str]:
 
 
 def _steps(session: Session) -> list[str]:
-    return [step for step in session.record["timings"] if step not in SUMS]
+    return list(session.record.steps())
 
 
 def _keeper_of(session: Session) -> Process | None:
-    kept = [one["process"] for one in session.record["claims"] if one["name"] == KEEPER and one["process"]]
-    return Process.from_dict(kept[0]) if kept else None
+    claim = session.record.claimed(KEEPER)
+    return claim.process if claim is not None else None
 
 
 def keeper_elsewhere(session: Session) -> Process | None:
@@ -182,26 +178,25 @@ def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
     return []
 
 
-def _check_mount(claim: dict[str, Any], keeper: Process | None) -> dict[str, Any]:
+def _check_mount(claim: Claim, keeper: Process | None) -> dict[str, Any]:
     """As the session's keeper sees it, who may live in another namespace of mounts: a job runner's, PrivateTmp."""
-    mountpoint = place = claim["mountpoint"]
+    mountpoint = place = claim.mountpoint
     mounted = None if keeper is None else is_mounted_for(keeper, mountpoint)
     if keeper is not None and mounted is not None:
         place = reached_through(keeper, mountpoint)
     else:
         mounted = mount_at(mountpoint) is not None
     return {
-        "name": claim["name"],
+        "name": claim.name,
         "mountpoint": mountpoint,
         "mounted": mounted,
         "responding": mounted and is_responding(place),
-        "suspended": bool(claim.get("suspended")),
+        "suspended": claim.suspended,
     }
 
 
-def _check_process(claim: dict[str, Any]) -> dict[str, Any]:
-    process = Process.from_dict(claim["process"])
-    return {"name": claim["name"], "pid": process.pid, "alive": process.alive()}
+def _check_process(name: str, process: Process) -> dict[str, Any]:
+    return {"name": name, "pid": process.pid, "alive": process.alive()}
 
 
 def _is_listening(port: int) -> bool:

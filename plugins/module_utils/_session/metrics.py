@@ -17,15 +17,15 @@ from .._errors import RecoveryError
 from .._host.clock import monotonic, now
 from .._host.disk import disk_usage
 from .._host.files import read_beginning, replace_file
-from .._host.processes import Process, descendants
+from .._host.processes import descendants
 from .._host.sandbox import Sandbox
 from .counters import layer_counters
-from .liveness import expiry
-from .session import started
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .._host.processes import Process
+    from .record import Record
     from .session import Session
 
 __all__ = ["METRICS", "Sample", "measure", "no_metrics", "read_sample", "spent", "write_sample"]
@@ -53,8 +53,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
     earlier is a sample to tell queries_per_second and idle from.
     """
     record, moment = session.record, now()
-    claims = [claim for claim in record["claims"] if claim["process"]]
-    processes = {claim["name"]: Process.from_dict(claim["process"]) for claim in claims}
+    processes = {claim.name: claim.process for claim in record.claims if claim.process}
     family = {one for one in (*processes.values(), *descendants(*processes.values())) if one.alive()}
     readers = [process for name, process in processes.items() if name.startswith(ARCHIVE)]
     counters = layer_counters(session)
@@ -62,9 +61,9 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
         **no_metrics(),
         "time": moment,
         "clock": monotonic(),
-        **_clients(record["probe"]),
-        "uptime": round(moment - started(record), 1) if record["started_at"] else None,
-        "time_left": round(max(0.0, expiry(record) - moment), 1) if record["expires_at"] else None,
+        **_clients(record.probe),
+        "uptime": round(moment - record.started, 1) if record.started else None,
+        "time_left": round(max(0.0, record.expires - moment), 1) if record.expires else None,
         "cpu_seconds": round(sum(map(_cpu_seconds, family)) + _earlier(record, "cpu_seconds"), 2),
         "memory_bytes": sum(map(_memory, family)),
         "archive_bytes_read": counters.get("fetched_bytes"),
@@ -72,7 +71,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
         "upper_bytes": disk_usage(session.path("upper")),
         "cache_bytes": counters.get("cache_bytes"),
     }
-    return {**sample, **_pace(sample, earlier, begin=started(record))}
+    return {**sample, **_pace(sample, earlier, begin=record.started)}
 
 
 def no_metrics() -> Sample:
@@ -94,19 +93,18 @@ def write_sample(session: Session, sample: Sample) -> None:
     replace_file(session.path(SAMPLE), json.dumps(sample).encode())
 
 
-def spent(claim: Mapping[str, Any]) -> dict[str, float]:
+def spent(process: Process, before: Mapping[str, float]) -> dict[str, float]:
     """What the process of a claim, which is about to end, and those before it have used."""
-    process, before = Process.from_dict(claim["process"]), claim.get("spent", {})
     used = {"cpu_seconds": _cpu_seconds(process), "repository_bytes_read": _read_bytes(process)}
     return {name: amount + before.get(name, 0) for name, amount in used.items()}
 
 
-def _earlier(record: Mapping[str, Any], name: str) -> Any:
+def _earlier(record: Record, name: str) -> float:
     """What processes of the claims that have been replaced had used."""
-    return sum(claim.get("spent", {}).get(name, 0) for claim in record["claims"])
+    return sum(claim.spent.get(name, 0) for claim in record.claims)
 
 
-def _clients(probe: dict[str, Any] | None) -> Sample:
+def _clients(probe: Mapping[str, Any] | None) -> Sample:
     """What the engine's probe says: clients, active_clients and queries since the server started (None: not counted).
 
     And traces, a text that changes with what clients do, for servers that count late or not at all.

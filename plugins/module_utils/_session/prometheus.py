@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._errors import RecoveryError
 from .._host.ownership import open_directory
-from .._host.processes import Process
+from .directory import SessionError
 from .metrics import read_sample
-from .session import KEEPER, Session, SessionError
+from .session import KEEPER, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from .record import Record
 
 __all__ = ["check_textfile", "render", "write_textfile"]
 
@@ -56,7 +59,7 @@ def write_textfile(path: str, root: str) -> None:
     Everybody may read it. It appears as a whole, whoever reads it when. Raises OSError, and SessionError for a path
     that is not meant for this: whoever names it may be somebody whom the host would not let write there.
     """
-    sessions = [({**one.record, "status": _status(one)}, read_sample(one) or {}) for one in Session.all(root)]
+    sessions = [(replace(one.record, status=_status(one)), read_sample(one) or {}) for one in Session.all(root)]
     name = os.path.basename(path)
     temporary = f"{name}.{os.urandom(4).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -118,34 +121,34 @@ def _refused(path: str, why: str) -> SessionError:
     )
 
 
-def render(sessions: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+def render(sessions: Iterable[tuple[Record, Mapping[str, Any]]]) -> str:
     """The text for these records, each with its sample."""
     sessions = list(sessions)
-    statuses = [record["status"] for record, _sample in sessions]
+    statuses = [record.status for record, _sample in sessions]
     lines = _series(
         "sessions", "gauge", "Sessions on this host.", [({"status": s}, statuses.count(s)) for s in STATUSES]
     )
     told = [(_labels(record), 1) for record, _sample in sessions]
     lines += _series("session_info", "gauge", "What a session is of.", told)
     for key, name, kind, text in SERIES:
-        values = [({"session": record["id"]}, sample.get(key)) for record, sample in sessions]
+        values = [({"session": record.id}, sample.get(key)) for record, sample in sessions]
         lines += _series(name, kind, text, [(labels, value) for labels, value in values if value is not None])
     return "".join(f"{line}\n" for line in lines)
 
 
 def _status(session: Session) -> str:
     """As recorded, unless a process has ended that the session needs and nothing replaces; see _liveness."""
-    status = str(session.record["status"])
+    status = session.record.status
     spare = ("archive", "wal-", KEEPER)
-    claims = [one for one in session.record["claims"] if one["process"] and not one["name"].startswith(spare)]
-    is_whole = all(Process.from_dict(claim["process"]).alive() for claim in claims)
+    needed = [one.process for one in session.record.claims if one.process and not one.name.startswith(spare)]
+    is_whole = all(process.alive() for process in needed)
     return status if is_whole or status != "active" else "orphaned"
 
 
-def _labels(record: Mapping[str, Any]) -> dict[str, str]:
-    archive = record["archive"] or {}
-    named = {"session": record["id"], "archive": archive.get("name"), "repository": archive.get("repository")}
-    others = {key: record[key] for key in ("status", "engine", "engine_version", "driver", "port")}
+def _labels(record: Record) -> dict[str, str]:
+    archive = record.archive or {}
+    named = {"session": record.id, "archive": archive.get("name"), "repository": archive.get("repository")}
+    others = {key: getattr(record, key) for key in ("status", "engine", "engine_version", "driver", "port")}
     return {key: "" if value is None else str(value) for key, value in {**named, **others}.items()}
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from .._host.mounts import MountError, mounts_below, unmount
 from .._host.processes import describe, marked, marks_below, stop_all
+from .directory import GENERATED_IDENTIFIER, IDENTIFIER
 from .liveness import examine
-from .session import GENERATED_IDENTIFIER, IDENTIFIER, Session
-from .teardown import SIGNALS
+from .record import SIGNALS
+from .session import Session
 
 if TYPE_CHECKING:
     from .._host.mounts import Mount
@@ -38,11 +39,11 @@ def is_dead(session: Session) -> str | None:
     """
     if session.problem:
         return None
-    if session.record["status"] == "orphaned":
-        return str(session.record["error_message"])
+    if session.record.status == "orphaned":
+        return str(session.record.error_message)
     findings = examine(session)
     lost = [one["name"] for one in findings.checks["processes"] if not one["alive"]]
-    is_kept = session.record["status"] == "active" and all(name.startswith(ARCHIVES) for name in lost)
+    is_kept = session.record.status == "active" and all(name.startswith(ARCHIVES) for name in lost)
     return None if is_kept else "; ".join(findings.wrong) or None
 
 

@@ -21,16 +21,19 @@ from .._host.processes import Process, descendants, describe, end_family, identi
 from .._host.shared_memory import release
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
+from .directory import LOCK, RECORD, RESUME
 from .prometheus import write_textfile
-from .session import KEEPER, LOCK, RECORD, RESUME, Session
+from .record import SIGNALS
+from .session import KEEPER, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
+
+    from .record import Claim
 
 __all__ = ["cut_off", "drop_changes", "remove_tree", "tear_down"]
 
 PAUSE = 0.5  # seconds between two attempts to have a module give up
-SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # where a claim says nothing else
 # A FUSE server ends by itself once its mount is gone: Borg then closes its repository in order.
 UNMOUNTED_SERVER_ENDS = 5.0  # seconds
 STACKED_MOUNTS = 20  # on one mount point, before giving up
@@ -62,17 +65,17 @@ def tear_down(
     _interrupt(session, timeout)
     with session.locked(timeout=timeout):
         # An earlier attempt may have known more: that the start had failed, and why.
-        ending = session.record.get("ending") or _ending(session, status, error_message, reason)
+        ending = session.record.ending or _ending(session, status, error_message, reason)
         _note(session, status="stopping", error_message=None, ending=ending)
         with suppress(FileNotFoundError):  # nobody is going to mount the archive again: who waits for it need not
             os.unlink(session.path(RESUME))
-        for claim in reversed(session.record["claims"]):
+        for claim in reversed(session.record.claims):
             _undo(session, claim)
         _sweep(session)
         remains = _remains(session) or remove_tree(session.directory, keep=(RECORD, f"{RECORD}.tmp", LOCK))
         if not remains:
             try:
-                textfile = session.record["metrics_textfile"]
+                textfile = session.record.metrics_textfile
                 session.record = session.finish(**ending)
                 why = ending["error_message"] or ending["stop_reason"]
                 audit(os.path.dirname(session.directory), event, session.record, who=who or requester(), reason=why)
@@ -93,16 +96,16 @@ def cut_off(session: Session, reason: str, *, with_mounts: bool = False) -> None
     """
     with suppress(OSError):  # a full disk
         session.refuse(reason)
-    for claim in session.record["claims"]:
-        is_due = claim["kind"] == "process" or with_mounts
-        if is_due and claim["name"] != KEEPER and claim["process"]:
-            end_family(Process.from_dict(claim["process"]), claim.get("signals", SIGNALS))
+    for claim in session.record.claims:
+        is_due = claim.kind == "process" or with_mounts
+        if is_due and claim.name != KEEPER and claim.process:
+            end_family(claim.process, claim.signals)
 
 
 def _interrupt(session: Session, timeout: float) -> None:
     """Have the module that is starting the session give up, within timeout seconds."""
     deadline = time.monotonic() + timeout
-    while session.record["status"] == "starting" and session.is_locked() and time.monotonic() < deadline:
+    while session.record.status == "starting" and session.is_locked() and time.monotonic() < deadline:
         cut_off(session, "It is being stopped.")
         time.sleep(PAUSE)
         session.record = Session.open(session.directory).record
@@ -113,12 +116,12 @@ def drop_changes(session: Session, *, layer: str) -> list[str]:
 
     The archive stays mounted and the keeper at work. To be called under the lock.
     """
-    names = [claim["name"] for claim in session.record["claims"]]
-    later = session.record["claims"][names.index(layer) :] if layer in names else []
+    names = [claim.name for claim in session.record.claims]
+    later = session.record.claims[names.index(layer) :] if layer in names else []
     for claim in reversed(later):
         _undo(session, claim)
-        session.release_claim(claim["name"])
-    remains = [describe(process) for process in _processes_of(later) if process.alive()]
+        session.release_claim(claim.name)
+    remains = [describe(one.process) for one in later if one.process and one.process.alive()]
     return remains or remove_tree(session.path("upper"))
 
 
@@ -145,21 +148,20 @@ def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
         os.close(top)
 
 
-def _undo(session: Session, claim: dict[str, Any]) -> None:
+def _undo(session: Session, claim: Claim) -> None:
     """Undo one claim as far as possible; what remains is found out in the end."""
-    process = Process.from_dict(claim["process"]) if claim["process"] else None
+    process = claim.process
     if process is not None and process.pid == os.getpid():
         return  # the keeper, ending its session: it goes by itself when all is done
-    signals = [(str(name), float(seconds)) for name, seconds in claim.get("signals", SIGNALS)]
-    if claim["kind"] == "mount" and _unmount_all(claim["mountpoint"]) and process:
+    if claim.kind == "mount" and _unmount_all(claim.mountpoint) and process:
         wait_for_end([process], timeout=UNMOUNTED_SERVER_ENDS)
-    left = end_family(process, signals) if process else []
-    if claim["kind"] == "process" or process is None:
+    left = end_family(process, claim.signals) if process else []
+    if claim.kind == "process" or process is None:
         # What belongs to no other claim was started under this one: children that outlived their parent, or a process
         # that nobody had the time to record.
-        stop_all(_strays(session, besides=left), signals)
+        stop_all(_strays(session, besides=left), claim.signals)
     if not left:  # segments that a server killed with SIGKILL could not remove itself
-        release(claim.get("shared_memory", ()))
+        release(claim.shared_memory)
 
 
 def _unmount_all(mountpoint: str) -> bool:
@@ -198,7 +200,7 @@ def _remains(session: Session) -> list[str]:
     """What is still there, read from the system and not from what the steps reported."""
     processes = {*_claimed(session), *marked(session.directory), *_of_own_user(session)}
     found = [describe(process) for process in sorted(processes, key=lambda one: one.pid) if process.alive()]
-    points = [claim["mountpoint"] for claim in session.record["claims"] if claim["kind"] == "mount"]
+    points = [claim.mountpoint for claim in session.record.mounts]
     claimed = [mount for mount in map(mount_at, points) if mount is not None]
     table = {mount.mount_id: mount for mount in [*mounts_below(session.directory), *claimed]}
     return found + [f"the mount {mount.mountpoint} ({mount.fstype})" for mount in table.values()]
@@ -211,19 +213,14 @@ def _of_own_user(session: Session) -> list[Process]:
 
 
 def _claimed(session: Session) -> list[Process]:
-    return _processes_of(session.record["claims"])
-
-
-def _processes_of(claims: Iterable[Mapping[str, Any]]) -> list[Process]:
-    """The processes of claims, except this one."""
-    known = [Process.from_dict(claim["process"]) for claim in claims if claim["process"]]
-    return [process for process in known if process.pid != os.getpid()]
+    """The processes of the claims, except this one."""
+    return [process for process in session.record.processes if process.pid != os.getpid()]
 
 
 def _ending(session: Session, status: str, error_message: str | None, reason: str | None) -> dict[str, Any]:
     """What the last record will say. A session that had failed while it ran has failed."""
-    if session.record["status"] == "failed":
-        status, error_message = "failed", session.record["error_message"]
+    if session.record.status == "failed":
+        status, error_message = "failed", session.record.error_message
     return {"status": status, "error_message": error_message, "stop_reason": reason}
 
 
