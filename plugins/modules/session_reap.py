@@ -102,36 +102,43 @@ def main() -> None:
 
 def _reap_all(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     dead, lost = dead_sessions(root), strays(root)
-    reaped = [f"{session.id}: {why}" for session, why in dead] + lost
     before = [session.record.public() for session, _why in dead]
+    ended: list[tuple[Session, str]] = dead if check_mode else []
     remains: list[str] = []
     for session, _why in [] if check_mode else dead:
         try:
-            remains += _reap(session, params)
+            why, left = _reap(session, params)
         except SessionGoneError:
             continue  # somebody else was quicker
         except RecoveryError as error:
             remains.append(str(error))
+            continue
+        ended += [(session, why)] if why else []
+        remains += left
     remains += [] if check_mode else sweep(root)
     damaged = [session.problem for session in Session.all(root) if session.problem]
     if remains or damaged:
         raise SessionError(" ".join(["Not all could be reaped.", *remains, *damaged]), remains=[*remains, *damaged])
+    reaped = [f"{session.id}: {why}" for session, why in ended] + lost
     return {
         "changed": bool(reaped),
         "reaped": reaped,
         "diff": {"before": {"dead": reaped}, "after": {"dead": []}},
-        "sessions": before if check_mode else [session.record.public() for session, _why in dead],
+        "sessions": before if check_mode else [session.record.public() for session, _why in ended],
     }
 
 
-def _reap(session: Session, params: dict[str, Any]) -> list[str]:
-    """End a session if it is dead still, now that nobody else can be at work on it; what could not be removed."""
+def _reap(session: Session, params: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """End a session if it is dead still, now that nobody else can be at work on it.
+
+    Returns what was wrong with it, None where its keeper has mended that meanwhile; and what could not be removed.
+    """
     with session.locked(timeout=params["lock_timeout"]):
         why = is_dead(session)
         if why is None:
-            return []
+            return None, []
         who = requester(params["requested_by"])
-        return tear_down(session, status="failed", error_message=why, event="reap", who=who)
+        return why, tear_down(session, status="failed", error_message=why, event="reap", who=who)
 
 
 if __name__ == "__main__":
