@@ -409,10 +409,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.repository import ARGUMENTS, SECRETS, Archive, BorgError, Repository, resolve_archive
+from ..module_utils._borg.suspects import TOO_MUCH, ArchiveRefusedError
 from ..module_utils._engines.database import DatabaseChoiceError, choose_database, find_databases
 from ..module_utils._engines.model import ENGINES, Database
 from ..module_utils._errors import MORE_TIME, is_plain, run_module, shown, warn
 from ..module_utils._host.deadline import deadline
+from ..module_utils._host.limits import own_memory
 
 # Small files without which nobody knows how to start a server; the others tell where something is.
 NEEDED = ("PG_VERSION", "global/pg_control", "backup_label", "tablespace_map")
@@ -457,7 +459,8 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
 def _looked_into(options: dict[str, Any], repository: Repository, archives: Sequence[Archive]) -> dict[str, Any]:
     archive = resolve_archive(archives, parse_archive(options["archive"])[1], repository=repository.location)
     late = BorgError(f"The look into archive {archive.name} did not end within {options['timeout']:g} s: {MORE_TIME}.")
-    with deadline(options["timeout"], late):
+    large = ArchiveRefusedError(f"{archive.name} has more to tell than half of this host's memory holds: {TOO_MUCH}")
+    with deadline(options["timeout"], late), own_memory(large):
         return _contents(options, repository, archive)
 
 

@@ -26,7 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.use
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.server import CLIENT_WORDS
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start, scan, scan_segment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Scan, Start, scan
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
@@ -1020,7 +1020,7 @@ def patches_by_segment(wal: Path) -> Iterator[tuple[str, int, bytes]]:
     contents = [(wal / name).read_bytes() for name in names]
     around = zip(names, contents, [None, *contents[:-1]], [*contents[1:], None], strict=True)
     for name, content, before, after in around:
-        for record in scan_segment(name, content, before=before, after=after):
+        for record in Scan().segment(name, content, before=before, after=after):
             yield from ((f"{wal}/{name}", patch.offset, patch.data) for patch in record.patches if patch.path == name)
 
 

@@ -529,7 +529,7 @@ def parse_item(line: bytes | str) -> Item:
         path=entry["path"][2:] if is_dotted else entry["path"],
         type=kind,
         size=entry["size"],
-        user=str(entry["user"]),
+        user=str(entry["user"])[:LONGEST_USER],
         target=target[2:] if kind == "h" and target.startswith("./") else target,
         healthy=entry.get("healthy", True),
         is_dotted=is_dotted,
@@ -543,6 +543,7 @@ CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
 DETAIL_CHARACTERS = 4000
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
+LONGEST_USER = 256  # characters; useradd(8) takes 32
 LISTENER = 5  # seconds that the rest of its words may take when borg has ended
 LONGEST_LOG = 1 << 20  # bytes of what borg says that are looked at, from the end
 # Bytes of patterns on one command line, of which Linux takes 2 MiB with all else that is on it.

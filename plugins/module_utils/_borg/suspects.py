@@ -21,7 +21,7 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from .items import Item
 
-__all__ = ["ArchiveRefusedError", "Suspects", "is_below", "limit"]
+__all__ = ["TOO_MUCH", "ArchiveRefusedError", "Suspects", "is_below", "limit"]
 
 TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."

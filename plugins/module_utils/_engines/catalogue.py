@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import posixpath
 import re
+import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from .other_backups import OtherBackup, Signs, is_probable
 __all__ = ["CONFIGURATION", "CONTENTS", "MOST_FILES", "POSTGRESQL_MARKERS", "Beginnings", "Catalogue", "Reader"]
 
 # More than any honest archive has. Memory for names, estimated, is enough for three million directories.
-KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 150  # bytes, of which so many are what Python needs for an entry
+KEPT_LIMIT, KEPT_OVERHEAD = 512 << 20, 100  # bytes, of which so many are what Python needs for an entry beside its name
 MOST_WAL_ARCHIVES = 10_000
 # Configurations outside of data directories that are read: a host has one for each cluster.
 MOST_CONFIGURATIONS, LONGEST_CONFIGURATION = 50, 128 << 10
@@ -148,7 +150,7 @@ class Catalogue:
             self.damaged.append(item.path)
 
     def _keep(self, *names: str) -> None:
-        self._kept += sum(map(len, names)) + KEPT_OVERHEAD * len(names)
+        self._kept += sum(map(sys.getsizeof, names)) + KEPT_OVERHEAD * len(names)
         limit(self._kept >> 20, KEPT_LIMIT >> 20, "MiB of names of directories and links")
 
     def _note_top(self, item: Item) -> None:
@@ -170,7 +172,7 @@ class Catalogue:
     def _add_marker(self, item: Item, name: str) -> None:
         if item.type == "h" and item.target == item.path:
             return  # the second entry of a file that the archive has twice
-        self._keep(item.path, item.target)
+        self._keep(item.path, item.target, item.user)
         self.markers[item.path] = item
         if name in CONTENTS and 0 < item.size <= CONTENT_LIMIT:
             self.readable.append(item)
@@ -240,8 +242,11 @@ class Catalogue:
 
     def places(self, path: str) -> set[str]:
         """Where a path may lead to, given that each directory above it may have been `/` on the archive's host."""
+        return set(self._places(path))
+
+    def _places(self, path: str) -> Iterator[str]:
         found = (self.resolve(path, root=root) for root in leading(path))
-        return {place for place in found if place is not None}
+        return (place for place in found if place is not None)
 
     def names_in(self, directory: str) -> set[str]:
         """Names of the directories and links in the directory."""
@@ -364,20 +369,24 @@ class Catalogue:
 
     @cached_property
     def _tablespaces_of(self) -> dict[str, set[str]]:
-        return self._owners("pg_tblspc")
+        return self._owners("pg_tblspc", self._tablespaces)
 
     @cached_property
     def _wal_of(self) -> dict[str, set[str]]:
-        return self._owners("pg_wal")
+        return self._owners("pg_wal", self._first_segments)
 
-    def _owners(self, name: str) -> dict[str, set[str]]:
-        """By places, the data directories that have it at that name or in that directory, also through links."""
+    def _owners(self, name: str, places: Container[str]) -> dict[str, set[str]]:
+        """Of places, the data directories that have them at that name or in that directory, also through links.
+
+        Two of each are enough: whoever asks is one himself, perhaps.
+        """
         found: dict[str, set[str]] = {}
         for owner in self.postgresql_directories():
             top = posixpath.join(owner, name)
-            for path in (top, *self.links_below(top)):
-                for place in (path, *self.places(path)):
-                    found.setdefault(place, set()).add(owner)
+            for path in itertools.chain((top,), self.links_below(top)):
+                for place in itertools.chain((path,), self._places(path)):
+                    if place in places and len(found.setdefault(place, set())) < 2:
+                        found[place].add(owner)
         return found
 
     def wal_directories_like(self, path: str) -> list[str]:

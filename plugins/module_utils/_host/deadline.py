@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["deadline"]
 
 
+class _OverError(BaseException):
+    """Nobody in the block takes it for a failure that can be gone on after."""
+
+
 @contextmanager
 def deadline(seconds: float, error: Exception) -> Iterator[None]:
     """Raise error in the block, wherever that is, once so many seconds have passed.
@@ -25,13 +29,19 @@ def deadline(seconds: float, error: Exception) -> Iterator[None]:
         yield
         return
 
+    over = _OverError()
+
     def end(_number: int, _frame: object) -> None:
-        raise error
+        raise over
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _OverError as caught:
+        if caught is not over:  # somebody else's, around this block
+            raise
+        raise error from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -16,9 +16,11 @@ import math
 import os
 import pwd
 import re
+import resource
+import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from .command import Bounds, find_program, run
 from .processes import Process, descendants
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "LEAST_MEMORY",
@@ -38,6 +40,7 @@ __all__ = [
     "half_of_memory",
     "io_priority_of",
     "nice_of",
+    "own_memory",
     "slice_of",
 ]
 
@@ -104,6 +107,27 @@ def bounds_of_borg(memory: int | None = None) -> Bounds:
     A repository decides how much one needs, and its server how much one logs.
     """
     return Bounds(memory=half_of_memory() if memory is None else memory, file=LARGEST_FILE)
+
+
+@contextmanager
+def own_memory(error: Exception) -> Iterator[None]:
+    """Raise error where this process needs more than half of the host's memory in the block.
+
+    For what is made of an archive's content: whoever made that decides how much it is. In the main thread only, as
+    deadline(): other threads' blocks are not told apart.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = half_of_memory()
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+    try:
+        yield
+    except MemoryError:
+        raise error from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def slice_of(directory: str) -> str:

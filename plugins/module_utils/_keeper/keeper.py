@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._borg.remount import packed, unpacked
 from .._host.clock import monotonic, now
 from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage
-from .._host.processes import MARKER, secret_pipe, spawn, stop_all
+from .._host.processes import MARKER, describe, secret_pipe, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
 from .._session.audit import requester
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["ensure_keeper", "main"]
 
 TICK = 2.0  # seconds between two looks, which cost some system calls; a session is that late at most
+GIVES_UP = 30.0  # seconds that a module has to notice that its start was cut off
 LATER = 30.0  # seconds until the next attempt, after one to end the session that did not succeed
 # Seconds between two samples, which cost a connection to the server. To see an idle_timeout pass, a tenth of it.
 SAMPLES, LEAST_SAMPLES = 60.0, 1.0
@@ -158,8 +159,16 @@ class _Keeper:
             self._tell("the start", SessionError(f"cut off: {reason}"))
             with_mounts = full is not None or stuck is not None
             cut_off(self.session, f"{reason[0].upper()}{reason[1:]}.", with_mounts=with_mounts)
+            self._end_module()
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
+
+    def _end_module(self) -> None:
+        """End a module that has not given up, though nothing is left that it can wait for: it is at work by itself."""
+        due, holder = self.session.record.due, self.session.holder()
+        if due is not None and time.monotonic() > due + GIVES_UP and holder is not None and holder.pid != os.getpid():
+            log.error("%s is ended: %g s ago the start should have ended", describe(holder), GIVES_UP)
+            stop_all([holder], SIGNALS)
 
     def _is_stuck(self) -> str | None:
         due = self.session.record.due

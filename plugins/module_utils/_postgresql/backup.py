@@ -34,12 +34,13 @@ LABEL_LINES = (
     rb"BACKUP METHOD: \w+",
     rb"BACKUP FROM: \w+",
     rb"START TIME: [0-9-]+ [0-9:]+ [+-]?\w+",
-    rb"LABEL: .*?(?=[ \t]*[+|]*\r?$)",
+    rb"LABEL: .*",
     rb"START TIMELINE: [0-9]+",
     rb"INCREMENTAL FROM LSN: %b/%b" % (NUMBER, NUMBER),
     rb"INCREMENTAL FROM TLI: [0-9]+",
 )
 NEEDED_LINES = 4
+FRAME, BLANKS = b"+|", b" \t"  # what psql's table has at a line's end, and before that
 READABLE = re.compile(rb"%b\n%b(?:\n|\Z)" % LABEL_LINES[:2])
 LABEL_START = re.compile(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", re.MULTILINE)
 HISTORY_STOP = re.compile(rb"^STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
@@ -109,7 +110,9 @@ def readable_label(content: bytes) -> bytes | None:
     found = [re.search(rb"(?m)%b" % line, content) for line in LABEL_LINES]
     if None in found[:NEEDED_LINES]:
         return None
-    return b"".join(line.group() + b"\n" for line in found if line is not None)
+    lines = [line.group() for line in found if line is not None]
+    # What a label ends with may be its frame's. It is cut off here: an expression for both would take for ever.
+    return b"".join(line.rstrip(b"\r").rstrip(FRAME).rstrip(BLANKS) + b"\n" for line in lines)
 
 
 def as_utf8(content: bytes) -> bytes:

@@ -78,7 +78,7 @@ NEEDED = (
 
 # A line of tablespace_map, and one in a table of psql's.
 MAP_LINE = re.compile(r"([0-9]{1,10}) (/[\s\S]*)")
-FRAMED_LINE = re.compile(r"(?:[^|]*\|)?[ \t]*([0-9]{1,10}) (/[\s\S]*?)[ \t]*[+|]*")
+FRAMED_LINE = re.compile(r"(?:[^|]*\|)?[ \t]*([0-9]{1,10}) (/[\s\S]*)")
 
 # Links that lead out of the tree and are in nobody's way: a session has its own configuration and log.
 UNUSED_LINKS = (
@@ -198,7 +198,7 @@ def parse_tablespace_map(content: bytes) -> dict[str, str]:
     lines = re.findall(r"(?:[^\\\n\r]|\\[\s\S])+", os.fsdecode(as_utf8(content)))
     found = [MAP_LINE.fullmatch(line) for line in lines]
     if None in found:
-        found = [FRAMED_LINE.fullmatch(line) for line in lines]
+        found = [FRAMED_LINE.fullmatch(line.rstrip("+|").rstrip(" \t")) for line in lines]
     return {match[1]: re.sub(r"\\([\s\S])", r"\1", match[2]) for match in found if match is not None}
 
 

@@ -9,8 +9,11 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .._errors import MORE_TIME
 from .._host.command import find_program
+from .._host.deadline import deadline
 from .._host.files import open_inside
+from .._host.limits import own_memory
 from .._host.ports import check_port, check_socket_path
 from .._host.sandbox import Sandbox
 from .build import check_build
@@ -146,7 +149,17 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
+    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing.
+
+    It may take the request's timeout, and half of the host's memory.
+    """
+    late = PostgresError(f"The copy was not looked through within {request.timeout:g} s: {MORE_TIME}.")
+    large = PostgresError("To look through the copy takes more than half of this host's memory: use another archive.")
+    with deadline(request.timeout, late), own_memory(large):
+        return _planned(request)
+
+
+def _planned(request: Request) -> Plan:
     _check_place(request)
     data = read_data_directory(request.data_directory)
     own = check_settings(request.settings, data.major)

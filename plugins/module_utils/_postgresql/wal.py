@@ -44,7 +44,6 @@ __all__ = [
     "last_commit",
     "parse_position",
     "scan",
-    "scan_segment",
     "segment_number",
     "tablespace_records",
     "wal_segments",
@@ -165,7 +164,7 @@ def _following(start: Start, number: int) -> list[str]:
 
 def scan(directory: str, start: Start, *, timeout: float = math.inf) -> Iterator[TablespaceRecord]:
     """The same without pg_waldump, on all timelines."""
-    size, effort = start.segment_size, _Effort(timeout)
+    size, effort = start.segment_size, Effort(timeout)
     check_memory(COPIES * size)
     by_timeline: dict[str, list[str]] = {}
     for name in wal_segments(directory):
@@ -210,15 +209,32 @@ def _read_ahead(paths: list[str], size: int) -> Iterator[None]:
         over.set()
 
 
-def scan_segment(name: str, content: bytes, *, before: bytes | None, after: bytes | None) -> list[TablespaceRecord]:
-    """Every CREATE TABLESPACE of which something is in a segment whose content is given, with its neighbours' contents.
+class Scan:
+    """A look at one segment of WAL after the other, by their contents, for what creates tablespaces."""
 
-    Only patches with name as their path are for this segment.
-    """
+    def __init__(self) -> None:
+        self._effort, self._known = Effort(math.inf), 0
+
+    def segment(
+        self, name: str, content: bytes, *, before: bytes | None, after: bytes | None
+    ) -> list[TablespaceRecord]:
+        """Every CREATE TABLESPACE of which something is in a segment, given its neighbours' contents.
+
+        Only patches with name as their path are for this segment. Raises RecoveryError where all of the WAL together
+        has more of them than any server has made, or is too hard to read.
+        """
+        found = _scanned(name, content, before, after, self._effort)
+        self._known += len(found)
+        _limit(self._known)
+        return found
+
+
+def _scanned(
+    name: str, content: bytes, before: bytes | None, after: bytes | None, effort: Effort
+) -> list[TablespaceRecord]:
     start = segment_number(name, len(content)) * len(content)
     segment = _parse(name, start, memoryview(content))
     following = None if after is None else _parse("", start + len(content), memoryview(after))
-    effort = _Effort(math.inf)
     found = list(_not_too_many(_records(segment, following, 0, effort)))
     if before is not None:
         preceding = _parse("", start - len(content), memoryview(before))
@@ -256,7 +272,7 @@ def _commit_before_end(descriptor: int, start: int, known: int, size: int) -> fl
     page_size = LONG_PAGE.unpack_from(head, PAGE.size)[2]
     # However long the file is.
     end = min(_valid_pages(descriptor, start, page_size, known // page_size), size // page_size)
-    content, effort = b"", _Effort(math.inf)
+    content, effort = b"", Effort(math.inf)
     while end > 0:
         first = max(0, end - PIECE // page_size)
         data = os.pread(descriptor, (end - first) * page_size, first * page_size)
@@ -293,7 +309,7 @@ def _valid_pages(descriptor: int, start: int, page_size: int, known: int) -> int
     return beyond
 
 
-def _last_commit(content: bytes, limit: int, effort: _Effort) -> float | None:
+def _last_commit(content: bytes, limit: int, effort: Effort) -> float | None:
     """Time of the last commit in content that begins before limit."""
     for match in reversed(list(COMMIT_CANDIDATE.finditer(content, 0, limit + RECORD.size))):
         begin = match.start() - 17
@@ -357,12 +373,16 @@ def check_memory(size: int) -> None:
 
 def _not_too_many(records: Iterator[TablespaceRecord]) -> Iterator[TablespaceRecord]:
     """The records. Raises RecoveryError where there are more than any cluster has ever had tablespaces."""
-    for number, record in enumerate(records):
-        if number == MOST_RECORDS:
-            raise RecoveryError(
-                f"The WAL creates more than {MOST_RECORDS} tablespaces, which no server has done: use another archive."
-            )
+    for number, record in enumerate(records, 1):
+        _limit(number)
         yield record
+
+
+def _limit(number: int) -> None:
+    if number > MOST_RECORDS:
+        raise RecoveryError(
+            f"The WAL creates more than {MOST_RECORDS} tablespaces, which no server has done: use another archive."
+        )
 
 
 def _begins(head: bytes | memoryview, start: int) -> bool:
@@ -385,7 +405,7 @@ def _parse(path: str, start: int, data: memoryview) -> _Segment:
     return _Segment(path, start, page_size, b"".join(pages))
 
 
-class _Effort:
+class Effort:
     """What is done at most to read WAL: whoever made the archive could have it look like records everywhere."""
 
     def __init__(self, timeout: float) -> None:
@@ -407,7 +427,7 @@ class _Effort:
             )
 
 
-def _records(segment: _Segment, following: _Segment | None, redo: int, effort: _Effort) -> Iterator[TablespaceRecord]:
+def _records(segment: _Segment, following: _Segment | None, redo: int, effort: Effort) -> Iterator[TablespaceRecord]:
     """The records that begin in segment; the last may end in the one that follows."""
     effort.check_time()
     content = segment.content + (following.content[:LONGEST] if following else b"")
@@ -421,7 +441,7 @@ def _records(segment: _Segment, following: _Segment | None, redo: int, effort: _
                 yield TablespaceRecord(oid, location, tuple(_patches(segment, following, begin, header)))
 
 
-def _decode(data: bytes, effort: _Effort) -> tuple[int, str, bytes] | None:
+def _decode(data: bytes, effort: Effort) -> tuple[int, str, bytes] | None:
     """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
     content = _data(data, effort)
     if content is None:
@@ -436,7 +456,7 @@ def _decode(data: bytes, effort: _Effort) -> tuple[int, str, bytes] | None:
     return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
 
 
-def _data(data: bytes, effort: _Effort) -> bytes | None:
+def _data(data: bytes, effort: Effort) -> bytes | None:
     """The record's own data, if data begins with a whole and valid record that has nothing else."""
     if len(data) < RECORD.size:
         return None

@@ -16,10 +16,11 @@ import stat
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._errors import RecoveryError
-from .wal import TablespaceRecord, scan_segment
+from .wal import Scan, TablespaceRecord
 
 if TYPE_CHECKING:
     from .._host.command import Account
@@ -47,6 +48,7 @@ class WalServer:
         self._archive = archive
         self._ask, self._answer = (os.path.join(directory, name) for name in PIPES)
         self._account = account
+        self._scan = Scan()
         self._cache: dict[str, bytes] = {}
         self._pipes: dict[str, int] = {}
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -172,8 +174,8 @@ class WalServer:
     def _silenced(self, name: str, content: bytes) -> bytes:
         before, after = (self._neighbour(name, distance) for distance in (-1, 1))
         changed = bytearray(content)
-        for record in scan_segment(name, content, before=before, after=after):
-            self.records[record.oid] = record
+        for record in self._scan.segment(name, content, before=before, after=after):
+            self.records[record.oid] = replace(record, patches=())  # they are for this segment alone
             for patch in record.patches:
                 if patch.path == name:
                     changed[patch.offset : patch.offset + len(patch.data)] = patch.data

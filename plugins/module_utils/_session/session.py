@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import time
@@ -21,7 +22,7 @@ from .._errors import RecoveryError
 from .._host.clock import now
 from .._host.files import open_regular, read_beginning, replace_file
 from .._host.limits import confine
-from .._host.processes import connection, controller
+from .._host.processes import Process, connection, controller, identify
 from .audit import audit, requester
 from .directory import (
     ENDED,
@@ -49,12 +50,10 @@ from .record import Claim, Record, Starter, timestamp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from .._host.processes import Process
-
 __all__ = ["KEEPER", "Session", "claiming", "claiming_if_given"]
 
 KEEPER = "keeper"  # the claim of the process that ends a session by itself
-LONGEST_REFUSAL = 1 << 16  # bytes
+LONGEST_REFUSAL, LONGEST_HOLDER = 1 << 16, 1000  # bytes
 ENDED_KEPT = 100
 
 
@@ -229,6 +228,15 @@ class Session:
         except FileNotFoundError:
             return False
         return False
+
+    def holder(self) -> Process | None:
+        """Who is at work on the session just now: who has its lock, and lives."""
+        if not self.is_locked():
+            return None
+        with suppress(FileNotFoundError), open(open_regular(self.path(LOCK), os.O_RDONLY), "rb") as lock:
+            process = _holder(lock.fileno())
+            return process if process is not None and process.alive() else None
+        return None
 
     def update(self, **fields: Any) -> None:
         """Put fields into the record, on disk when this returns."""
@@ -461,19 +469,28 @@ def _acquire(directory: str, timeout: float) -> int:
         raise SessionGoneError(f"There is no session {name} in {os.path.dirname(directory)}.") from None
     try:
         if not lock_within(lock, timeout):
-            holder = os.pread(lock, 100, 0).decode("ascii", "replace").strip() or "unknown"
+            process = _holder(lock)
+            holder = "unknown" if process is None else str(process.pid)
             raise SessionError(
                 f"Session {name} is being worked on by process {holder}: try again when that has finished.",
                 lock_holder=holder,
             )
         if not _is_same(lock, os.path.join(directory, LOCK)):
             raise SessionGoneError(f"Session {name} has ended meanwhile.")
+        own = identify(os.getpid())
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
+        os.pwrite(lock, json.dumps(own.as_dict() if own else {}).encode(), 0)
     except BaseException:
         os.close(lock)
         raise
     return lock
+
+
+def _holder(lock: int) -> Process | None:
+    """Who wrote into a lock file that it is his."""
+    with suppress(ValueError, LookupError, TypeError):
+        return Process.from_dict(json.loads(os.pread(lock, LONGEST_HOLDER, 0)))
+    return None
 
 
 def _is_same(descriptor: int, path: str) -> bool:

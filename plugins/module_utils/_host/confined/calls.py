@@ -33,7 +33,7 @@ class _Calls:
     connects: connect, sendmsg and sendmmsg. others: what slows down, traces or rewrites other processes. kernel: what
     opens parts of the kernel that a database server never needs. attributes: what changes mode, owner, times or
     extended attributes of a file. modes: of these, what libc's chmod() is. limits: prlimit64, which libc uses for the
-    limits of the process itself as well. fcntl: of which F_SETPIPE_SZ is refused.
+    limits of the process itself as well. fcntl: of which some commands are refused. locks: flock.
     """
 
     def __init__(self, architecture: int, **numbers: object) -> None:
@@ -48,6 +48,7 @@ class _Calls:
     kernel: tuple[int, ...]
     limits: int
     fcntl: int
+    locks: int
     attributes: tuple[int, ...]
     modes: tuple[int, ...]
 
@@ -70,13 +71,15 @@ _CALLS = {
         # process_vm_readv, process_vm_writev
         others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
         # add_key, request_key, keyctl; unshare, setns; mount, umount2, pivot_root, chroot; bpf, perf_event_open,
-        # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark
+        # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark; io_setup, whose
+        # contexts the whole host shares; sync, which writes out everybody's
         kernel=(
             *(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323),
-            *(*range(240, 246), 253, 294, 254, 300, 301, *_NEWER_KERNEL),
+            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, *_NEWER_KERNEL),
         ),
         limits=302,
         fcntl=72,
+        locks=73,
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
@@ -90,10 +93,11 @@ _CALLS = {
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
         kernel=(  # in the same order
             *(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282),
-            *(*range(180, 186), 26, 27, 262, 263, *_NEWER_KERNEL),
+            *(*range(180, 186), 26, 27, 262, 263, 0, 81, *_NEWER_KERNEL),
         ),
         limits=261,
         fcntl=25,
+        locks=32,
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
         attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
         modes=(53,),  # fchmodat
@@ -105,7 +109,10 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FIFTH_ARGUMENT = 0, 4, 16, 48  # offsets in struct seccomp_data
 _AND = 0x54  # BPF: and k
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_F_SETPIPE_SZ = 1031
+# Memory of pipes is counted for each user, and its other programs would get small ones; leases and notes of changes are
+# for files that others use.
+_F_REFUSED = (1031, 1024, 1026)  # F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY
+_F_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
 
 
@@ -130,7 +137,8 @@ def _filter(network: str) -> bytes:
     """A filter that refuses with EACCES what changes files' attributes or other processes, and what calls somebody.
 
     chmod() seems to succeed and does nothing: a server ends when it cannot set the mode of its socket, which has the
-    right one from the umask and lies in a directory of the server's user alone.
+    right one from the umask and lies in a directory of the server's user alone. So do locks of files: those of programs
+    and libraries are the host's own, where others would wait for them, and the copy's are nobody else's.
     """
     calls = _CALLS[os.uname().machine]
     is_silent = network in ("none", "serve")
@@ -142,15 +150,16 @@ def _filter(network: str) -> bytes:
         (_LOAD, _NUMBER, 0, 0),
         (_AT_LEAST, _FOREIGN_ABI, "refuse", 0),
         *((_EQUAL, number, "refuse", 0) for number in refused),
-        *((_EQUAL, number, "pretend", 0) for number in calls.modes),
+        *((_EQUAL, number, "pretend", 0) for number in (*calls.modes, calls.locks)),
         (_EQUAL, _CLONE3, "unknown", 0),
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
         # A process by its id, of which the kernel takes the lower half; 0 is itself.
         *_with_argument(calls.limits, (_EQUAL, 0, "allow", "refuse")),
-        # Memory of pipes is counted for each user, and its other programs would get small ones.
-        (_EQUAL, calls.fcntl, 0, 2),
+        (_EQUAL, calls.fcntl, 0, len(_F_REFUSED) + len(_F_LOCKS) + 2),
         (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
-        (_EQUAL, _F_SETPIPE_SZ, "refuse", "allow"),
+        *((_EQUAL, command, "refuse", 0) for command in _F_REFUSED),
+        *((_EQUAL, command, "pretend", 0) for command in _F_LOCKS),
+        (_EQUAL, 0, "allow", "allow"),
         *_sockets(calls.socket, network),
         *(_sends_to_an_address(calls.sendto) if is_silent else [(_EQUAL, 0, "allow", "allow")]),
     ]
@@ -178,9 +187,7 @@ def _sockets(socket: int, network: str) -> list[_Line]:
 
     Landlock decides about ports of TCP alone. Multipath TCP, UDP and others could be listened on at production's.
     """
-    if network == "none":
-        return []  # there is no network
-    if network == "unix":
+    if network in ("none", "unix"):  # also where there is no network: some families have nothing to do with one
         return _with_argument(socket, (_EQUAL, _AF_UNIX, "allow", "refuse"))
     kinds = (_SOCK_STREAM, _SOCK_DGRAM) if network == "host" else (_SOCK_STREAM, _SOCK_STREAM)
     lines: list[_Line] = [
