@@ -22,6 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 COLLECTIONS = CHECKOUT / ".cache" / "collections"
 UNIT = CHECKOUT / "tests" / "unit"
 COMMON = "INSTANT_RECOVERY_COMMON"  # as in tests.support.once, which is not imported before paths are set
+MEMORY = "INSTANT_RECOVERY_MEMORY"  # as in tests.integration.conftest
 
 link = COLLECTIONS / "ansible_collections" / "phpborg" / "instant_recovery"
 if not link.is_symlink():
@@ -39,7 +40,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_configure(config: pytest.Config) -> None:
     """Name a directory for what is made once for all workers of this run: see tests.support.once."""
     if not hasattr(config, "workerinput"):
-        os.environ[COMMON] = str(Path(tempfile.gettempdir(), f"ir-{uuid.uuid4().hex[:8]}"))
+        top = os.environ.get(MEMORY) or tempfile.gettempdir()
+        os.environ[COMMON] = str(Path(top, f"ir-{uuid.uuid4().hex[:8]}"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

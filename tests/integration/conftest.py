@@ -26,6 +26,8 @@ from tests.support.repository import Repository
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+MEMORY = "INSTANT_RECOVERY_MEMORY"  # names a directory for whatever need not be on a disk; scripts/test makes it
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and runs servers as them: needs root")
 
 
@@ -66,10 +68,19 @@ def shared_place() -> Iterator[Path]:
     yield from _place()
 
 
+@pytest.fixture(scope="session")
+def shared_place_on_disk() -> Iterator[Path]:
+    """Another one, where what is made lies on a disk's file system."""
+    yield from _place(on_disk=True)
+
+
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory for one test, with a short path (sockets), which other users can enter; removed after the test."""
-    yield from _place()
+def place(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory for one test, with a short path (sockets), which other users can enter; removed after the test.
+
+    It is in memory, where a run of the tests has some for that, unless the test is marked on_disk.
+    """
+    yield from _place(on_disk=_is_on_disk(request))
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +147,9 @@ def playbooks(place: Path, copies: Path, sample: Sample) -> Iterator[Playbooks]:
 
 
 @pytest.fixture
-def copies() -> Iterator[Path]:
+def copies(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory for sessions, apart from the test's own: their root and all above it may be nobody else's."""
-    yield from _place()
+    yield from _place(on_disk=_is_on_disk(request))
 
 
 @pytest.fixture
@@ -157,8 +168,12 @@ def copy_of(copies: Path) -> Iterator[Callable[..., Copy]]:
         assert processes_below(copy.tree) == []
 
 
-def _place() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="ir-"))
+def _is_on_disk(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("on_disk") is not None
+
+
+def _place(*, on_disk: bool = False) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="ir-", dir=None if on_disk else os.environ.get(MEMORY)))
     directory.chmod(0o711)
     yield directory
     mounted = detach_mounts(directory)

@@ -96,12 +96,19 @@ def silent(request: pytest.FixtureRequest, live: Cluster, shared_place: Path) ->
     assert confined.end() == []
 
 
-@pytest.fixture(params=["none", "host"])
-def copy(request: pytest.FixtureRequest, silent: Confined) -> Confined:
+@pytest.fixture(scope="module", params=["none", "host"])
+def network(request: pytest.FixtureRequest) -> str:
+    """Of the module's scope, so that pytest puts those tests together that want the same: one server serves them."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def copy(network: str, silent: Confined) -> Confined:
     """The copy with and without leave to call others."""
-    if silent.network != request.param:
+    if silent.network != network:
         silent.stop()
-        silent.network = request.param
+        silent.network = network
     result = silent.start(network=silent.network)
     assert "failed" not in result, (result["msg"], result.get("log_tail"))
     return silent

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.synchronize import Event
 
+pytestmark = pytest.mark.on_disk  # holes, rooms and what is written back are matters of a file system
+
 BLOCK, WINDOW = 4096, 1 << 20
 DATA = random.Random(1).randbytes(4 * WINDOW)
 MEMORY_LIMIT = 150 << 20

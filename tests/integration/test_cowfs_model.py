@@ -39,11 +39,11 @@ def operations(draw: Callable[[st.SearchStrategy[int]], int]) -> Op:
 
 
 @pytest.fixture(scope="module")
-def layer(shared_place: Path) -> Iterator[Layer]:
+def layer(shared_place_on_disk: Path) -> Iterator[Layer]:
     """One layer for all programs, with two readers: each program has a fresh directory in the lower, made just before
     it is first looked up.
     """
-    directory = shared_place / "model"
+    directory = shared_place_on_disk / "model"
     (directory / "lower").mkdir(parents=True)
     (directory / "plain").mkdir()
     lowers = [directory / "lower"] * 2

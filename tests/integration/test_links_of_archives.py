@@ -15,7 +15,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, pg_plan_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
@@ -138,7 +138,7 @@ def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("volume", "target", "inside"), [("wal", "/var/lib/wal", "/pg_wal"), ("fast", "/fast", "")])
 def test_of_two_that_may_be_it_the_user_has_the_choice(
-    made: Made, looking: dict[str, Any], runner: Playbooks, volume: str, target: str, inside: str
+    made: Made, looking: dict[str, Any], volume: str, target: str, inside: str
 ) -> None:
     """An older copy of a volume beside it. What is said of a directory counts for all below it."""
     shutil.copytree(made.top / VOLUMES / volume, made.top / VOLUMES / "older", symlinks=True)
@@ -154,11 +154,28 @@ def test_of_two_that_may_be_it_the_user_has_the_choice(
         assert f"{place}{inside}" in chosen["database"]["links"].values(), chosen
     wrong = call(borg_archive_info.main, **looking, archive=archive, relocated={target: "var/lib/nowhere"})
     assert f"relocated says that {target} is in var/lib/nowhere, where the archive has no " in wrong["msg"]
-    run = runner.start("--check", archive=archive, relocated={target: places[0]})
+    # Without the slash, and to the end of what a start would do.
+    planned = plan(archive, looking, relocated={target: places[0]})
+    assert "failed" not in planned, planned
+
+
+def test_the_choice_is_made_through_the_playbook(made: Made, runner: Playbooks) -> None:
+    shutil.copytree(made.top / VOLUMES / "fast", made.top / VOLUMES / "older", symlinks=True)
+    archive = made.archive("two-again")
+    shutil.rmtree(made.top / VOLUMES / "older")
+    run = runner.start("--check", archive=archive, relocated={"/fast": FAST})
     assert run.returncode == 0, run.output
 
 
-def test_links_that_lead_round_or_to_this_host(made: Made, looking: dict[str, Any], runner: Playbooks) -> None:
+def plan(archive: str, looking: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What the modules of a start in check mode make of an archive."""
+    found = call(borg_archive_info.main, **looking, archive=archive, **options)
+    database = found["database"]
+    given = {name: database[name] for name in ("data_directory", "configuration_directory", "links")}
+    return call(pg_plan_info.main, **looking, archive=archive, paths=found["paths"], user="postgres", **given)
+
+
+def test_links_that_lead_round_or_to_this_host(made: Made, looking: dict[str, Any]) -> None:
     """What the archive does not have is refused before a server looks at it, and no directory of this host is it."""
     place = made.cluster.data / "base" / made.oids["linked"]
     before = place.readlink()
@@ -173,7 +190,7 @@ def test_links_that_lead_round_or_to_this_host(made: Made, looking: dict[str, An
             found = call(borg_archive_info.main, **looking, archive=archive)
             assert not any(made.oids["linked"] in path for path in found["database"]["links"]), target
             if number < 2:
-                run = runner.start("--check", archive=archive)
-                assert f"{made.oids['linked']} is a link to {target}, which leads out of the copy" in run.message
+                refused = plan(archive, looking)
+                assert f"{made.oids['linked']} is a link to {target}, which leads out of the copy" in refused["msg"]
     finally:
         link(place, str(before))

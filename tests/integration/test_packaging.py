@@ -120,11 +120,14 @@ def start_and_stop(programs: Path, collections: Path, sample: Sample) -> None:
 
 
 def environment(directory: Path, *requirements: str) -> Path:
-    """A virtual environment with what is asked for and nothing else; returns its programs' directory."""
-    venv.create(directory, with_pip=True, symlinks=True)
-    programs = directory / "bin"
-    run([str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
-    return programs
+    """A virtual environment with what is asked for and nothing else; returns its programs' directory.
+
+    This environment's pip installs into it, and what is used of it is compiled when it is used.
+    """
+    venv.create(directory, symlinks=True)
+    into = ["--python", str(directory / "bin" / "python"), "--quiet", "--disable-pip-version-check"]
+    run([sys.executable, "-m", "pip", *into, "install", "--no-compile", *requirements])
+    return directory / "bin"
 
 
 def tracked(*parts: str) -> list[str]:

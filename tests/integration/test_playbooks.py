@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Sample
 
+pytestmark = pytest.mark.on_disk  # as sessions are
+
 CONTRACT = [
     *("id", "status", "engine", "engine_version", "host", "deployment_location", "archive", "driver", "port"),
     *("socket_directory", "user", "connection_string", "client_file", "pid", "borg_mount_point", "overlay_upper_dir"),

@@ -367,9 +367,9 @@ def use(session: dict[str, Any], production: Production) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def story(shared_place: Path) -> Iterator[Story]:
+def story(shared_place_on_disk: Path) -> Iterator[Story]:
     """Everything, once: the tests look at what came of it."""
-    place = shared_place / "u"
+    place = shared_place_on_disk / "u"
     (place / "temporary").mkdir(parents=True)
     production = Production(place)
     repository = Repository(directory=place / "repository", base=place / "borg")

@@ -83,7 +83,8 @@ def remote(playbooks: Playbooks, hosts: Hosts) -> Playbooks:
 def test_as_an_ordinary_user(remote: Playbooks, hosts: Hosts, sample: Sample) -> None:
     """No root, no sudo: borg, the layer and the server all run as the user who is logged in."""
     root = f"{hosts.user.pw_dir}/.local/state/instant_recovery"
-    session = start(remote, hosts, "db1")
+    started = succeed(start_on(remote, hosts, "db1"))
+    session = session_of(started, "db1")
     assert session["driver"] == "block"
     assert session["overlay_merged_dir"].startswith(f"{root}/")
     connection = Connection.of_session(session, bindir=sample.bindir, os_user=hosts.user.pw_name)
@@ -93,36 +94,25 @@ def test_as_an_ordinary_user(remote: Playbooks, hosts: Hosts, sample: Sample) ->
 
     listed = succeed(remote.sessions("--limit", "db1")).stats["instant_recovery_sessions"]
     assert [(one["id"], one["status"], one["host"]) for one in listed] == [(session["id"], "active", "db1")]
-    # The id is enough, though one host of the inventory does not answer.
-    stopped = succeed(remote.stop(session["id"]))
+    # By the note's command, which is complete: it names the inventory, which nobody else would know. The id is enough,
+    # though one host of the inventory does not answer.
+    (command,) = (line for line in started.tasks[-1].result["msg"] if line.startswith("stop:\n"))
+    stopped = succeed(dataclasses.replace(remote, inventory=None).ansible(*command.removeprefix("stop:\n").split()))
     assert [one["status"] for one in stopped.stats["instant_recovery_stopped"]] == ["stopped"]
     assert remains(root) == []
     assert identify(session["pid"]) is None  # its port may be another session's by now
 
 
 def test_as_root_through_sudo(remote: Playbooks, hosts: Hosts, sample: Sample, place: Path) -> None:
-    """The secret crosses ssh and sudo as a module's argument: no environment does."""
+    """The secret crosses ssh and sudo as a module's argument: no environment does.
+
+    The cached fact of the host knows the root that a session was started with: to stop it, the id is enough.
+    """
     root = place / "root-sessions"
     session = start(remote, hosts, "db2", session_root=str(root))
     assert fingerprint(Connection.of_session(session, bindir=sample.bindir)) == sample.tables
-    succeed(remote.stop(session["id"], "--limit", "db2", session_root=str(root)))
-    assert remains(root) == []
-
-
-def test_stop_by_id_alone_finds_another_root(remote: Playbooks, hosts: Hosts, place: Path) -> None:
-    """The cached fact of the host knows the root that a session was started with."""
-    root = place / "other-sessions"
-    session = start(remote, hosts, "db2", session_root=str(root))
     succeed(remote.stop(session["id"], "--limit", "db2"))
     assert remains(root) == []
-
-
-def test_the_note_says_how_to_stop(remote: Playbooks, hosts: Hosts) -> None:
-    """The command is complete: it names the inventory, which nobody else would know."""
-    started = succeed(start_on(remote, hosts, "db1"))
-    (command,) = (line for line in started.tasks[-1].result["msg"] if line.startswith("stop:\n"))
-    succeed(dataclasses.replace(remote, inventory=None).ansible(*command.removeprefix("stop:\n").split()))
-    assert remains(f"{hosts.user.pw_dir}/.local/state/instant_recovery") == []
 
 
 def test_hosts_that_do_not_answer(remote: Playbooks, hosts: Hosts) -> None:
@@ -202,8 +192,11 @@ def test_a_controller_that_is_killed(remote: Playbooks, hosts: Hosts, place: Pat
 
 
 def start(remote: Playbooks, hosts: Hosts, host: str, **variables: Any) -> dict[str, Any]:
-    run = start_on(remote, hosts, host, **variables)
-    session = succeed(run).session
+    return session_of(succeed(start_on(remote, hosts, host, **variables)), host)
+
+
+def session_of(run: Run, host: str) -> dict[str, Any]:
+    session = run.session
     assert (session["host"], session["deployment_location"]) == (host, "remote")
     assert 0 < session["timings"]["overhead"] < session["timings"]["total"] <= run.seconds
     return session

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session
@@ -18,6 +18,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 from tests.support.modules import call
 from tests.support.playbook import Playbooks, Run
 from tests.support.repository import PASSPHRASE, Repository
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,27 +52,56 @@ def way(request: pytest.FixtureRequest, playbooks: Playbooks, sample: Sample, pl
     return Way(bare, ("--extra-vars", f"@{variables}"), (secret, variables))
 
 
-def test_the_passphrase_is_found_nowhere(way: Way, sample: Sample, place: Path) -> None:
-    """Not while a session runs, not in check mode, and not when a start fails after all has been mounted.
-
-    Nothing but a start is given it.
-    """
+def start(way: Way, sample: Sample, place: Path, *options: str, **variables: Any) -> Run:
+    """A start that leaves the passphrase nowhere. Nothing but a start is given it."""
     log = place / "ansible.log"
-    runner = dataclasses.replace(way.playbooks, environment={**way.playbooks.environment, "ANSIBLE_LOG_PATH": str(log)})
+    environment = {**way.playbooks.environment, "ANSIBLE_LOG_PATH": str(log)}
+    runner = dataclasses.replace(way.playbooks, environment=environment)
     # -vvv prints every module's arguments, --diff every change.
     with watched_processes() as seen:
-        started = runner.start("-vvv", "--diff", *way.options, archive=sample.name)
-        assert started.returncode == 0, started.output
-        checked = runner.start("-vvv", "--diff", "--check", *way.options, archive=sample.name)
-    assert_silent(started, checked)
-    assert_nothing_holds_it(place, except_for=way.holders)
-    stopped = call(session.main, session_root=str(runner.session_root), state="absent", session_id="all")
-    assert PASSPHRASE not in json.dumps(stopped)
-    failed = runner.start("-vvv", "--diff", *way.options, archive=sample.name, settings={"shared_buffers": "a little"})
-    assert failed.returncode != 0
-    assert_silent(failed)
-    assert_nothing_holds_it(place, except_for=way.holders)
+        run = runner.start("-vvv", "--diff", *options, *way.options, archive=sample.name, **variables)
+    # `Run` holds the output, all results as callbacks get them, and the stats.
+    assert PASSPHRASE not in json.dumps(dataclasses.asdict(run))
+    assert_nothing_holds_it(place, way.playbooks, except_for=way.holders)
     assert log.stat().st_size > 0
+    assert any("borg" in command for command in seen), "the sampling saw nothing"
+    assert [command for command in seen if PASSPHRASE in command] == []
+    return run
+
+
+def test_the_passphrase_is_found_nowhere(way: Way, sample: Sample, place: Path) -> None:
+    """Not in check mode, and not when a start fails after all has been mounted, by when everybody has had it."""
+    checked = start(way, sample, place, "--check")
+    assert checked.returncode == 0, checked.output
+    failed = start(way, sample, place, settings={"shared_buffers": "a little"})
+    assert failed.returncode != 0
+    assert "FATAL" in failed.message
+
+
+@pytest.mark.parametrize("way", ["environment", "passphrase"], indirect=True)
+def test_a_session_that_runs_tells_the_passphrase_nowhere(way: Way, sample: Sample, place: Path) -> None:
+    """Of a file or a command nobody but Borg's own module knows what it says: see the next test."""
+    started = start(way, sample, place)
+    assert started.returncode == 0, started.output
+    stopped = call(session.main, session_root=str(way.playbooks.session_root), state="absent", session_id="all")
+    assert PASSPHRASE not in json.dumps(stopped)
+
+
+@pytest.mark.parametrize("name", ["passcommand", "passphrase_file"])
+def test_what_a_file_or_a_command_says_is_found_nowhere_either(
+    playbooks: Playbooks, sample: Sample, place: Path, name: str
+) -> None:
+    secret = place / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text(PASSPHRASE)
+    given = {"passcommand": f"cat {secret}", "passphrase_file": str(secret)}
+    stack = Stack(Path(str(playbooks.session_root)), sample, secret={name: given[name]})
+    with watched_processes() as seen:
+        stack.start()
+    results = [stack.begun, stack.mounted, stack.served, stack.info()]
+    assert_nothing_holds_it(place, playbooks, except_for=(secret,))
+    results.append(stack.change("absent"))
+    assert PASSPHRASE not in json.dumps(results)
     assert any("borg" in command for command in seen), "the sampling saw nothing"
     assert [command for command in seen if PASSPHRASE in command] == []
 
@@ -110,13 +140,14 @@ def test_braces_in_a_passphrase(playbooks: Playbooks, place: Path) -> None:
 
 @contextlib.contextmanager
 def watched_processes() -> Iterator[set[str]]:
-    """Command lines of all processes that run meanwhile, looked at as often as possible."""
+    """Command lines of all processes that run meanwhile, looked at as often as they need to be."""
     seen: set[str] = set()
     done = threading.Event()
 
     def watch() -> None:
-        # 20 ms is far below the life of any process that could be given a secret: a Python takes longer to start.
-        while not done.wait(0.02):
+        # Far below the life of any process that could be given a secret: Borg and a module take longer to be loaded. To
+        # look five times as often costs as much as the play.
+        while not done.wait(0.1):
             for directory in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     seen.add((directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
@@ -130,16 +161,11 @@ def watched_processes() -> Iterator[set[str]]:
         watcher.join()
 
 
-def assert_silent(*runs: Run) -> None:
-    for run in runs:
-        # `Run` holds the output, all results as callbacks get them, and the stats.
-        assert PASSPHRASE not in json.dumps(dataclasses.asdict(run))
-
-
-def assert_nothing_holds_it(place: Path, *, except_for: tuple[Path, ...]) -> None:
+def assert_nothing_holds_it(place: Path, playbooks: Playbooks | None = None, *, except_for: tuple[Path, ...]) -> None:
     """No file of the session, its record and logs, of the fact cache, of Ansible's temporary directories."""
     found = []
-    for top in (place, Path.home() / ".ansible"):
+    roots = [Path(playbooks.session_root)] if playbooks and playbooks.session_root else []
+    for top in (place, *roots, Path.home() / ".ansible"):
         for directory, names, files in os.walk(top):
             # The database itself is behind the mounts.
             names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]

@@ -95,10 +95,10 @@ def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backu
     assert reached["timeline"] == 2
     assert reached["reason"].startswith("stopping before commit of transaction")
     assert any(f"data as of {reached['time']}" in str(task.result.get("msg")) for task in started.tasks)
-    playbooks.stop(started.session["id"])
+    playbooks.end(started.session["id"])
     named = start(backups.of("both"), wal_source=f"archive:{backups.wal}")
     assert ledger(named, backups) == "{1,2,3}"
-    playbooks.stop(named.session["id"])
+    playbooks.end(named.session["id"])
 
 
 def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backups: Backups, start: Any) -> None:
@@ -108,7 +108,7 @@ def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backu
         assert ledger(started, backups) == "{1,2}"
         assert started.session["borg_mount_point"].endswith("/archive")
         assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_wal"}
-        playbooks.stop(started.session["id"])
+        playbooks.end(started.session["id"])
 
 
 def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, backups: Backups, start: Any) -> None:

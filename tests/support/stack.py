@@ -36,7 +36,8 @@ PHASES = ("recorded", "mounted", "layered", "active")
 class Stack:
     """One session below `root`; `options` are those of the module session, `server` those of pg_ephemeral.
 
-    `served` is what pg_ephemeral returned.
+    `secret` is the option of borg_mount that opens the repository, if not its passphrase itself. `served` is what
+    pg_ephemeral returned.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Stack:
     driver: str = "block"
     readers: int = 2
     lock: str = "auto"
+    secret: dict[str, str] | None = None
     begun: dict[str, Any] = field(default_factory=dict)
     server: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Stack:
                 readers=self.readers if self.driver == "block" else 1,
                 owner=self.begun["server_user"],
                 lock=self.lock,
-                passphrase=self.sample.repository.passphrase,
+                **(self.secret or {"passphrase": self.sample.repository.passphrase}),
                 session_directory=str(self.directory),
             )
         )
