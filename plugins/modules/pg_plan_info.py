@@ -176,6 +176,7 @@ from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
 from ..module_utils._postgresql.target import read_target
 from ..module_utils._session.directory import TEMPORARY
 
+GRACE = 30  # seconds
 NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
 
 
@@ -266,7 +267,8 @@ def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint
         mountpoint=mountpoint,
         paths=tuple(paths),
         owner=options["user"],
-        tied_to=undo.enter_context(unmounted_with_its_users(mountpoint)),
+        # Mounting may take its time, and looking as well.
+        tied_to=undo.enter_context(unmounted_with_its_users(mountpoint, within=2 * options["timeout"] + GRACE)),
         temporary=os.path.join(os.path.dirname(mountpoint), TEMPORARY),
     )
     mount.mount(None)

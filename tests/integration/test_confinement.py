@@ -8,6 +8,7 @@ namespaces alone, as an ordinary user has them; and with Landlock alone, as prod
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -327,11 +328,44 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
             assert number in subprocess.run(["ipcs", "-m"], check=True, capture_output=True, text=True).stdout.split()
         for program in ("unshare -Urn true", "unshare -m true"):
             assert UNREACHABLE.search(said_by(copy, program)), program
-        for call in (250, 248, 425, 321, 298, 323, 272, 165, 240, 294, 300) if os.uname().machine == "x86_64" else ():
+        for call in (
+            (250, 248, 425, 321, 298, 323, 272, 165, 240, 294, 300, 206, 162) if os.uname().machine == "x86_64" else ()
+        ):
             imports, ask = "import ctypes as c; l = c.CDLL(None, use_errno=True)", f"l.syscall({call}, 0, 0, 0, 0, 0)"
             assert said_by(copy, f'python3 -c "{imports}; print({ask}, c.get_errno())"') == "-1 13", call
     finally:
         subprocess.run(["ipcrm", "-m", number], check=True)
+
+
+def test_no_lock_of_a_hosts_file_is_to_be_had(live: Cluster, copy: Confined) -> None:
+    """Programs and libraries are the host's own files, which its scripts may lock as well."""
+    script = copy.data / "locks.py"
+    script.write_text("""
+import fcntl, sys, time
+with open("/usr/bin/true") as program:
+    fcntl.flock(program, fcntl.LOCK_EX)
+    fcntl.lockf(program, fcntl.LOCK_SH)
+    print("locked", flush=True)
+    time.sleep(3)
+""")
+    script.chmod(0o644)
+    assert said_by(copy, f"(exec setsid python3 -I -S {script} 2>&1 &) | head -1") == "locked"
+    with open("/usr/bin/true", "rb") as program:
+        fcntl.flock(program, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    said_by(copy, f"pkill -f {script}")
+
+
+def test_where_there_is_no_network_there_are_no_other_sockets_either(live: Cluster, copy: Confined) -> None:
+    """Of a room for tools. Some families have no namespaces, such as a hypervisor's (AF_VSOCK)."""
+    attempt = "import socket, sys; socket.socket(*map(int, sys.argv[1:]))"
+    room = Sandbox(account(copy.user), network="none", session_directory=str(copy.directory))
+
+    def said(*socket: str) -> str:
+        return room.run(["/usr/bin/python3", "-I", "-S", "-c", attempt, *socket], timeout=60, check=False).stderr
+
+    for wanted in ("2 1 0", "2 2 0", "2 1 262", "10 1 0", "16 3 0", "40 1 0"):
+        assert UNREACHABLE.search(copy.as_caller(lambda wanted=wanted: said(*wanted.split()))), wanted
+    assert copy.as_caller(lambda: said("1", "1", "0")) == ""
 
 
 def running(command: str) -> bool:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,32 @@ def test_a_borg_that_fills_the_disk_while_a_session_starts(root: Path, sample: S
     assert "its changes, logs and other files take 20" in refused.lower(), refused
     wait_until(lambda: not stack.directory.exists())
     assert stack.info()["status"] == "failed"
+    assert remains(root) == []
+
+
+def test_a_module_that_goes_on_for_ever_is_ended(root: Path, sample: Sample) -> None:
+    """It waits for nothing that could be taken away. The session that it was at work on goes, too."""
+    stack = Stack(root, sample).start("mounted")
+    held = multiprocessing.Event()
+
+    def module() -> None:
+        with Session.open(str(stack.directory)).locked() as session:
+            session.update(due=time.monotonic() - 60)
+            held.set()
+            while True:
+                pass
+
+    worker = multiprocessing.get_context("fork").Process(target=module)
+    worker.start()
+    try:
+        assert held.wait(timeout=60)
+        worker.join(timeout=60)
+        assert worker.exitcode == -signal.SIGTERM
+    finally:
+        worker.kill()
+    wait_until(lambda: not stack.directory.exists())
+    ended = stack.info()
+    assert (ended["status"], ended["error_message"]) == ("failed", "The start was cut off after borg_mount")
     assert remains(root) == []
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.mount import mounted_archives
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import command_lines
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info
 
 from tests.integration.conftest import needs_root
@@ -27,6 +29,8 @@ from tests.support.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.plan import Request
 
     from tests.support.playbook import Playbooks, Run
 
@@ -162,6 +166,27 @@ def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest
         assert result["failed"]
         assert said in result["msg"], result["msg"]
         assert left_over(temporary) == []
+
+
+def test_a_repository_that_stops_answering_ends_a_look(
+    backups: Backups, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module waits in the kernel by then, where no signal reaches it."""
+    monkeypatch.setenv("BORG_BASE_DIR", str(backups.repository.base))
+    monkeypatch.setattr(pg_plan_info, "GRACE", 0)
+
+    def wait_for_ever(request: Request) -> None:
+        found = mounted_archives(str(temporary))
+        (borg,) = (process for process, argv in command_lines(None) if found[0] in argv and "mount" in argv)
+        os.kill(borg.pid, signal.SIGSTOP)
+        with open(f"{request.data_directory}/base/1/PG_VERSION") as file:
+            file.read()
+
+    monkeypatch.setattr(pg_plan_info, "make_plan", wait_for_ever)
+    result = call(pg_plan_info.main, **options(backups), user="postgres", timeout=10)
+    assert result["failed"]
+    assert "base/1/PG_VERSION: " in result["msg"], result["msg"]
+    assert left_over(temporary) == []
 
 
 def test_a_look_that_is_killed_leaves_no_mount(backups: Backups, temporary: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._keeper import keeper as _keeper
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Record
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Layer:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.session = Session(str(directory), {"overlay_upper_dir": str(directory / "upper")})
+        self.session = Session(str(directory), Record("a"))
         for name in ("archive", "upper", "merged", "run", "log"):
             (directory / name).mkdir()
         self.written(0)

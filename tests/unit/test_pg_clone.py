@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.backup import readable_label
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
     PostgresError,
     read_data_directory,
@@ -223,6 +224,18 @@ def test_the_lines_of_a_tablespace_map() -> None:
     ):
         assert parse_tablespace_map(table) == plain
     assert parse_tablespace_map(b" spcmapfile \n------------\n \n(1 row)\n\n") == {}
+
+
+def test_blanks_without_end_take_no_time_without_end() -> None:
+    """Of a megabyte. What an expression has to try at each of them took hours."""
+    blanks = b" " * (1 << 20)
+    assert parse_tablespace_map(b"16384 /a" + blanks + b"x\nno line\n") == {"16384": f"/a{blanks.decode()}x"}
+    needed = (
+        b"\rSTART WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n"
+        b"BACKUP METHOD: streamed\nBACKUP FROM: primary\n"
+    )
+    label = readable_label(needed + b"LABEL: " + blanks + b"x" + blanks + b"+|\r\n")
+    assert label == needed[1:] + b"LABEL: " + blanks + b"x\n"
 
 
 def test_alter_system_is_set_aside_once(data: Path) -> None:

@@ -4,12 +4,19 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import limits as _limits
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.limits import (
     io_priority_of,
     nice_of,
+    own_memory,
     slice_of,
 )
+
+from tests.support.forked import forked
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,19 @@ def test_a_slice_is_a_neighbour_of_the_services() -> None:
     hyphens = {slice_of(f"/srv/{root}/{'-' * 64}") for root in "ab"}
     assert max(map(len, hyphens)) <= 255, "systemd takes no longer name (UNIT_NAME_MAX)"
     assert len(hyphens) == 2
+
+
+def test_a_module_that_needs_too_much_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_limits, "half_of_memory", lambda: 1 << 30)
+    error = RecoveryError("too large")
+
+    def look() -> tuple[str, bool]:
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        try:
+            with own_memory(error):
+                bytearray(2 << 30)
+        except RecoveryError as caught:
+            return str(caught), resource.getrlimit(resource.RLIMIT_DATA) == before
+        return "", False
+
+    assert forked(look) == ("too large", True)

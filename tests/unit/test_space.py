@@ -7,11 +7,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import disk_usage, session_usage
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.disk import (
+    disk_usage,
+    session_usage,
+    unnamed_usage,
+)
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 
+from tests.support.clock import wait_until
 from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked
 
@@ -93,3 +100,15 @@ def test_another_file_system_does_not_count(tree: Path) -> None:
         assert disk_usage(str(tree)) < before
     finally:
         subprocess.run(["umount", tree / "a/b/c"], check=True)
+
+
+def test_files_without_a_name_are_counted(tmp_path: Path) -> None:
+    """As Borg puts aside what it does not keep in memory."""
+    put_aside = "aside = tempfile.TemporaryFile(dir=sys.argv[1]); aside.write(bytes(3 << 20)); aside.flush()"
+    script = f"import sys, tempfile; {put_aside}; input()"
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE) as program:
+        process = identify(program.pid)
+        assert process is not None
+        wait_until(lambda: unnamed_usage([process], str(tmp_path)) >= 3 << 20)
+        assert unnamed_usage([process], "/proc") == 0, "another file system"
+    assert unnamed_usage([process], str(tmp_path)) == 0

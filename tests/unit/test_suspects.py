@@ -286,6 +286,36 @@ def test_what_is_told_of_all_databases_has_a_limit(monkeypatch: pytest.MonkeyPat
         refuse([*cluster(), *links])
 
 
+def test_an_owners_name_is_as_long_as_one_can_be() -> None:
+    line = {"path": "a", "linktarget": "", "mode": "-rw-------", "type": "-", "size": 1, "user": "a" * 60_000}
+    assert len(parse_item(json.dumps(line)).user) == 256
+
+
+def test_names_count_as_much_as_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One character of another plane, and each takes four bytes."""
+    monkeypatch.setattr(module, "KEPT_LIMIT", 10 << 20)
+    few = (item(f"{number}/\U0001f600{'x' * 3000}", "d") for number in range(1000))  # 12 MB
+    with pytest.raises(ArchiveRefusedError, match="more than 10 MiB of names of directories and links"):
+        find_databases(few, read=lambda _: {}, begin=lambda *_: {})
+
+
+def test_links_below_those_of_tablespaces_are_not_kept_again() -> None:
+    """Each may lead to as many places as there are directories above it."""
+    deep = "/".join("d" * 40)
+    lost = [one for one in cluster(deep) if not one.path.startswith("fast")]
+    links = [item(f"{deep}/pg_tblspc/q/{number}", "l", f"/{number}/{'t' * 2700}") for number in range(800)]
+    free = [item(f"elsewhere/{number}/PG_15_202209061", "d") for number in range(2)]
+
+    def look() -> tuple[float, int]:
+        before = _peak()
+        database, _catalogue = found([*lost, *links, *free])
+        return _peak() - before, len(database.links)
+
+    grown, number = forked(look)
+    assert number == 1, "that of the WAL"
+    assert grown < 40
+
+
 def test_directories_as_deep_as_a_path_can_say() -> None:
     """300 tablespaces, 2000 directories deep each: their paths are a MB, the list of those above them a GB."""
     deep = "a/" * 2000

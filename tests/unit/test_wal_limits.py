@@ -28,9 +28,9 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import (
+    Scan,
     Start,
     last_commit,
-    scan_segment,
     tablespace_records,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal_archive import (
@@ -240,15 +240,28 @@ def test_almost_records_everywhere_cost_little(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_pg_wal, "EFFORT", 1 << 20)  # the same in a fraction of the time
     content = segment(content=creation(intact=False) * (SIZE // len(creation())))
     with pytest.raises(RecoveryError, match=r"^The WAL is full of what is almost a record: use another archive\.$"):
-        scan_segment(NAME, content, before=None, after=None)
+        Scan().segment(NAME, content, before=None, after=None)
 
 
 def test_more_tablespaces_than_any_server_has(monkeypatch: pytest.MonkeyPatch) -> None:
     content = segment(content=creation() * 30)
-    assert len(scan_segment(NAME, content, before=None, after=None)) == 30
+    assert len(Scan().segment(NAME, content, before=None, after=None)) == 30
     monkeypatch.setattr(_pg_wal, "MOST_RECORDS", 20)
     with pytest.raises(RecoveryError, match="The WAL creates more than 20 tablespaces, which no server has done"):
-        scan_segment(NAME, content, before=None, after=None)
+        Scan().segment(NAME, content, before=None, after=None)
+
+
+def test_of_many_segments_the_sum_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pg_wal, "MOST_RECORDS", 20)
+    scan, content = Scan(), segment(content=creation() * 15)
+    assert len(scan.segment(NAME, content, before=None, after=None)) == 15
+    with pytest.raises(RecoveryError, match="The WAL creates more than 20 tablespaces"):
+        scan.segment(NAME, content, before=None, after=None)
+    monkeypatch.setattr(_pg_wal, "EFFORT", 1 << 20)
+    scan, content = Scan(), segment(content=creation(intact=False) * ((600 << 10) // len(creation())))
+    assert scan.segment(NAME, content, before=None, after=None) == []
+    with pytest.raises(RecoveryError, match="The WAL is full of what is almost a record"):
+        scan.segment(NAME, content, before=None, after=None)
 
 
 def test_wal_without_end_ends_at_the_time_limit(tmp_path: Path) -> None:

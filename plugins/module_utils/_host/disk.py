@@ -10,7 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
+
+    from .processes import Process
 
 __all__ = [
     "LEAST_FLOOR",
@@ -20,6 +22,7 @@ __all__ = [
     "free_space",
     "in_words",
     "session_usage",
+    "unnamed_usage",
 ]
 
 LEAST_FLOOR = 1 << 30  # bytes; on a small disk a share would be too little for a database server beside the sessions
@@ -49,6 +52,23 @@ def floor_of(limit: str, total: int) -> int:
 def session_usage(directory: str, *, besides: Collection[str] = ()) -> int:
     """Bytes that a session's directory takes, without what is mounted in it and the parts named in besides."""
     return disk_usage(directory, besides=(*MOUNTED, *besides))
+
+
+def unnamed_usage(processes: Iterable[Process], place: str) -> int:
+    """Bytes that files without a name take which processes have open, on place's file system."""
+    device = os.stat(place).st_dev
+    found: dict[int, int] = {}
+    for process in processes:
+        with suppress(OSError):  # it has ended
+            for name in os.listdir(f"/proc/{process.pid}/fd"):
+                path = f"/proc/{process.pid}/fd/{name}"
+                with suppress(OSError):
+                    # Said by the kernel alone. Others are not looked at: a repository's file system may not answer.
+                    if os.readlink(path).endswith(" (deleted)"):
+                        state = os.stat(path)
+                        if stat.S_ISREG(state.st_mode) and state.st_dev == device:
+                            found[state.st_ino] = state.st_blocks * 512
+    return sum(found.values())
 
 
 def disk_usage(directory: str, *, besides: Collection[str] = ()) -> int:

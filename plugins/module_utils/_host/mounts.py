@@ -44,6 +44,13 @@ __all__ = [
 ]
 
 TABLE = "/proc/self/mountinfo"
+# For a shell whose $0 is a mount point: FUSE's connections are called by their device's minor number (the kernel's
+# documentation, filesystems/fuse.rst, "Control filesystem").
+ABORT = (
+    """n=$(awk -v at="$0" '$5 == at { sub(".*:", "", $3); n = $3 } END { print n }' """
+    + TABLE
+    + """); [ -z "$n" ] || echo 1 2>/dev/null >"/sys/fs/fuse/connections/$n/abort" """
+)
 # A FUSE server that has no statfs of its own says ENOSYS: it is there, and that is the question.
 ANSWERS = (0, errno.ENOSYS)
 # statfs, because the kernel always asks the server for it; attributes may come from a cache that outlives the server.
@@ -227,16 +234,18 @@ def _remove_directory(path: str) -> None:
 
 
 @contextmanager
-def unmounted_with_its_users(mountpoint: str) -> Iterator[int]:
+def unmounted_with_its_users(mountpoint: str, *, within: float) -> Iterator[int]:
     """A descriptor for a FUSE server to inherit, which is to mount at mountpoint.
 
     What is mounted there is unmounted when neither the server nor the caller has the descriptor any more, however they
-    end. A program of its own waits for that: it reads the other end of a pipe.
+    end, or after so many seconds. A program of its own waits for that: it reads the other end of a pipe. By then the
+    caller may be waiting in the kernel for a server that does not answer, where no signal reaches it. So the connection
+    between the two is aborted, which is an error to both.
     """
     reading, writing = os.pipe()
-    script = f'cat /proc/self/fd/{reading}; exec "$@" 2>/dev/null'
+    script = f'timeout {within:.0f} cat /proc/self/fd/{reading}; {ABORT}; exec "$@" 2>/dev/null'
     try:
-        argv = ["/bin/sh", "-c", script, "sh", *_unmount_command(mountpoint, lazy=True, fuse=True)]
+        argv = ["/bin/sh", "-c", script, mountpoint, *_unmount_command(mountpoint, lazy=True, fuse=True)]
         spawn(argv, log=os.devnull, env={}, pass_fds=(reading,))
         yield writing
     finally:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._borg.remount import packed, unpacked
 from .._host.clock import monotonic, now
-from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage
+from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage, unnamed_usage
 from .._host.processes import MARKER, describe, secret_pipe, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
@@ -37,7 +37,7 @@ from .._session.teardown import cut_off, tear_down
 from .archive import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import NoReturn
 
     from .._borg.remount import Remount
@@ -275,8 +275,8 @@ class _Keeper:
         others = [one for one in Session.all(root) if one.id != self.session.id]
         if any(one.record.status == "stopping" and one.is_locked() for one in others):
             return None  # room is being made
-        sizes = [(session_usage(one.directory), one.id) for one in others if _will_make_room(one, room, total)]
-        if max(sizes, default=(0, "")) > (session_usage(self.session.directory), self.session.id):
+        sizes = [(_taken(one), one.id) for one in others if _will_make_room(one, room, total)]
+        if max(sizes, default=(0, "")) > (_taken(self.session), self.session.id):
             return None
         if free >= floor:
             return f"{root} has room for {files} more files of {most_files}, which is less than free_space_floor"
@@ -326,7 +326,7 @@ class _Usage:
         """Bytes, exact from limit on: changes, and what the server can write besides them: sockets' directory, logs."""
         if time.monotonic() >= self._due:
             begun = time.monotonic()
-            self._others = session_usage(session.directory, besides=(UPPER,))
+            self._others = _taken(session, besides=(UPPER,))
             took = time.monotonic() - begun
             self._due = begun + took * (1 + REST_PER_COUNT)
         return self._others + self._upper_bytes(session, limit - self._others)
@@ -340,6 +340,12 @@ class _Usage:
         if not when or grown < 0 or (size + grown >= limit and is_due):
             self._upper = (time.monotonic(), disk_usage(session.path(UPPER)), written or 0)
         return self._upper[1]
+
+
+def _taken(session: Session, *, besides: Collection[str] = ()) -> int:
+    """Bytes that a session takes of its disk, with what its Borgs put aside in files without a name."""
+    borgs = [claim.process for claim in session.record.mounts if claim.process and claim.name != LAYER]
+    return session_usage(session.directory, besides=besides) + unnamed_usage(borgs, session.directory)
 
 
 def _will_make_room(session: Session, free: int, total: int) -> bool:
