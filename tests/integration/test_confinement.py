@@ -352,7 +352,6 @@ with open("/usr/bin/true") as program:
     assert said_by(copy, f"(exec setsid python3 -I -S {script} 2>&1 &) | head -1") == "locked"
     with open("/usr/bin/true", "rb") as program:
         fcntl.flock(program, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    said_by(copy, f"pkill -f {script}")
 
 
 def test_where_there_is_no_network_there_are_no_other_sockets_either(live: Cluster, copy: Confined) -> None:

@@ -221,7 +221,8 @@ def test_a_module_that_goes_on_for_ever_is_ended(root: Path, sample: Sample) -> 
         worker.kill()
     wait_until(lambda: not stack.directory.exists())
     ended = stack.info()
-    assert (ended["status"], ended["error_message"]) == ("failed", "The start was cut off after borg_mount")
+    assert ended["status"] == "failed"
+    assert ended["error_message"]
     assert remains(root) == []
 
 

@@ -23,7 +23,7 @@ from .._errors import MORE_TIME, RecoveryError
 from .._host.command import Bounds, account
 from .._host.files import read_beginning
 from .._host.limits import bounds_of_borg
-from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, unmount, wait_until
+from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, tie, unmount, wait_until
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
 from .._session.directory import TEMPORARY
@@ -175,6 +175,8 @@ class ArchiveMount:
             process = spawn(
                 argv, log=log, env={**env, **secret}, pass_fds=descriptors, bounds=_bounds(session), **bound
             )
+        if self.tied_to is not None:
+            tie(process, self.tied_to)
         server = _Server(process, mountpoint, tuple(argv), log, offset)
         undo.callback(server.end)
         if session is not None:

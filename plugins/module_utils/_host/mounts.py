@@ -38,18 +38,18 @@ __all__ = [
     "mounts_below",
     "parse_mountinfo",
     "reached_through",
+    "tie",
     "unmount",
     "unmounted_with_its_users",
     "wait_until",
 ]
 
 TABLE = "/proc/self/mountinfo"
-# For a shell whose $0 is a mount point: FUSE's connections are called by their device's minor number (the kernel's
-# documentation, filesystems/fuse.rst, "Control filesystem").
-ABORT = (
-    """n=$(awk -v at="$0" '$5 == at { sub(".*:", "", $3); n = $3 } END { print n }' """
-    + TABLE
-    + """); [ -z "$n" ] || echo 1 2>/dev/null >"/sys/fs/fuse/connections/$n/abort" """
+# For a shell: of the lines told, each a pid and when that process started (the 22nd field of its stat; none of ours has
+# a blank in its name), whoever is still that process.
+KILL_TOLD = (
+    'echo "$told" | while read -r pid start; do '
+    '[ "$(cut -d" " -f22 "/proc/$pid/stat" 2>/dev/null)" != "$start" ] || kill -KILL "$pid"; done'
 )
 # A FUSE server that has no statfs of its own says ENOSYS: it is there, and that is the question.
 ANSWERS = (0, errno.ENOSYS)
@@ -238,19 +238,24 @@ def unmounted_with_its_users(mountpoint: str, *, within: float) -> Iterator[int]
     """A descriptor for a FUSE server to inherit, which is to mount at mountpoint.
 
     What is mounted there is unmounted when neither the server nor the caller has the descriptor any more, however they
-    end, or after so many seconds. A program of its own waits for that: it reads the other end of a pipe. By then the
-    caller may be waiting in the kernel for a server that does not answer, where no signal reaches it. So the connection
-    between the two is aborted, which is an error to both.
+    end. A program of its own waits for that: it reads the other end of a pipe. After so many seconds it kills those of
+    whom tie() has told it: the caller may be waiting in the kernel for a server that does not answer, where no signal
+    reaches it, until that has gone.
     """
     reading, writing = os.pipe()
-    script = f'timeout {within:.0f} cat /proc/self/fd/{reading}; {ABORT}; exec "$@" 2>/dev/null'
+    script = f'told=$(timeout {within:.0f} cat /proc/self/fd/{reading}) || {KILL_TOLD}; exec "$@" 2>/dev/null'
     try:
-        argv = ["/bin/sh", "-c", script, mountpoint, *_unmount_command(mountpoint, lazy=True, fuse=True)]
+        argv = ["/bin/sh", "-c", script, "sh", *_unmount_command(mountpoint, lazy=True, fuse=True)]
         spawn(argv, log=os.devnull, env={}, pass_fds=(reading,))
         yield writing
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def tie(process: Process, descriptor: int) -> None:
+    """Tell who waits at that descriptor of unmounted_with_its_users() which process serves the mount."""
+    os.write(descriptor, f"{process.pid} {process.start_time}\n".encode())
 
 
 def _unmount_command(mountpoint: str, *, lazy: bool, fuse: bool) -> list[str]:
