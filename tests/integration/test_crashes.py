@@ -68,7 +68,7 @@ def _root(place: Path) -> Iterator[Path]:
 def test_any_process_killed_at_any_step(root: Path, sample: Sample, phase: str) -> None:
     there = [name for step in PHASES[: PHASES.index(phase) + 1] for name in PROCESSES[step]]
     for number, name in enumerate(there):
-        stack = Stack(root, sample).start(phase)
+        stack = Stack(root, sample, readers=2).start(phase)
         assert sorted(stack.processes()) == sorted(there)
         stack.kill(name)
         check_told(stack, name, phase)
@@ -110,7 +110,7 @@ def await_whole(stack: Stack) -> None:
 
 
 def test_clients_do_not_see_that_all_mounts_were_killed(root: Path, sample: Sample) -> None:
-    stack = Stack(root, sample).start()
+    stack = Stack(root, sample, readers=2).start()
     before = stack.processes()
     for name in ("archive-1", "archive-2"):
         os.kill(before[name], signal.SIGKILL)

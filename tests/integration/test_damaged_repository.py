@@ -123,7 +123,7 @@ def _root(place: Path) -> Iterator[Path]:
 
 
 def stack_of(root: Path, sample: Sample, **options: Any) -> Stack:
-    return Stack(root, sample, {"data_directory": sample.data_directory}, **options)
+    return Stack(root, sample, {"data_directory": sample.data_directory}, **{"readers": 2, **options})
 
 
 def log_of(stack: Stack, name: str) -> list[str]:

@@ -32,7 +32,7 @@ without_systemd = pytest.mark.skipif(
 def _stack(shared_place: Path, sample: Sample) -> Iterator[Stack]:
     """A session with a small share of everything."""
     options = {"memory_max": "256M", "cpu_weight": 20, "io_weight": 10}
-    stack = Stack(shared_place / "limited", sample, options)
+    stack = Stack(shared_place / "limited", sample, options, readers=2)
     try:
         yield stack.start()
     finally:

@@ -44,7 +44,7 @@ class Stack:
     sample: Sample
     options: dict[str, Any] = field(default_factory=dict)
     driver: str = "block"
-    readers: int = 2
+    readers: int = 1
     lock: str = "auto"
     secret: dict[str, str] | None = None
     begun: dict[str, Any] = field(default_factory=dict)
