@@ -303,14 +303,13 @@ from ..module_utils._host.preflight import DRIVERS, Host, Report, examine, parse
 from ..module_utils._host.users import RANGE, processes_of
 from ..module_utils._keeper.archive import resume
 from ..module_utils._keeper.keeper import ensure_keeper
-from ..module_utils._layer.overlay import CLAIM as LAYER
 from ..module_utils._session.audit import audit, requester
 from ..module_utils._session.directory import DIRECTORIES, SessionError, SessionGoneError, default_root
 from ..module_utils._session.duration import duration_in_words, parse_duration
 from ..module_utils._session.liveness import examine as look_at
 from ..module_utils._session.liveness import keeper_elsewhere
 from ..module_utils._session.prometheus import check_textfile
-from ..module_utils._session.record import Record
+from ..module_utils._session.record import LAYER, Record
 from ..module_utils._session.session import Session
 from ..module_utils._session.teardown import drop_changes, tear_down
 
@@ -544,7 +543,7 @@ def _reset(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any
         with session.locked(timeout=params["lock_timeout"]):
             _check_archive(session, may_suspend=False)
             session.rewind()
-            remains = drop_changes(session, layer=LAYER)
+            remains = drop_changes(session)
             if remains:
                 raise SessionError(f"Session {session.id} cannot be reset. Still there: {'; '.join(remains)}.")
             audit(root, "reset", session.record, who=requester(params["requested_by"]))
@@ -560,7 +559,8 @@ def _check_archive(session: Session, *, may_suspend: bool) -> None:
             f"Session {session.id} was started in another mount namespace, as a job runner or a unit with PrivateTmp "
             f"has it: reset it from there (nsenter --target {elsewhere.pid} --mount), or stop it and start another one."
         )
-    mounts = [one for one in look_at(session).checks["mounts"] if one["name"] != LAYER]
+    layers = [claim.name for claim in session.record.parts(LAYER)]
+    mounts = [one for one in look_at(session).checks["mounts"] if one["name"] not in layers]
     lost = [one["mountpoint"] for one in mounts if not (one["responding"] or (may_suspend and one["suspended"]))]
     if session.record.status in ("stopping", "orphaned") or not session.record.options.get("overlay_mount"):
         raise SessionError(f"Session {session.id} is {session.record.status}: stop it and start another one.")

@@ -252,6 +252,7 @@ def test_the_record_is_replaced_as_a_whole(root: str) -> None:
 
 # What a claim has when nothing is said about it.
 BARE = {
+    "required": True,
     "mountpoint": "",
     "signals": [["SIGTERM", 10.0], ["SIGKILL", 5.0]],
     "suspended": False,
@@ -262,14 +263,14 @@ BARE = {
 
 def test_claims(root: str) -> None:
     session, process = create(root), Process(1, 2, "boot")
-    session.claim(Claim("archive", "mount", mountpoint=session.path("archive")))
-    session.claim(Claim("server", "process", signals=(("SIGINT", 30),)))
+    session.claim(Claim("archive", "mount", "archive", mountpoint=session.path("archive")))
+    session.claim(Claim("server", "process", "server", signals=(("SIGINT", 30),)))
     session.amend_claim("server", process=process)
-    session.claim(Claim("archive", "mount", mountpoint=session.path("archive"), process=process))
+    session.claim(Claim("archive", "mount", "archive", mountpoint=session.path("archive"), process=process))
     served = {**BARE, "process": process.as_dict()}
     assert on_disk(session)["claims"] == [
-        {**served, "name": "archive", "kind": "mount", "mountpoint": session.path("archive")},
-        {**served, "name": "server", "kind": "process", "signals": [["SIGINT", 30]]},
+        {**served, "name": "archive", "kind": "mount", "part": "archive", "mountpoint": session.path("archive")},
+        {**served, "name": "server", "kind": "process", "part": "server", "signals": [["SIGINT", 30]]},
     ]
     assert Session.open(session.directory).record.claims == session.record.claims
     session.release_claim("server")
@@ -279,14 +280,14 @@ def test_claims(root: str) -> None:
 @pytest.mark.parametrize("claim", [{"kind": "socket"}, {"kind": "mount"}, {"kind": "mount", "mountpoint": "relative"}])
 def test_claims_that_could_not_be_undone(claim: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="not a claim"):
-        Claim("x", **claim)
+        Claim("x", part="server", **claim)
 
 
 def test_nothing_is_added_to_a_session_that_ends(root: str) -> None:
     session = create(root, "mine")
     session.update(status="stopping")
     with pytest.raises(SessionError, match="mine is stopping: nothing can be added"):
-        session.claim(Claim("x", "process"))
+        session.claim(Claim("x", "process", "server"))
 
 
 def test_timings(root: str) -> None:
@@ -535,8 +536,8 @@ def test_the_public_record_has_the_keys_of_the_contract() -> None:
 def test_a_record_is_the_same_when_it_is_read_again() -> None:
     process = Process(1, 2, "boot")
     claims = (
-        Claim("server", "process", process, signals=(("SIGINT", 1.5),), shared_memory=("posix:x",)),
-        Claim("archive-1", "mount", mountpoint="/m", suspended=True, spent={"cpu_seconds": 1.5}),
+        Claim("server", "process", "server", process=process, signals=(("SIGINT", 1.5),), shared_memory=("posix:x",)),
+        Claim("archive-1", "mount", "archive", mountpoint="/m", suspended=True, spent={"cpu_seconds": 1.5}),
     )
     record = Record("x", "active", archive={"name": "a"}, starter=Starter(process, is_connection=True), claims=claims)
     assert Record.from_json(record.to_json()) == record

@@ -68,7 +68,7 @@ def listening() -> Iterator[int]:
 
 def daemon(one: Session, name: str) -> Process:
     """A recorded process of the session."""
-    one.claim(Claim(name, "process", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
+    one.claim(Claim(name, "process", "server", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
     process = spawn(["sleep", "60"], log=one.path("log/out"), env={MARKER: one.directory})
     one.amend_claim(name, process=process)
     return process
@@ -77,7 +77,7 @@ def daemon(one: Session, name: str) -> Process:
 @contextlib.contextmanager
 def active(one: Session) -> Iterator[tuple[Process, Process, int]]:
     """Make the session active: a mount and its server, a process, and a port on which something listens."""
-    one.claim(Claim("merged", "mount", mountpoint=one.path("merged")))
+    one.claim(Claim("merged", "mount", "layer", mountpoint=one.path("merged")))
     mounted = empty_fuse(one.path("merged"), env={MARKER: one.directory}, log=one.path("log/fuse"))
     with mounted as server, listening() as port:
         one.amend_claim("merged", process=server)
@@ -288,7 +288,7 @@ def test_a_start_or_stop_that_was_cut_off(root: str) -> None:
 
 def test_a_reboot(root: str) -> None:
     one = Session.open(session(root, session_id="mine")["session_directory"])
-    one.claim(Claim("server", "process", process=Process(os.getpid(), 1, "another boot")))
+    one.claim(Claim("server", "process", "server", process=Process(os.getpid(), 1, "another boot")))
     one.update(status="active", pid=os.getpid())
     (seen,) = info(root)
     assert seen["status"] == "orphaned"

@@ -80,9 +80,9 @@ def last(session: Session) -> Record:
 def test_a_whole_session_goes_in_reverse_order(session: Session, root: str, tmp_path: Path) -> None:
     """The server may still use the mount when it is asked to stop."""
     merged, order = session.path("merged"), tmp_path / "order"
-    session.claim(Claim("merged", "mount", mountpoint=merged))
+    session.claim(Claim("merged", "mount", "layer", mountpoint=merged))
     tmpfs(merged)
-    session.claim(Claim("server", "process", signals=(("SIGINT", 10), ("SIGKILL", 5))))
+    session.claim(Claim("server", "process", "server", signals=(("SIGINT", 10), ("SIGKILL", 5))))
     script = f"trap 'mountpoint {merged} > {order}; exit' INT; touch {merged}/started; while :; do sleep 0.05; done"
     server = start(session, ["sh", "-c", script])
     session.amend_claim("server", process=server)
@@ -107,7 +107,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 with Session.open({directory!r}).locked() as session:
-    session.claim(Claim("server", "process", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
+    session.claim(Claim("server", "process", "server", signals=(("SIGTERM", 5), ("SIGKILL", 5))))
     for _ in range({count}):
         spawn(["sleep", "60"], log=session.path("log/out"), env={{MARKER: session.directory}})
     os.kill(os.getpid(), signal.SIGKILL)"""
@@ -126,10 +126,10 @@ def test_a_module_killed_between_starting_and_recording(session: Session, root: 
 
 def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Session, tmp_path: Path) -> None:
     """The lower mounts' servers, which are recorded, and their children are not mistaken for it."""
-    session.claim(Claim("archive", "mount", mountpoint=session.path("archive")))
+    session.claim(Claim("archive", "mount", "archive", mountpoint=session.path("archive")))
     borg = start(session, ["sh", "-c", f"trap 'echo borg >> {tmp_path}/order; exit' TERM; sleep 60 & wait"])
     session.amend_claim("archive", process=borg)
-    session.claim(Claim("server", "process", signals=(("SIGINT", 1), ("SIGKILL", 5))))
+    session.claim(Claim("server", "process", "server", signals=(("SIGINT", 1), ("SIGKILL", 5))))
     server = start(session, ["sh", "-c", f"trap 'echo server >> {tmp_path}/order; exit' INT; sleep 60 & wait"])
     while len(marked(session.directory)) < 4:
         time.sleep(0.01)
@@ -141,7 +141,7 @@ def test_an_unrecorded_server_is_stopped_before_what_it_stands_on(session: Sessi
 def test_fuse_servers_end_in_order(session: Session, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 600)
     point = session.path("merged")
-    session.claim(Claim("merged", "mount", mountpoint=point))
+    session.claim(Claim("merged", "mount", "layer", mountpoint=point))
     with empty_fuse(point, env={MARKER: session.directory}, log=session.path("log/fuse")) as server:
         session.amend_claim("merged", process=server)
         begun = time.monotonic()
@@ -158,11 +158,11 @@ def test_fuse_servers_that_died_or_hang(
 ) -> None:
     monkeypatch.setattr(_teardown, "UNMOUNTED_SERVER_ENDS", 0.5)
     point = session.path("merged")
-    session.claim(Claim("merged", "mount", mountpoint=point, signals=(("SIGTERM", 0.2), ("SIGKILL", 5))))
+    session.claim(Claim("merged", "mount", "layer", mountpoint=point, signals=(("SIGTERM", 0.2), ("SIGKILL", 5))))
     with empty_fuse(point, env={MARKER: session.directory}, log=session.path("log/fuse")) as server:
         if recorded:
             session.amend_claim("merged", process=server)
-        session.claim(Claim("server", "process", signals=(("SIGINT", 0.2), ("SIGKILL", 0.2))))
+        session.claim(Claim("server", "process", "server", signals=(("SIGINT", 0.2), ("SIGKILL", 0.2))))
         os.kill(server.pid, state)
         # Hangs in the kernel and cannot be killed, until the server of the mount has gone.
         user = start(session, [sys.executable, "-c", f"import os; os.statvfs({point!r})"])
@@ -177,7 +177,7 @@ def test_fuse_servers_that_died_or_hang(
 @needs_root
 def test_stacked_hidden_and_busy_mounts(session: Session, root: str) -> None:
     point = session.path("merged")
-    session.claim(Claim("merged", "mount", mountpoint=point))
+    session.claim(Claim("merged", "mount", "layer", mountpoint=point))
     tmpfs(point)
     os.mkdir(os.path.join(point, "inner"))
     tmpfs(os.path.join(point, "inner"))
@@ -238,8 +238,8 @@ def test_a_reboot_between(session: Session, root: str) -> None:
     """Nothing of it runs any more, and whoever has its pids now is left alone."""
     innocent = spawn(["sleep", "60"], log="/dev/null", env={})
     before = Process(innocent.pid, innocent.start_time, "11111111-2222-3333-4444-555555555555")
-    session.claim(Claim("archive", "mount", mountpoint=session.path("archive"), process=before))
-    session.claim(Claim("server", "process", process=before))
+    session.claim(Claim("archive", "mount", "archive", mountpoint=session.path("archive"), process=before))
+    session.claim(Claim("server", "process", "server", process=before))
     session.update(status="active")
     assert tear_down(session) == []
     assert innocent.alive()
@@ -250,14 +250,14 @@ def test_a_reboot_between(session: Session, root: str) -> None:
 def test_a_pid_that_another_process_has_now(session: Session) -> None:
     innocent = spawn(["sleep", "60"], log="/dev/null", env={})
     earlier = Process(innocent.pid, innocent.start_time - 5, innocent.boot_id)
-    session.claim(Claim("server", "process", process=earlier))
+    session.claim(Claim("server", "process", "server", process=earlier))
     assert tear_down(session) == []
     assert innocent.alive()
     assert stop(innocent, [("SIGKILL", 5)])
 
 
 def test_two_at_once_and_one_more(session: Session, root: str) -> None:
-    session.claim(Claim("server", "process", signals=QUICK))
+    session.claim(Claim("server", "process", "server", signals=QUICK))
     session.amend_claim("server", process=start(session))
     outcomes: list[object] = []
 
@@ -290,8 +290,8 @@ def test_a_session_that_is_half_gone(root: str) -> None:
 
 
 def test_a_claimed_mount_point_that_is_gone(session: Session, root: str) -> None:
-    session.claim(Claim("archive", "mount", mountpoint=session.path("archive/1")))
-    session.claim(Claim("outside", "mount", mountpoint="/nowhere/at/all"))
+    session.claim(Claim("archive", "mount", "archive", mountpoint=session.path("archive/1")))
+    session.claim(Claim("outside", "mount", "archive", mountpoint="/nowhere/at/all"))
     assert tear_down(session) == []
     assert remains(root) == []
 
@@ -310,7 +310,7 @@ def test_a_full_disk_does_not_keep_a_session_alive(root: str) -> None:
     tmpfs(root, "mode=711")
     for name in ("first", "second"):
         session = Session.create(root, session_id=name, user=ME)
-        session.claim(Claim("server", "process", signals=QUICK))
+        session.claim(Claim("server", "process", "server", signals=QUICK))
         session.amend_claim("server", process=start(session))
         session.update(status="active")
     filler = os.path.join(root, "filler")  # not the session's own: removing the session frees no room
@@ -335,7 +335,9 @@ def test_what_remains_is_said_and_a_second_stop_finishes(tmp_path: Path, monkeyp
         process = spawn(["sleep", "60"], log=str(tmp_path / "log"), env={})
 
         def claim() -> None:
-            Session.open(directory).claim(Claim("server", "process", signals=(("SIGKILL", 0.1),), process=process))
+            Session.open(directory).claim(
+                Claim("server", "process", "server", signals=(("SIGKILL", 0.1),), process=process)
+            )
 
         def stop_it(status: str, reason: str | None) -> tuple[list[str], Record]:
             session = Session.open(directory)

@@ -27,7 +27,7 @@ from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_bel
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
 from .._session.directory import TEMPORARY
-from .._session.record import Claim
+from .._session.record import WAL, Claim
 from .._session.session import Session
 from .remount import Remount
 from .repository import BorgError, Repository, plain_path
@@ -165,7 +165,8 @@ class ArchiveMount:
         if self.temporary is not None:
             env["TMPDIR"] = self.temporary
         if session is not None:
-            session.claim(Claim(name, "mount", mountpoint=mountpoint))
+            part = os.path.basename(self.mountpoint)
+            session.claim(Claim(name, "mount", part, required=part != WAL, mountpoint=mountpoint))
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
         with self.repository.environment_with_pipe() as (secret, descriptors):

@@ -31,8 +31,8 @@ from .._session.duration import duration_in_words
 from .._session.liveness import examine, is_abandoned, unattended
 from .._session.metrics import measure, read_sample, write_sample
 from .._session.prometheus import write_textfile
-from .._session.record import SIGNALS
-from .._session.session import KEEPER, Session
+from .._session.record import ARCHIVE, KEEPER, SIGNALS, WAL, Claim
+from .._session.session import Session
 from .._session.teardown import cut_off, tear_down
 from .archive import Archive
 
@@ -56,7 +56,7 @@ UNCOUNTED = 10.0
 # Beside the changes there are some files, which are counted at each look. Should somebody make a million of them, each
 # count is followed by a rest that is so many times as long.
 REST_PER_COUNT = 20.0
-UPPER, LAYER = "upper", "merged"  # the directory of changes, and the claim of what serves them with the archive
+UPPER = "upper"  # the directory of changes
 LOOKED_AT = 1 << 20  # bytes of the layer's log, from its end
 PROGRAM = "keeper.pyz"
 LONGEST_LOG = 64 << 20  # bytes of what one Borg logs
@@ -83,7 +83,7 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
         os.unlink(program)
     with open(program, "xb") as file:
         file.write(_packed())
-    session.keep_claim(KEEPER)
+    session.keep_claim(Claim(KEEPER, "process", KEEPER, required=False))
     # That of the layer, where there is one: several processes of the same program share its memory.
     argv = [session.record.python or sys.executable, "-I", program, session.directory]
     with secret_pipe(REMOUNTS, packed(remounts).decode()) as (secret, descriptors):
@@ -344,7 +344,7 @@ class _Usage:
 
 def _taken(session: Session, *, besides: Collection[str] = ()) -> int:
     """Bytes that a session takes of its disk, with what its Borgs put aside in files without a name."""
-    borgs = [claim.process for claim in session.record.mounts if claim.process and claim.name != LAYER]
+    borgs = [claim.process for claim in session.record.parts(ARCHIVE, WAL) if claim.process]
     return session_usage(session.directory, besides=besides) + unnamed_usage(borgs, session.directory)
 
 

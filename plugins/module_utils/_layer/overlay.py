@@ -24,7 +24,7 @@ from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, w
 from .._host.programs import packed
 from .._session.counters import counters_of
 from .._session.directory import RESUME
-from .._session.record import Claim
+from .._session.record import LAYER, Claim
 from .cowfs import program as cowfs
 from .lost import failures_of
 
@@ -127,7 +127,7 @@ class Overlay:
             make_mount_point(self.upper, undo)
             make_mount_point(self.mountpoint, undo)
             if session is not None:
-                session.claim(Claim(CLAIM, "mount", mountpoint=self.mountpoint))
+                session.claim(Claim(CLAIM, "mount", LAYER, mountpoint=self.mountpoint))
                 undo.callback(session.release_claim, CLAIM)
             process = None
             if self.driver == "block":

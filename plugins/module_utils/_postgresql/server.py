@@ -27,7 +27,7 @@ from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
 from .._host.processes import Process, descendants, end_family, wait_for_any_end
 from .._host.shared_memory import release, shared_memory_of
-from .._session.record import Claim
+from .._session.record import SERVER, Claim
 from .._session.teardown import remove_tree
 from .catalogs import TEMPLATES
 from .cluster import PostgresError, shown
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 __all__ = ["STOP_SIGNALS", "running_server", "start_server", "stop_server"]
 
-CLAIM = "server"  # of the session's record; by it alone a process is known as the session's server
 SERVICE = "instant_recovery"  # in the connection service file
 # What a client's environment may insist on (PGCHANNELBINDING=require, PGREQUIREPEER …) and a session's server does not
 # have: each word with what it must say, and the first libpq that knows it. An older one refuses the service file or
@@ -182,7 +181,7 @@ def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
 
 def running_server(session: Session) -> Process | None:
     """The session's server, as its record claims it, or None where that does not run."""
-    claim = session.record.claimed(CLAIM)
+    claim = session.record.claimed(SERVER)
     process = None if claim is None else claim.process
     return process if process is not None and process.alive() else None
 
@@ -262,7 +261,7 @@ class _Prepared:
 
 def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadline: float) -> _Prepared:
     """Recover the cluster and change its catalogs, before anybody can connect."""
-    session.claim(Claim(CLAIM, "process", signals=PREPARE_SIGNALS))
+    session.claim(Claim(SERVER, "process", SERVER, signals=PREPARE_SIGNALS))
     recovery, start = plan.recovery, plan.clone.backup.start
     # Recovery removes this WAL, and unless it is archive recovery does not tell.
     commit = None if recovery or plan.recovered else last_commit(plan.clone.wal, start)
@@ -290,7 +289,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
                 verifier=scram_verifier(password, salt=secrets.token_bytes(16)),
                 settings=_role_settings(plan),
                 locales=locales,
-                claim=lambda process: session.amend_claim(CLAIM, process=process),
+                claim=lambda process: session.amend_claim(SERVER, process=process),
                 explain=lambda log: explain(log, recovery, server.missing or ending),
             )
         finally:
@@ -432,7 +431,7 @@ def _start(
     log = plan.request.log
     begin = os.path.getsize(log)
     room = plan.serving(port)
-    session.claim(Claim(CLAIM, "process", signals=STOP_SIGNALS))
+    session.claim(Claim(SERVER, "process", SERVER, signals=STOP_SIGNALS))
     with _socket_for_clients(plan, port) as clients:
         own = os.path.join(plan.request.socket_directory, _socket_name(port))
         doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
@@ -444,7 +443,7 @@ def _start(
             argv,
             log=log,
             env=prepared.environment,
-            claim=lambda process: session.amend_claim(CLAIM, process=process),
+            claim=lambda process: session.amend_claim(SERVER, process=process),
             doors=doors,
         )
     warden = running_server(session)
@@ -452,7 +451,7 @@ def _start(
     try:
         is_ready = warden is not None and _wait_until_ready(plan, port, warden, deadline)
         if is_ready:
-            session.amend_claim(CLAIM, shared_memory=tuple(shared_memory_of(process.pid)))
+            session.amend_claim(SERVER, shared_memory=tuple(shared_memory_of(process.pid)))
             return process
         is_late = warden is not None and warden.alive()
     finally:

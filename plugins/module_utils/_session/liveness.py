@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from contextlib import suppress
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from .._host.clock import now
 from .._host.mounts import is_mounted_for, is_responding, mount_at, reached_through
 from .directory import RECORD, SessionError
-from .session import KEEPER, Session
+from .record import KEEPER, WAL
+from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .._host.processes import Process
-    from .record import Claim
+    from .record import Claim, Record
 
 __all__ = ["Findings", "examine", "is_abandoned", "keeper_elsewhere", "unattended"]
 
@@ -31,8 +31,6 @@ IDLE = 300  # seconds without a change after which a start or stop that nobody w
 RECONNECTS = 30.0  # seconds that a play without a connection may take to come through another one
 PAUSE = 10  # seconds without a change that are worth telling
 OVERDUE = 60  # seconds after its end at which a session should have stopped by itself
-READER = re.compile(r"(.+)-[0-9]+")  # claims of mounts that can stand in for one another
-WAL = re.compile(r"wal-[0-9]+")  # those of archived logs, which only a start reads
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,11 @@ def _look(session: Session) -> Findings:
     if record.status == "stopping":
         return Findings(checks, [] if record.error_message else ["Stopping was cut off"])
     if record.status == "starting":
-        wrong = [*_gone(checks, ()), *_silent(checks, _spare(checks)), *_cut_off(session)]
+        wrong = [*_gone(record, checks, ()), *_silent(checks, _spare(record, checks)), *_cut_off(session)]
         return Findings(checks, wrong, _pause(session))
-    lost, logs = _spare(checks), _lost_logs(checks)
+    lost, logs = _spare(record, checks), _lost_logs(record, checks)
     spare = [*lost, *logs]
-    wrong = [*_gone(checks, spare), *_silent(checks, spare)]
+    wrong = [*_gone(record, checks, spare), *_silent(checks, spare)]
     if record.status == "active":
         wrong += [
             f"Nothing is mounted at {one['mountpoint']}"
@@ -108,13 +106,14 @@ def is_abandoned(session: Session) -> bool:
     return not starter.is_connection or unattended(session) > RECONNECTS
 
 
-def _gone(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
+def _gone(record: Record, checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
+    keepers = [claim.name for claim in record.parts(KEEPER)]
     # A mount that answers is served by another process, which is not recorded yet.
     served = [one["name"] for one in checks["mounts"] if one["responding"]]
     return [
         f"The process {one['name']} ({one['pid']}) is gone"
         for one in checks["processes"]
-        if not one["alive"] and one["name"] not in (*spare, *served, KEEPER)
+        if not one["alive"] and one["name"] not in (*spare, *served, *keepers)
     ]
 
 
@@ -123,21 +122,18 @@ def _silent(checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
     return [f"The mount {one['mountpoint']} does not answer" for one in dead if one["name"] not in spare]
 
 
-def _spare(checks: dict[str, Any]) -> list[str]:
-    """The names of mounts that are dead, while another one of the same archive works."""
+def _spare(record: Record, checks: dict[str, Any]) -> list[str]:
+    """The names of mounts that are dead, while another one of the same part works."""
     works = {one["name"]: one["suspended"] or (one["mounted"] and one["responding"]) for one in checks["mounts"]}
-    groups: dict[str, list[str]] = {}
-    for name in works:
-        match = READER.fullmatch(name)
-        if match:
-            groups.setdefault(match.group(1), []).append(name)
-    return [name for names in groups.values() if any(map(works.get, names)) for name in names if not works[name]]
+    alive = {claim.part for claim in record.mounts if works[claim.name]}
+    return [claim.name for claim in record.mounts if not works[claim.name] and claim.part in alive]
 
 
-def _lost_logs(checks: dict[str, Any]) -> list[str]:
-    """The names of mounts of archived logs that are gone or dead."""
-    mounts = [one for one in checks["mounts"] if WAL.fullmatch(one["name"])]
-    return [one["name"] for one in mounts if not (one["mounted"] and one["responding"])]
+def _lost_logs(record: Record, checks: dict[str, Any]) -> list[str]:
+    """The names of mounts of archived logs, which only a start reads, that are gone or dead."""
+    logs = [claim.name for claim in record.parts(WAL)]
+    working = [one["name"] for one in checks["mounts"] if one["mounted"] and one["responding"]]
+    return [name for name in logs if name not in working]
 
 
 def _cut_off(session: Session) -> list[str]:
@@ -161,8 +157,7 @@ def _steps(session: Session) -> list[str]:
 
 
 def _keeper_of(session: Session) -> Process | None:
-    claim = session.record.claimed(KEEPER)
-    return claim.process if claim is not None else None
+    return next((claim.process for claim in session.record.parts(KEEPER)), None)
 
 
 def keeper_elsewhere(session: Session) -> Process | None:
@@ -173,7 +168,8 @@ def keeper_elsewhere(session: Session) -> Process | None:
 
 def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
     """That nobody is left to end the session by itself."""
-    if any(one["name"] == KEEPER and not one["alive"] for one in checks["processes"]):
+    keepers = [claim.name for claim in session.record.parts(KEEPER)]
+    if any(one["name"] in keepers and not one["alive"] for one in checks["processes"]):
         return ["Its keeper is gone, so it does not end by itself: extend it (which starts another one), or stop it"]
     return []
 

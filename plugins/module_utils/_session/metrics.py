@@ -20,6 +20,7 @@ from .._host.files import read_beginning, replace_file
 from .._host.processes import descendants
 from .._host.sandbox import Sandbox
 from .counters import layer_counters
+from .record import ARCHIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,7 +43,6 @@ MOST_SAID = 1 << 16  # bytes that it may tell
 LONGEST_TRACES = 1000  # characters; they are a time and a number
 LEAST_SPAN = 1.0  # seconds between two samples that can tell a speed: servers count in steps of about this
 TICKS = os.sysconf("SC_CLK_TCK")
-ARCHIVE = "archive"  # claims of the archive's mounts begin with it
 
 Sample = dict[str, Any]
 
@@ -55,7 +55,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
     record, moment = session.record, now()
     processes = {claim.name: claim.process for claim in record.claims if claim.process}
     family = {one for one in (*processes.values(), *descendants(*processes.values())) if one.alive()}
-    readers = [process for name, process in processes.items() if name.startswith(ARCHIVE)]
+    readers = [claim.process for claim in record.parts(ARCHIVE) if claim.process]
     counters = layer_counters(session)
     sample: Sample = {
         **no_metrics(),

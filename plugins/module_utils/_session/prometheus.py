@@ -17,7 +17,8 @@ from .._errors import RecoveryError
 from .._host.ownership import open_directory
 from .directory import SessionError
 from .metrics import read_sample
-from .session import KEEPER, Session
+from .record import ARCHIVE
+from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -139,8 +140,7 @@ def render(sessions: Iterable[tuple[Record, Mapping[str, Any]]]) -> str:
 def _status(session: Session) -> str:
     """As recorded, unless a process has ended that the session needs and nothing replaces; see _liveness."""
     status = session.record.status
-    spare = ("archive", "wal-", KEEPER)
-    needed = [one.process for one in session.record.claims if one.process and not one.name.startswith(spare)]
+    needed = [one.process for one in session.record.claims if one.process and one.required and one.part != ARCHIVE]
     is_whole = all(process.alive() for process in needed)
     return status if is_whole or status != "active" else "orphaned"
 

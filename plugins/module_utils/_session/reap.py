@@ -12,15 +12,13 @@ from .._host.mounts import MountError, mounts_below, unmount
 from .._host.processes import describe, marked, marks_below, stop_all
 from .directory import GENERATED_IDENTIFIER, IDENTIFIER
 from .liveness import examine
-from .record import SIGNALS
+from .record import ARCHIVE, SIGNALS, WAL
 from .session import Session
 
 if TYPE_CHECKING:
     from .._host.mounts import Mount
 
 __all__ = ["dead_sessions", "is_dead", "strays", "sweep"]
-
-ARCHIVES = ("archive-", "wal-")  # claims of archives' mounts begin with it
 
 # Where sessions mount, below their directory.
 POINTS = re.compile(r"merged|(archive|wal)(/[0-9]+)?")
@@ -43,7 +41,8 @@ def is_dead(session: Session) -> str | None:
         return str(session.record.error_message)
     findings = examine(session)
     lost = [one["name"] for one in findings.checks["processes"] if not one["alive"]]
-    is_kept = session.record.status == "active" and all(name.startswith(ARCHIVES) for name in lost)
+    replaced = [claim.name for claim in session.record.parts(ARCHIVE, WAL)]
+    is_kept = session.record.status == "active" and all(name in replaced for name in lost)
     return None if is_kept else "; ".join(findings.wrong) or None
 
 

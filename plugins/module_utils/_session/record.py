@@ -15,7 +15,21 @@ from typing import Any
 from .._host.limits import Limits
 from .._host.processes import Process
 
-__all__ = ["PUBLIC_KEYS", "SCHEMA_VERSION", "SIGNALS", "Claim", "NewerRecordError", "Record", "Starter", "timestamp"]
+__all__ = [
+    "ARCHIVE",
+    "KEEPER",
+    "LAYER",
+    "PUBLIC_KEYS",
+    "SCHEMA_VERSION",
+    "SERVER",
+    "SIGNALS",
+    "WAL",
+    "Claim",
+    "NewerRecordError",
+    "Record",
+    "Starter",
+    "timestamp",
+]
 
 SCHEMA_VERSION = 1
 # What a session tells the world, in this order.
@@ -25,6 +39,8 @@ PUBLIC_KEYS = (
     "overlay_merged_dir", "upper_bytes", "created_at", "started_at", "stopped_at", "expires_at", "error_message",
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
+# What claims are parts of.
+KEEPER, ARCHIVE, WAL, LAYER, SERVER = "keeper", "archive", "wal", "layer", "server"
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # each with the seconds that a process has to end by it
 
@@ -37,12 +53,16 @@ class NewerRecordError(ValueError):
 class Claim:
     """What the session is about to have, or has: a process, or a mount with the process that serves it.
 
-    process is None before it is known. signals end it. suspended: its Borg was ended on purpose, until somebody reads.
-    spent: what the processes before this one have used. shared_memory: ids of System V segments that it made.
+    part is what it is of: KEEPER, ARCHIVE, WAL (archived logs), LAYER or SERVER; mounts of one part can stand in for
+    one another. Without what is not required the session goes on. process is None before it is known. signals end it.
+    suspended: its Borg was ended on purpose, until somebody reads. spent: what the processes before this one have used.
+    shared_memory: ids of System V segments that it made.
     """
 
     name: str
     kind: str  # process or mount
+    part: str
+    required: bool = True
     process: Process | None = None
     mountpoint: str = ""  # of a mount: an absolute path
     signals: tuple[tuple[str, float], ...] = SIGNALS
@@ -186,6 +206,10 @@ class Record:
     def mounts(self) -> list[Claim]:
         """The claims of mounts."""
         return [claim for claim in self.claims if claim.kind == "mount"]
+
+    def parts(self, *parts: str) -> list[Claim]:
+        """The claims that are of these parts."""
+        return [claim for claim in self.claims if claim.part in parts]
 
     @property
     def limits(self) -> Limits:

@@ -50,9 +50,8 @@ from .record import Claim, Record, Starter, timestamp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["KEEPER", "Session", "claiming", "claiming_if_given"]
+__all__ = ["Session", "claiming", "claiming_if_given"]
 
-KEEPER = "keeper"  # the claim of the process that ends a session by itself
 LONGEST_REFUSAL, LONGEST_HOLDER = 1 << 16, 1000  # bytes
 ENDED_KEPT = 100
 
@@ -255,11 +254,11 @@ class Session:
             self._check_open()
             self.update(claims=self.record.with_claim(new))
 
-    def keep_claim(self, name: str) -> None:
+    def keep_claim(self, new: Claim) -> None:
         """As claim, for a process that goes through all of the session's states, and ends after all others."""
         with self.locked():
-            others = [claim for claim in self.record.claims if claim.name != name]
-            self.update(claims=(Claim(name, "process"), *others))
+            others = [claim for claim in self.record.claims if claim.name != new.name]
+            self.update(claims=(new, *others))
 
     def amend_claim(self, name: str, **fields: Any) -> None:
         """Complete a claim, if there is one, with what is known now: fields of a Claim.
@@ -273,7 +272,7 @@ class Session:
             self.update(claims=self.record.with_claim(replace(claim, **fields)))
             process: Process | None = fields.get("process")
             if process is not None:
-                kind = "mount" if claim.kind == "mount" else "keeper" if name == KEEPER else "server"
+                kind = "mount" if claim.kind == "mount" else claim.part
                 confine(self.directory, self.record.limits, name, process, kind=kind)
 
     def release_claim(self, name: str) -> None:

@@ -23,8 +23,8 @@ from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .directory import LOCK, RECORD, RESUME
 from .prometheus import write_textfile
-from .record import SIGNALS
-from .session import KEEPER, Session
+from .record import KEEPER, LAYER, SIGNALS
+from .session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -98,7 +98,7 @@ def cut_off(session: Session, reason: str, *, with_mounts: bool = False) -> None
         session.refuse(reason)
     for claim in session.record.claims:
         is_due = claim.kind == "process" or with_mounts
-        if is_due and claim.name != KEEPER and claim.process:
+        if is_due and claim.part != KEEPER and claim.process:
             end_family(claim.process, claim.signals)
 
 
@@ -111,13 +111,13 @@ def _interrupt(session: Session, timeout: float) -> None:
         session.record = Session.open(session.directory).record
 
 
-def drop_changes(session: Session, *, layer: str) -> list[str]:
-    """Undo the claim called layer and those made after it, and empty the upper; return what could not be removed.
+def drop_changes(session: Session) -> list[str]:
+    """Undo the layer's claim and those made after it, and empty the upper; return what could not be removed.
 
     The archive stays mounted and the keeper at work. To be called under the lock.
     """
-    names = [claim.name for claim in session.record.claims]
-    later = session.record.claims[names.index(layer) :] if layer in names else []
+    parts = [claim.part for claim in session.record.claims]
+    later = session.record.claims[parts.index(LAYER) :] if LAYER in parts else []
     for claim in reversed(later):
         _undo(session, claim)
         session.release_claim(claim.name)
