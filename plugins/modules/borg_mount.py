@@ -152,6 +152,7 @@ elapsed:
 
 import os
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -163,6 +164,8 @@ from ..module_utils._errors import run_module
 from ..module_utils._host.mounts import mount_at
 from ..module_utils._keeper.keeper import ensure_keeper
 from ..module_utils._session.session import Session, claiming_if_given
+
+GRACE = 60.0  # seconds beyond its time-outs that mounting may take to give up by itself
 
 
 def main() -> None:
@@ -199,7 +202,9 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         if check_mode:
             missing = request.missing(session)
         else:
-            missing = request.mount(session)
+            # It waits for Borg twice: until it has mounted, and until it answers.
+            with session.within(2 * request.repository.timeout + GRACE) if session else nullcontext():
+                missing = request.mount(session)
             if session is not None:
                 _record(session, request, missing, time.monotonic() - begun)
         pids = request.pids(session)

@@ -146,6 +146,7 @@ elapsed:
 
 import os
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -155,6 +156,8 @@ from ..module_utils._host.mounts import mount_at
 from ..module_utils._host.preflight import DRIVERS, Host, choose_driver, parse_size
 from ..module_utils._layer.overlay import Overlay, OverlayError, remove_overlay
 from ..module_utils._session.session import Session, claiming_if_given
+
+GRACE = 60.0  # seconds beyond its time-out that mounting may take to give up by itself
 
 
 def main() -> None:
@@ -193,7 +196,8 @@ def _mount(module: AnsibleModule) -> dict[str, Any]:
         overlay.check()
     elif not before:
         with claiming_if_given(module.params["session_directory"]) as session:
-            process = overlay.mount(session)
+            with session.within(overlay.timeout + GRACE) if session else nullcontext():
+                process = overlay.mount(session)
             pid = process.pid if process is not None else None
             if session is not None:
                 session.update(

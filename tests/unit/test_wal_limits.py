@@ -296,3 +296,10 @@ def test_segments_that_memory_cannot_hold_are_refused(tmp_path: Path) -> None:
 def _characters_read() -> int:
     with open("/proc/self/io", encoding="ascii") as table:
         return next(int(line.split()[1]) for line in table if line.startswith("rchar:"))
+
+
+def test_what_may_be_a_commit_at_every_place_costs_little(tmp_path: Path) -> None:
+    """Each such record says that it is a megabyte long, and the next one's first bytes are what data begin with."""
+    record = struct.pack("<IIQBB2xI", 0x000FFFFF, 1, 2, 0, 1, 0)
+    (tmp_path / NAME).write_bytes(segment(content=record * (SIZE // 8 // len(record))))
+    assert last_commit(str(tmp_path), START) is None

@@ -50,7 +50,7 @@ class Suspects:
     nodes: by directory, the first device node in it. pipes: named pipes and sockets, and which of these.
     """
 
-    keep: Callable[[str], None]
+    keep: Callable[..., None]
     odd: str | None = None
     twice: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Suspects:
 
     def _note_second(self, path: str, kinds: str) -> None:
         if path not in self.twice:
-            self.keep(path)
+            self.keep(path, kinds)
             self.twice[path] = kinds
 
     def _note_hard_link(self, item: Item, links: Mapping[str, str], directories: Container[str]) -> None:

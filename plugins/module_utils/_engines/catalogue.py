@@ -184,7 +184,7 @@ class Catalogue:
             self._segments[directory] = self._segments.get(directory, 0) + 1
             first = self._first_segments.get(directory)
             if first is None or name < posixpath.basename(first.path):
-                self._keep(*([item.path] if first is None else []))
+                self._keep(item.path, item.target, item.user)
                 self._first_segments[directory] = item
         parent, last = posixpath.split(directory)
         if LOG_DIRECTORY.fullmatch(last):

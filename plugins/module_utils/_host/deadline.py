@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["deadline"]
 
 
+AGAIN = 60.0  # seconds, in which whatever is to be undone has been
+
+
 class _OverError(BaseException):
     """Nobody in the block takes it for a failure that can be gone on after."""
 
@@ -35,7 +38,8 @@ def deadline(seconds: float, error: Exception) -> Iterator[None]:
         raise over
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: where Python cannot raise it, as in a finalizer, it would be lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     except _OverError as caught:

@@ -117,6 +117,7 @@ class _Keeper:
         self.patience = 0.0  # until when no attempt to end the session is made
         self.errors = 0  # of the layer, that were looked into
         self.usage = _Usage()
+        self.cut_since: float | None = None  # when a start that goes on was told to give up
         self.told: dict[str, str] = {}  # what went wrong last, by what was done
 
     def watch(self) -> int:
@@ -154,20 +155,26 @@ class _Keeper:
         stuck = self._is_stuck()
         full = self._too_large() or self._disk_is_full()
         reason = full or self._is_abandoned() or stuck
+        if not reason or not self.session.is_locked():
+            self.cut_since = None
         if reason and self.session.is_locked():
             # A module is at work, most likely waiting for its server to replay WAL. What fills the disk may be a Borg.
             self._tell("the start", SessionError(f"cut off: {reason}"))
-            with_mounts = full is not None or stuck is not None
+            self.cut_since = self.cut_since or time.monotonic()
+            is_late = time.monotonic() > self.cut_since + GIVES_UP / 2
+            with_mounts = full is not None or stuck is not None or is_late
             cut_off(self.session, f"{reason[0].upper()}{reason[1:]}.", with_mounts=with_mounts)
-            self._end_module()
+            if time.monotonic() > self.cut_since + GIVES_UP:
+                self._end_module()
         elif reason or (unattended(self.session) > ABANDONED and examine(self.session).wrong):
             self._end()
 
     def _end_module(self) -> None:
         """End a module that has not given up, though nothing is left that it can wait for: it is at work by itself."""
-        due, holder = self.session.record.due, self.session.holder()
-        if due is not None and time.monotonic() > due + GIVES_UP and holder is not None and holder.pid != os.getpid():
-            log.error("%s is ended: %g s ago the start should have ended", describe(holder), GIVES_UP)
+        holder = self.session.holder()
+        is_start = Session.open(self.session.directory).record.status == "starting"  # not who stops it by now
+        if holder is not None and is_start and holder.pid != os.getpid():
+            log.error("%s is ended: it has not given up within %g s", describe(holder), GIVES_UP)
             stop_all([holder], SIGNALS)
 
     def _is_stuck(self) -> str | None:

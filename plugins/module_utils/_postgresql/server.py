@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .._errors import MORE_TIME, RecoveryError, listed
+from .._errors import MORE_TIME, RecoveryError, listed, text_shown
 from .._host.command import CommandError
 from .._host.files import place_inside
 from .._host.ports import ADDRESS, allow_another_bind, reserve_port
@@ -624,10 +624,11 @@ def _result(
         "read_only": plan.request.read_only,
         "network": plan.request.network,
         "settings": plan.settings,
-        "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
-        "carried_over": [*plan.carried_over, *catalogs.staying],
-        "recovered_to": prepared.recovered_to,
-        "data": facts.as_dict(),
+        # For people alone: nothing of what the copy says may act on their terminals.
+        "neutralised": text_shown([*plan.neutralised, *prepared.silenced, *catalogs.neutralised]),
+        "carried_over": text_shown([*plan.carried_over, *catalogs.staying]),
+        "recovered_to": text_shown(prepared.recovered_to),
+        "data": text_shown(facts.as_dict()),
         "session": None,
         **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }

@@ -311,6 +311,7 @@ def _valid_pages(descriptor: int, start: int, page_size: int, known: int) -> int
 
 def _last_commit(content: bytes, limit: int, effort: Effort) -> float | None:
     """Time of the last commit in content that begins before limit."""
+    view = memoryview(content)
     for match in reversed(list(COMMIT_CANDIDATE.finditer(content, 0, limit + RECORD.size))):
         begin = match.start() - 17
         if begin < 0 or begin % 8 or begin >= limit:
@@ -318,7 +319,7 @@ def _last_commit(content: bytes, limit: int, effort: Effort) -> float | None:
         length, _xid, _previous, info, manager, _checksum = RECORD.unpack_from(content, begin)
         if manager != TRANSACTION_MANAGER or info & TRANSACTION_KIND not in COMMITS or length > LONGEST_COMMIT:
             continue
-        data = _data(content[begin : begin + length], effort)
+        data = _data(view[begin : begin + length], effort)
         moment = EPOCH + int.from_bytes(data[:8], "little", signed=True) / 1e6 if data else 0
         if 0 < moment < LATEST:
             return moment
@@ -435,13 +436,13 @@ def _records(segment: _Segment, following: _Segment | None, redo: int, effort: E
         begin = match.start() - 17
         # Records are aligned. One before redo is not replayed.
         if begin >= 0 and begin % 8 == 0 and begin < len(segment.content):
-            decoded = _decode(content[begin : begin + LONGEST], effort)
+            decoded = _decode(memoryview(content)[begin : begin + LONGEST], effort)
             if decoded is not None and segment.start + segment.offset(begin) >= redo:
                 oid, location, header = decoded
                 yield TablespaceRecord(oid, location, tuple(_patches(segment, following, begin, header)))
 
 
-def _decode(data: bytes, effort: Effort) -> tuple[int, str, bytes] | None:
+def _decode(data: memoryview, effort: Effort) -> tuple[int, str, bytes] | None:
     """Oid, path, and the header that makes the record do nothing, if data begins with a CREATE TABLESPACE."""
     content = _data(data, effort)
     if content is None:
@@ -449,38 +450,41 @@ def _decode(data: bytes, effort: Effort) -> tuple[int, str, bytes] | None:
     length, xid, previous, info, manager, _checksum = RECORD.unpack_from(data)
     if manager != TABLESPACE_MANAGER or info & KIND != CREATE:
         return None
-    body = data[RECORD.size : length]
+    body = bytes(data[RECORD.size : length])
     oid = int.from_bytes(content[:4], "little")
     header = RECORD.pack(length, xid, previous, NOOP, XLOG_MANAGER, 0)
     header = header[:CHECKSUM] + crc32c(body + header[:CHECKSUM]).to_bytes(4, "little")
     return oid, os.fsdecode(content[4:].partition(b"\0")[0]), header
 
 
-def _data(data: bytes, effort: Effort) -> bytes | None:
-    """The record's own data, if data begins with a whole and valid record that has nothing else."""
+def _data(data: memoryview, effort: Effort) -> bytes | None:
+    """The record's own data, if data begins with a whole and valid record that has nothing else.
+
+    Nothing is copied before it is accounted for: what only looks like a record may be at every 24th byte.
+    """
     if len(data) < RECORD.size:
         return None
     length, checksum = RECORD.unpack_from(data)[0], RECORD.unpack_from(data)[-1]
-    body = data[RECORD.size : length]
-    own = _own_data(body) if RECORD.size < length <= len(data) else None
-    if own is None:  # which is known sooner than what follows
+    begin = _own_data(data[:length]) if RECORD.size < length <= len(data) else None
+    if begin is None:  # which is known sooner than what follows
         return None
     effort.spend(length)
-    return own if crc32c(body + data[:CHECKSUM]) == checksum else None
+    is_valid = crc32c(bytes(data[RECORD.size : length]) + bytes(data[:CHECKSUM])) == checksum
+    return bytes(data[begin:length]) if is_valid else None
 
 
-def _own_data(body: bytes) -> bytes | None:
-    """What follows a record's header without origin and transaction, each with its number before it.
+def _own_data(record: memoryview) -> int | None:
+    """Where a record's data begin, after its header, origin and transaction, each with its number before it.
 
     None where more or less follows than is announced.
     """
-    position = 0
-    while body[position : position + 1] in (b"\xfc", b"\xfd"):
-        position += 5 if body[position] == 0xFC else 3
-    kind, rest = body[position : position + 1], body[position + 1 :]
-    width = {b"\xff": 1, b"\xfe": 4}.get(kind, 0)
-    data = rest[width:]
-    return data if width and len(data) == int.from_bytes(rest[:width], "little") else None
+    position = RECORD.size
+    while position < len(record) and record[position] in (0xFC, 0xFD):
+        position += 5 if record[position] == 0xFC else 3
+    width = {0xFF: 1, 0xFE: 4}.get(record[position], 0) if position < len(record) else 0
+    begin = position + 1 + width
+    announced = int.from_bytes(record[position + 1 : begin], "little")
+    return begin if width and len(record) - begin == announced else None
 
 
 def _patches(segment: _Segment, following: _Segment | None, begin: int, header: bytes) -> Iterator[Patch]:

@@ -357,7 +357,7 @@ class Session:
                 starter=_starter(),
                 began=time.time(),
                 timings=kept,
-                **dict.fromkeys(("started_at", "pid", "error_message", "server", "recovered")),
+                **dict.fromkeys(("started_at", "pid", "error_message", "server", "recovered", "due")),
             )
 
     def extend(self, *, ttl: float | None = None, idle_timeout: float | None = None) -> None:

@@ -103,10 +103,19 @@ def cut_off(session: Session, reason: str, *, with_mounts: bool = False) -> None
 
 
 def _interrupt(session: Session, timeout: float) -> None:
-    """Have the module that is starting the session give up, within timeout seconds."""
-    deadline = time.monotonic() + timeout
-    while session.record.status == "starting" and session.is_locked() and time.monotonic() < deadline:
-        cut_off(session, "It is being stopped.")
+    """Have the module that is starting the session give up, within timeout seconds.
+
+    One that has not by then is ended: it is at work by itself, for nothing is left that it could wait for.
+    """
+    begun = time.monotonic()
+    while session.record.status == "starting" and session.is_locked():
+        waited = time.monotonic() - begun
+        cut_off(session, "It is being stopped.", with_mounts=waited > timeout / 2)
+        holder = session.holder()
+        if waited > timeout:
+            if holder is not None and holder.pid != os.getpid():
+                stop_all([holder], SIGNALS)
+            return
         time.sleep(PAUSE)
         session.record = Session.open(session.directory).record
 

@@ -33,7 +33,8 @@ class _Calls:
     connects: connect, sendmsg and sendmmsg. others: what slows down, traces or rewrites other processes. kernel: what
     opens parts of the kernel that a database server never needs. attributes: what changes mode, owner, times or
     extended attributes of a file. modes: of these, what libc's chmod() is. limits: prlimit64, which libc uses for the
-    limits of the process itself as well. fcntl: of which some commands are refused. locks: flock.
+    limits of the process itself as well. fcntl: of which some commands are refused. locks: flock. pair: socketpair.
+    huge: mmap, memfd_create and shmget, each with the place of its flags among the arguments, and that of huge pages.
     """
 
     def __init__(self, architecture: int, **numbers: object) -> None:
@@ -49,6 +50,8 @@ class _Calls:
     limits: int
     fcntl: int
     locks: int
+    pair: int
+    huge: tuple[tuple[int, int, int], ...]
     attributes: tuple[int, ...]
     modes: tuple[int, ...]
 
@@ -59,6 +62,7 @@ _NEWER_OTHERS = (438, 440)  # pidfd_getfd, process_madvise
 # io_uring_setup, _enter and _register, behind which a filter sees nothing; open_tree, move_mount, fsopen, fsconfig,
 # fsmount, fspick, mount_setattr, open_tree_attr.
 _NEWER_KERNEL = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442, 467)
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 4, 0o4000
 _CLONE3 = 435  # its flags are in memory, where a filter cannot look; libc falls back to clone
 _CALLS = {
     "x86_64": _Calls(
@@ -72,14 +76,16 @@ _CALLS = {
         others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
         # add_key, request_key, keyctl; unshare, setns; mount, umount2, pivot_root, chroot; bpf, perf_event_open,
         # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark; io_setup, whose
-        # contexts the whole host shares; sync, which writes out everybody's
+        # contexts the whole host shares; sync and syncfs, which write out everybody's
         kernel=(
             *(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323),
-            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, *_NEWER_KERNEL),
+            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, 306, *_NEWER_KERNEL),
         ),
         limits=302,
         fcntl=72,
         locks=73,
+        pair=53,
+        huge=((9, 3, _MAP_HUGETLB), (319, 1, _MFD_HUGETLB), (29, 2, _SHM_HUGETLB)),
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
@@ -93,11 +99,13 @@ _CALLS = {
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
         kernel=(  # in the same order
             *(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282),
-            *(*range(180, 186), 26, 27, 262, 263, 0, 81, *_NEWER_KERNEL),
+            *(*range(180, 186), 26, 27, 262, 263, 0, 81, 267, *_NEWER_KERNEL),
         ),
         limits=261,
         fcntl=25,
         locks=32,
+        pair=199,
+        huge=((222, 3, _MAP_HUGETLB), (279, 1, _MFD_HUGETLB), (194, 2, _SHM_HUGETLB)),
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
         attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
         modes=(53,),  # fchmodat
@@ -111,7 +119,7 @@ _AND = 0x54  # BPF: and k
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 # Memory of pipes is counted for each user, and its other programs would get small ones; leases and notes of changes are
 # for files that others use.
-_F_REFUSED = (1031, 1024, 1026)  # F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY
+_F_REFUSED = (1031, 1024, 1026, 1040)  # F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY, F_SETDELEG
 _F_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
 
@@ -155,6 +163,9 @@ def _filter(network: str) -> bytes:
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
         # A process by its id, of which the kernel takes the lower half; 0 is itself.
         *_with_argument(calls.limits, (_EQUAL, 0, "allow", "refuse")),
+        # Huge pages are few, reserved by the host for its own, and in no limit of memory.
+        *(line for number, place, flag in calls.huge for line in _with_flag(number, place, flag)),
+        *_with_argument(calls.pair, (_EQUAL, _AF_UNIX, "allow", "refuse")),
         (_EQUAL, calls.fcntl, 0, len(_F_REFUSED) + len(_F_LOCKS) + 2),
         (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
         *((_EQUAL, command, "refuse", 0) for command in _F_REFUSED),
@@ -180,6 +191,11 @@ def _filter(network: str) -> bytes:
 def _with_argument(number: int, decision: _Line) -> list[_Line]:
     """Lines that decide about one call by the lower half of its first argument."""
     return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), decision]
+
+
+def _with_flag(number: int, place: int, flag: int) -> list[_Line]:
+    """Lines that refuse one call with a flag in the lower half of an argument."""
+    return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT + 8 * place, 0, 0), (_ANY_BIT, flag, "refuse", "allow")]
 
 
 def _sockets(socket: int, network: str) -> list[_Line]:
