@@ -199,30 +199,48 @@ def test_a_borg_that_fills_the_disk_while_a_session_starts(root: Path, sample: S
     assert remains(root) == []
 
 
-def test_a_module_that_goes_on_for_ever_is_ended(root: Path, sample: Sample) -> None:
-    """It waits for nothing that could be taken away. The session that it was at work on goes, too."""
-    stack = Stack(root, sample).start("mounted")
-    held = multiprocessing.Event()
+@contextlib.contextmanager
+def module_at_work(stack: Stack, **fields: Any) -> Iterator[multiprocessing.process.BaseProcess]:
+    """A process that has the session's lock and waits for nothing; fields are changed in the record first."""
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
 
-    def module() -> None:
+    def work() -> None:
         with Session.open(str(stack.directory)).locked() as session:
-            session.update(due=time.monotonic() - 60)
+            session.update(**fields)
             held.set()
             while True:
                 pass
 
-    worker = multiprocessing.get_context("fork").Process(target=module)
+    worker = context.Process(target=work)
     worker.start()
     try:
         assert held.wait(timeout=60)
-        worker.join(timeout=60)
-        assert worker.exitcode == -signal.SIGTERM
+        yield worker
     finally:
         worker.kill()
+        worker.join()
+
+
+def test_a_module_that_goes_on_for_ever_is_ended(root: Path, sample: Sample) -> None:
+    """It waits for nothing that could be taken away. The session that it was at work on goes, too."""
+    stack = Stack(root, sample).start("mounted")
+    with module_at_work(stack, due=time.monotonic()) as worker:
+        worker.join(timeout=100)
+        assert worker.exitcode == -signal.SIGTERM
     wait_until(lambda: not stack.directory.exists())
     ended = stack.info()
     assert ended["status"] == "failed"
     assert ended["error_message"]
+    assert remains(root) == []
+
+
+def test_a_stop_ends_a_module_that_goes_on_for_ever(root: Path, sample: Sample) -> None:
+    stack = Stack(root, sample).start("mounted")
+    with module_at_work(stack) as worker:
+        assert stack.change("absent", lock_timeout=4)["session"]["status"] == "stopped"
+        worker.join(timeout=10)
+        assert worker.exitcode == -signal.SIGTERM
     assert remains(root) == []
 
 
