@@ -332,6 +332,15 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
         calls = [f"{number}, 0, 0, 0, 0, 0" for number in numbers]
         # Pages that the host has reserved for others (mmap, memfd_create, shmget), and a pair of sockets of TIPC.
         calls += ["9, 0, 2097152, 3, 0x40021, -1, 0", "319, 0, 4", "29, 0, 2097152, 0o5600", "53, 30, 1, 0, 0"]
+        # Filters, and limits of core dumps, which may start a program of the host's.
+        calls += [
+            "157, 22, 2, 0",
+            "317, 1, 0, 0",
+            "54, 1, 1, 26, 0, 0",
+            "160, 4, 0",
+            "302, 0, 4, 4096, 0",
+            "16, 1, 0x9408",
+        ]
         for call in calls if os.uname().machine == "x86_64" else ():
             imports, ask = "import ctypes as c; l = c.CDLL(None, use_errno=True)", f"l.syscall({call})"
             assert said_by(copy, f'python3 -c "{imports}; print({ask}, c.get_errno())"') == "-1 13", call

@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import limits as _limits
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import sandbox as _sandbox
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.limits import (
     io_priority_of,
     nice_of,
     own_memory,
     slice_of,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import metrics as _metrics
 
 from tests.support.forked import forked
 
@@ -58,3 +62,27 @@ def test_a_module_that_needs_too_much_memory_says_so(monkeypatch: pytest.MonkeyP
         return "", False
 
     assert forked(look) == ("too large", True)
+
+
+@pytest.mark.parametrize(
+    ("files", "ids", "given"),
+    [
+        (1 << 60, 4194304, {"processes": 4096, "files": 1024}),  # as systemd has it
+        (2_466_174, 32768, {"processes": 602, "files": 1024}),
+        (100_000, 32768, {"processes": 256, "files": 256}),
+        (1 << 60, 16384, {"processes": 2048, "files": 1024}),
+    ],
+)
+def test_a_server_gets_a_share_of_what_the_host_has_once(
+    files: int, ids: int, given: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sandbox, "_number_in", {"/proc/sys/fs/file-max": files, "/proc/sys/kernel/pid_max": ids}.get)
+    assert _sandbox._numbers() == given
+
+
+def test_memory_that_is_not_told_in_time_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = identify(os.getpid())
+    assert own is not None
+    assert (_metrics._memory([own]) or 0) > 1 << 20
+    monkeypatch.setattr(_metrics, "PATIENCE", 0.0)
+    assert _metrics._memory([own]) is None

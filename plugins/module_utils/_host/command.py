@@ -117,7 +117,9 @@ class Bounds:
 
     def hold(self, pid: int) -> None:
         """Bind a process that was just started. What is beyond is an error to it: ENOMEM, EFBIG."""
-        for kind, most in ((resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file)):
+        # Its memory may hold a key. 1 and not 0: then no program that takes core dumps gets one, either (core(5)).
+        core = (resource.RLIMIT_CORE, 1)
+        for kind, most in ((resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file), core):
             if most:
                 with contextlib.suppress(ProcessLookupError):
                     known = resource.prlimit(pid, kind)[1]

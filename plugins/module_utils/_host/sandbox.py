@@ -47,7 +47,10 @@ RUN = (
 )
 ANYWHERE = "/tmp"  # a directory that every host has
 PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
-MOST_PROCESSES = 4096  # of a server; PostgreSQL has one for each connection
+# Processes of a server, of which PostgreSQL has one for each connection, and files that each may have open, as most
+# systems have it. A host has so many of both, for all: a session gets an eighth and a quarter, but the least.
+MOST_PROCESSES, LEAST_PROCESSES = 4096, 256
+MOST_FILES, LEAST_FILES = 1024, 256
 TOOL_MEMORY = 2 << 30  # bytes of address space for a program that only looks at something
 TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
 
@@ -56,7 +59,7 @@ TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("readable", "writable", "private", "logged", "doors"), ()),
     **dict.fromkeys(("namespaces", "landlock", "seccomp"), False),
-    **dict.fromkeys(("port", "processes", "memory", "data"), 0),
+    **dict.fromkeys(("port", "processes", "files", "memory", "data"), 0),
     "env": {},
     "account": None,
     "staging": ANYWHERE,
@@ -213,7 +216,7 @@ class Sandbox:
             "seccomp": can_filter_calls(),
             "logged": list(logged),
             "doors": list(doors),
-            "processes": MOST_PROCESSES,
+            **_numbers(),
             "memory": memory,
             "data": self.memory_max,
         }
@@ -306,6 +309,18 @@ def _user_namespaces_work(uid: int) -> bool:
 
 
 _wardens: list[subprocess.Popen[bytes]] = []  # kept, so that Python does not complain of children that live on
+
+
+def _numbers() -> dict[str, int]:
+    """How many processes a server may have, and files each of them, so that others have theirs (proc(5))."""
+    ids, files = (_number_in(f"/proc/sys/{name}") for name in ("kernel/pid_max", "fs/file-max"))
+    processes = max(LEAST_PROCESSES, min(MOST_PROCESSES, ids // 8, files // 4 // MOST_FILES))
+    return {"processes": processes, "files": max(LEAST_FILES, min(MOST_FILES, files // 4 // processes))}
+
+
+def _number_in(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
 
 
 class _Launch:

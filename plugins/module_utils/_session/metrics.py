@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import RecoveryError
 from .._host.clock import monotonic, now
+from .._host.command import CommandError, run
 from .._host.disk import disk_usage
 from .._host.files import read_beginning, replace_file
 from .._host.processes import descendants
@@ -38,6 +39,7 @@ METRICS = (
 SAMPLE = "sample.json"
 LARGEST_SAMPLE = 1 << 20  # bytes; traces are a server's word
 KEPT = ("counted", "active", "queries_per_second", "traces")  # see _pace
+PATIENCE = 2.0  # seconds to be told how much memory all of a session's processes take
 PROBE_TIMEOUT = 5  # seconds that a server has to tell about its clients
 MOST_SAID = 1 << 16  # bytes that it may tell
 LONGEST_TRACES = 1000  # characters; they are a time and a number
@@ -65,7 +67,7 @@ def measure(session: Session, *, earlier: Sample | None = None) -> Sample:
         "uptime": round(moment - record.started, 1) if record.started else None,
         "time_left": round(max(0.0, record.expires - moment), 1) if record.expires else None,
         "cpu_seconds": round(sum(map(_cpu_seconds, family)) + _earlier(record, "cpu_seconds"), 2),
-        "memory_bytes": sum(map(_memory, family)),
+        "memory_bytes": _memory(family) if family else 0,
         "archive_bytes_read": counters.get("fetched_bytes"),
         "repository_bytes_read": sum(map(_read_bytes, readers)) + _earlier(record, "repository_bytes_read"),
         "upper_bytes": disk_usage(session.path("upper")),
@@ -161,9 +163,18 @@ def _cpu_seconds(process: Process) -> float:
     return 0.0
 
 
-def _memory(process: Process) -> int:
-    """Bytes of memory, what is shared with other processes divided among them (Pss)."""
-    return _number(f"/proc/{process.pid}/smaps_rollup", "Pss:") * 1024
+def _memory(processes: Iterable[Process]) -> int | None:
+    """Bytes of memory, what is shared with other processes divided among them (Pss); None where that is not told soon.
+
+    By a program of its own: the kernel goes through all that a process has mapped, which whoever is logged in to the
+    server decides, and waits for those that change it.
+    """
+    paths = [f"/proc/{process.pid}/smaps_rollup" for process in processes]
+    try:
+        told = run(["cat", *paths], timeout=PATIENCE, check=False).stdout
+    except CommandError:
+        return None
+    return 1024 * sum(int(line.split()[1]) for line in told.splitlines() if line.startswith("Pss:"))
 
 
 def _read_bytes(process: Process) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["can_filter_calls", "restrict_calls"]
 
-_PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+_MODE_FILTER = 2
 _ANY_NAMESPACE = 0x7E020000  # CLONE_NEW*, of clone()'s flags
 
 
@@ -35,6 +35,7 @@ class _Calls:
     extended attributes of a file. modes: of these, what libc's chmod() is. limits: prlimit64, which libc uses for the
     limits of the process itself as well. fcntl: of which some commands are refused. locks: flock. pair: socketpair.
     huge: mmap, memfd_create and shmget, each with the place of its flags among the arguments, and that of huge pages.
+    control: prctl. option: setsockopt. limit: setrlimit. device: ioctl.
     """
 
     def __init__(self, architecture: int, **numbers: object) -> None:
@@ -52,6 +53,10 @@ class _Calls:
     locks: int
     pair: int
     huge: tuple[tuple[int, int, int], ...]
+    control: int
+    option: int
+    limit: int
+    device: int
     attributes: tuple[int, ...]
     modes: tuple[int, ...]
 
@@ -76,16 +81,21 @@ _CALLS = {
         others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
         # add_key, request_key, keyctl; unshare, setns; mount, umount2, pivot_root, chroot; bpf, perf_event_open,
         # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark; io_setup, whose
-        # contexts the whole host shares; sync and syncfs, which write out everybody's
+        # contexts the whole host shares; sync and syncfs, which write out everybody's; seccomp,
+        # whose filters are counted for the whole host and can have it log each call
         kernel=(
             *(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323),
-            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, 306, *_NEWER_KERNEL),
+            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, 306, 317, *_NEWER_KERNEL),
         ),
         limits=302,
         fcntl=72,
         locks=73,
         pair=53,
         huge=((9, 3, _MAP_HUGETLB), (319, 1, _MFD_HUGETLB), (29, 2, _SHM_HUGETLB)),
+        control=157,
+        option=54,
+        limit=160,
+        device=16,
         # fchmod, chown, fchown, lchown, fchownat; utime, utimes, futimesat, utimensat; set and remove xattr, each 3
         attributes=(91, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_NEWER_ATTRIBUTES),
         modes=(90, 268),  # chmod, fchmodat
@@ -99,13 +109,17 @@ _CALLS = {
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
         kernel=(  # in the same order
             *(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282),
-            *(*range(180, 186), 26, 27, 262, 263, 0, 81, 267, *_NEWER_KERNEL),
+            *(*range(180, 186), 26, 27, 262, 263, 0, 81, 267, 277, *_NEWER_KERNEL),
         ),
         limits=261,
         fcntl=25,
         locks=32,
         pair=199,
         huge=((222, 3, _MAP_HUGETLB), (279, 1, _MFD_HUGETLB), (194, 2, _SHM_HUGETLB)),
+        control=167,
+        option=208,
+        limit=164,
+        device=29,
         # fchmod, fchownat, fchown; utimensat; {,l,f}setxattr, {,l,f}removexattr
         attributes=(52, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_NEWER_ATTRIBUTES),
         modes=(53,),  # fchmodat
@@ -121,6 +135,9 @@ _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 # for files that others use.
 _F_REFUSED = (1031, 1024, 1026, 1040)  # F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY, F_SETDELEG
 _F_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+_RLIMIT_CORE, _PR_SET_SECCOMP, _SOL_SOCKET = 4, 22, 1
+_SO_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
+_BTRFS_SYNC, _BTRFS_START_SYNC = 0x9408, 0x80089418  # write out the whole file system: linux/btrfs.h
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
 
 
@@ -161,8 +178,13 @@ def _filter(network: str) -> bytes:
         *((_EQUAL, number, "pretend", 0) for number in (*calls.modes, calls.locks)),
         (_EQUAL, _CLONE3, "unknown", 0),
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
-        # A process by its id, of which the kernel takes the lower half; 0 is itself.
-        *_with_argument(calls.limits, (_EQUAL, 0, "allow", "refuse")),
+        *_limits(calls),
+        *_with_argument(calls.control, (_EQUAL, _PR_SET_SECCOMP, "refuse", "allow")),
+        *_options(calls.option),
+        (_EQUAL, calls.device, 0, 3),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        (_EQUAL, _BTRFS_SYNC, "refuse", 0),
+        (_EQUAL, _BTRFS_START_SYNC, "refuse", "allow"),
         # Huge pages are few, reserved by the host for its own, and in no limit of memory.
         *(line for number, place, flag in calls.huge for line in _with_flag(number, place, flag)),
         *_with_argument(calls.pair, (_EQUAL, _AF_UNIX, "allow", "refuse")),
@@ -191,6 +213,37 @@ def _filter(network: str) -> bytes:
 def _with_argument(number: int, decision: _Line) -> list[_Line]:
     """Lines that decide about one call by the lower half of its first argument."""
     return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), decision]
+
+
+def _limits(calls: _Calls) -> list[_Line]:
+    """Lines that decide about limits: none of another process, and not that of core dumps, which others would take.
+
+    A process is given by its id, of which the kernel takes the lower half; 0 is itself. To ask is allowed.
+    """
+    return [
+        *_with_argument(calls.limit, (_EQUAL, _RLIMIT_CORE, "refuse", "allow")),
+        (_EQUAL, calls.limits, 0, 8),
+        (_LOAD, _FIRST_ARGUMENT, 0, 0),
+        (_EQUAL, 0, 0, "refuse"),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        (_EQUAL, _RLIMIT_CORE, 0, "allow"),
+        (_LOAD, _FIRST_ARGUMENT + 16, 0, 0),  # where the new limit is, in two halves
+        (_EQUAL, 0, 0, "refuse"),
+        (_LOAD, _FIRST_ARGUMENT + 20, 0, 0),
+        (_EQUAL, 0, "allow", "refuse"),
+    ]
+
+
+def _options(option: int) -> list[_Line]:
+    """Lines that refuse sockets' filters, whose programs are counted for the whole host."""
+    return [
+        (_EQUAL, option, 0, len(_SO_FILTERS) + 4),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        (_EQUAL, _SOL_SOCKET, 0, "allow"),
+        (_LOAD, _FIRST_ARGUMENT + 16, 0, 0),
+        *((_EQUAL, name, "refuse", 0) for name in _SO_FILTERS),
+        (_EQUAL, 0, "allow", "allow"),
+    ]
 
 
 def _with_flag(number: int, place: int, flag: int) -> list[_Line]:

@@ -35,7 +35,6 @@ from .warden import FORWARDED, Warden, open_doors
 
 __all__ = ["main"]
 
-_MOST_FILES = 1024  # open in each process, as most systems have it: all of a host's can be used up as well
 _MOST_DESCRIPTORS = 1 << 16  # that this program may have got
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
@@ -145,7 +144,9 @@ def _end_with_parent(life: int) -> None:
 
 
 def _limit(spec: Specification) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what the memory of a server holds is on no other disk
+    # What the memory of a server holds is on no other disk. 1 and not 0: then no program that takes core dumps is
+    # started, either, as root and outside (core(5)). It cannot be changed from here on (calls.py).
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if spec.memory:
         resource.setrlimit(resource.RLIMIT_AS, (spec.memory, spec.memory))
     if spec.data:
@@ -158,8 +159,9 @@ def _limit(spec: Specification) -> None:
         allowed = [limit for limit in resource.getrlimit(resource.RLIMIT_NPROC) if limit != resource.RLIM_INFINITY]
         most = min(spec.processes, min(allowed, default=2 * spec.processes) // 2)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
-    files = min(_MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if spec.files:
+        files = min(spec.files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def _change_user(spec: Specification) -> None:

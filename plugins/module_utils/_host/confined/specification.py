@@ -34,8 +34,8 @@ class Specification:
     own. network: none, unix (sockets of this host only), serve (port alone, no connections to anybody) or host (port,
     and connections). port: TCP port that may be listened on. namespaces, landlock, seccomp: whether they are to be
     used. logged: its descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets.
-    processes: most of them at a time (0: any number). memory, data: bytes of address space, and of memory of its own,
-    for each process (0: any).
+    processes: most of them at a time, files: most that each has open (0: any number). memory, data: bytes of address
+    space, and of memory of its own, for each process (0: any).
     """
 
     def __init__(self, text: bytes) -> None:
@@ -58,5 +58,6 @@ class Specification:
     logged: list[int]
     doors: list[list[int | str]]
     processes: int
+    files: int
     memory: int
     data: int
