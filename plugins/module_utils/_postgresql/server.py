@@ -91,6 +91,7 @@ PSQL_ENVIRONMENT = {
 
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
+FOR_PEOPLE = ("neutralised", "carried_over", "recovered_to", "data")  # of the result
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
 BACKLOG = 128  # connections that wait to be accepted
@@ -624,16 +625,16 @@ def _result(
         "read_only": plan.request.read_only,
         "network": plan.request.network,
         "settings": plan.settings,
-        # For people alone: nothing of what the copy says may act on their terminals.
-        "neutralised": text_shown([*plan.neutralised, *prepared.silenced, *catalogs.neutralised]),
-        "carried_over": text_shown([*plan.carried_over, *catalogs.staying]),
-        "recovered_to": text_shown(prepared.recovered_to),
-        "data": text_shown(facts.as_dict()),
+        "neutralised": [*plan.neutralised, *prepared.silenced, *catalogs.neutralised],
+        "carried_over": [*plan.carried_over, *catalogs.staying],
+        "recovered_to": prepared.recovered_to,
+        "data": facts.as_dict(),
         "session": None,
         **({"warnings": warnings} if warnings else {}),  # Ansible shows them
     }
     told: dict[str, Any] = shown(result)
-    return told
+    # These are for people alone: nothing of what the copy says may act on their terminals.
+    return {**told, **{name: text_shown(told[name]) for name in FOR_PEOPLE}}
 
 
 def _unlink(path: str) -> bool:
