@@ -101,7 +101,8 @@ def main() -> NoReturn:
     if trim:
         trim(0)  # what compiling this program took
     # A passphrase may be in its memory. 1 and not 0: then no program that takes core dumps gets one, either (core(5)).
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    with suppress(ValueError):  # somebody has set 0 before
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     remounts = unpacked(int(os.environ[REMOUNTS]))
     raise SystemExit(_Keeper(Session.open(sys.argv[1]), remounts).watch())
 

@@ -146,7 +146,9 @@ def _end_with_parent(life: int) -> None:
 def _limit(spec: Specification) -> None:
     # What the memory of a server holds is on no other disk. 1 and not 0: then no program that takes core dumps is
     # started, either, as root and outside (core(5)). It cannot be changed from here on (calls.py).
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # Where somebody has set 0 before, only root could change that.
+    with suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if spec.memory:
         resource.setrlimit(resource.RLIMIT_AS, (spec.memory, spec.memory))
     if spec.data:

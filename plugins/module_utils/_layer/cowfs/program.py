@@ -18,6 +18,7 @@ between two ``await`` is therefore atomic, and every check that an ``await`` may
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import resource
@@ -109,7 +110,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def limit_memory() -> None:
     """What writers make without end, names above all, ends the layer and with it the session, and nothing else."""
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # as the keeper: its memory holds what the archive does
+    with contextlib.suppress(ValueError):  # as the keeper: its memory holds what the archive does
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = MOST_MEMORY if most == resource.RLIM_INFINITY else min(most, MOST_MEMORY)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
