@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session_info, session_reap
 
@@ -262,3 +263,19 @@ def assert_clean(playbooks: Playbooks, session: dict[str, Any]) -> None:
 def succeed(run: Run) -> Run:
     assert run.returncode == 0, run.output
     return run
+
+
+def test_what_looks_like_a_template_in_a_record_is_text(playbooks: Playbooks, place: Path) -> None:
+    """An archive's name, or what a link of it says, is in the record of a session, and that in the statistics."""
+    text = f"{{{{ lookup('ansible.builtin.pipe', 'touch {place}/evaluated') }}}}"
+    root = playbooks.session_root
+    session = Session.create(str(root), session_id="mine", user="nobody", fields={"archive": {"name": text}})
+    listed = playbooks.sessions()
+    (told,) = listed.stats["instant_recovery_sessions"]
+    assert (told["id"], told["archive"]["name"]) == (session.id, text), listed.output
+    assert text in listed.output
+    stopped = playbooks.stop("mine")
+    assert stopped.returncode == 0, stopped.output
+    assert [one["archive"]["name"] for one in stopped.stats["instant_recovery_stopped"]] == [text]
+    assert not (place / "evaluated").exists()
+    assert remains(root) == []

@@ -260,3 +260,13 @@ def check_syntax(*arguments: str) -> None:
     command = [sys.executable, "-m", "ansible", "playbook", "--syntax-check", *arguments]
     ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_what_other_hosts_have_told_goes_into_statistics_through_a_lookup() -> None:
+    """set_stats looks for templates in it, and older Ansibles forget on this way what is none (CVE-2024-11079)."""
+    tasks = [path.read_text(encoding="utf-8") for path in (*PLAYBOOKS, *(CHECKOUT / "roles").glob("*/tasks/*.yml"))]
+    left = {name for text in tasks for part in text.split("set_stats:")[1:] for name in re.findall(r"\{\{ (\w+)", part)}
+    known = load("roles/session/vars/main.yml")
+    told = {name for name in left if "hostvars" in str(known.get(name)) and "inventory_hostname" not in known[name]}
+    assert told >= {"session_all_stopped", "session_all_listed", "session_all_extended", "session_all_reaped"}
+    assert [name for name in told if "query('ansible.builtin.items'," not in known[name]] == []

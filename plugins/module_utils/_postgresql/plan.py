@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
 
+MOST_TOLD = 1 << 20  # characters: of a cluster with everything that can be told they are some thousands
 # The options of doc_fragments/postgresql.py.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "bindir": {"type": "path"},
@@ -156,7 +157,9 @@ def make_plan(request: Request) -> Plan:
     late = PostgresError(f"The copy was not looked through within {request.timeout:g} s: {MORE_TIME}.")
     large = PostgresError("To look through the copy takes more than half of this host's memory: use another archive.")
     with deadline(request.timeout, late), own_memory(large):
-        return _planned(request)
+        plan = _planned(request)
+        _check_length(plan)
+    return plan
 
 
 def _planned(request: Request) -> Plan:
@@ -198,6 +201,16 @@ def _planned(request: Request) -> Plan:
         recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
         recovered=request.recovered,
     )
+
+
+def _check_length(plan: Plan) -> None:
+    """Raise PostgresError where there is more to tell of what is done to the copy than anybody reads."""
+    told = sum(len(text) for entry in (*plan.neutralised, *plan.carried_over) for text in entry.values())
+    if told > MOST_TOLD:
+        raise PostgresError(
+            f"What has to be changed in the copy takes {told >> 20} MiB to tell: no server makes so many slots, or "
+            "names so many libraries. Use another archive, and find out who made this."
+        )
 
 
 def _check_place(request: Request) -> None:

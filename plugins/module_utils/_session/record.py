@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -135,7 +135,7 @@ class Record:
     expires_at: str | None = None
     error_message: str | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
-    recovered_to: str | None = None
+    recovered_to: Mapping[str, Any] | None = None
     stop_reason: str | None = None
 
     ttl: float = 0
@@ -234,10 +234,6 @@ class Record:
         """The timings with their total, from the start's beginning till then, and what of it no step accounts for."""
         steps, total = self.steps(), moment - self.began
         return {**steps, "total": round(total, 3), "overhead": round(total - sum(steps.values()), 3)}
-
-    def changed(self, changes: Mapping[str, Any]) -> Record:
-        """With these fields. Raises TypeError for one that is none."""
-        return replace(self, **changes)
 
 
 def timestamp(epoch: float | None = None) -> str:

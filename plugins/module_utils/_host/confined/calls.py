@@ -181,18 +181,11 @@ def _filter(network: str) -> bytes:
         *_limits(calls),
         *_with_argument(calls.control, (_EQUAL, _PR_SET_SECCOMP, "refuse", "allow")),
         *_options(calls.option),
-        (_EQUAL, calls.device, 0, 3),
-        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
-        (_EQUAL, _BTRFS_SYNC, "refuse", 0),
-        (_EQUAL, _BTRFS_START_SYNC, "refuse", "allow"),
+        *_with_command(calls.device, refused=(_BTRFS_SYNC, _BTRFS_START_SYNC)),
         # Huge pages are few, reserved by the host for its own, and in no limit of memory.
         *(line for number, place, flag in calls.huge for line in _with_flag(number, place, flag)),
         *_with_argument(calls.pair, (_EQUAL, _AF_UNIX, "allow", "refuse")),
-        (_EQUAL, calls.fcntl, 0, len(_F_REFUSED) + len(_F_LOCKS) + 2),
-        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
-        *((_EQUAL, command, "refuse", 0) for command in _F_REFUSED),
-        *((_EQUAL, command, "pretend", 0) for command in _F_LOCKS),
-        (_EQUAL, 0, "allow", "allow"),
+        *_with_command(calls.fcntl, refused=_F_REFUSED, pretended=_F_LOCKS),
         *_sockets(calls.socket, network),
         *(_sends_to_an_address(calls.sendto) if is_silent else [(_EQUAL, 0, "allow", "allow")]),
     ]
@@ -213,6 +206,17 @@ def _filter(network: str) -> bytes:
 def _with_argument(number: int, decision: _Line) -> list[_Line]:
     """Lines that decide about one call by the lower half of its first argument."""
     return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), decision]
+
+
+def _with_command(number: int, *, refused: tuple[int, ...], pretended: tuple[int, ...] = ()) -> list[_Line]:
+    """Lines that decide about one call by the lower half of its second argument."""
+    return [
+        (_EQUAL, number, 0, len(refused) + len(pretended) + 2),
+        (_LOAD, _FIRST_ARGUMENT + 8, 0, 0),
+        *((_EQUAL, command, "refuse", 0) for command in refused),
+        *((_EQUAL, command, "pretend", 0) for command in pretended),
+        (_EQUAL, 0, "allow", "allow"),
+    ]
 
 
 def _limits(calls: _Calls) -> list[_Line]:
