@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ._errors import Failure, PlaybookError, TaskError, UnreachableError
@@ -49,6 +50,7 @@ class Outcome:
                 # Although the play may go on without this host.
                 self._unreachable = True
                 self._failed(data)
+                self._tell_of_lost_words(str(data.get("host", "")))
             case "warning" | "system_warning":
                 logger.warning("%s", " ".join(text.split()))
             case "error" | "verbose":
@@ -66,6 +68,13 @@ class Outcome:
             kind = UnreachableError if self._unreachable else TaskError
         words = "\n".join(line for line in self._output if line) or "ansible-playbook ended without a word"
         raise kind(words, failures=list(self._failures.values()), stats=self._stats)
+
+    def _tell_of_lost_words(self, host: str) -> None:
+        """Say how to see ssh's own reason. Ansible loses it where ssh ends while it is still being written to."""
+        failure = self._failures[host]
+        if "Data could not be sent" in failure.message:
+            remedy = f"what ssh said is lost: `ansible {host} -m ansible.builtin.raw -a true` shows it"
+            self._failures[host] = replace(failure, message=f"{failure.message} ({remedy})")
 
     def _failed(self, data: Mapping[str, Any]) -> None:
         """The first failure of a host is the cause; the last has the final message, composed by the play's rescue."""

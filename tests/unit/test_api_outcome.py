@@ -94,6 +94,13 @@ def test_every_host_that_failed_is_named() -> None:
     assert str(caught.value).startswith("db2: Connection refused\ndb1: Passphrase is wrong")
 
 
+def test_words_of_ssh_that_ansible_lost() -> None:
+    res = {"unreachable": True, "msg": "Task failed: Data could not be sent to remote host '127.0.0.1'."}
+    event = {**UNREACHABLE, "event_data": {**UNREACHABLE["event_data"], "res": res}}
+    with pytest.raises(UnreachableError, match="`ansible db2 -m ansible.builtin.raw -a true` shows it"):
+        outcome_of(event, recap()).result(successful=False)
+
+
 def test_without_a_recap_nothing_is_known_to_be_undone() -> None:
     with pytest.raises(PlaybookError) as caught:
         outcome_of(MOUNT_FAILED).result(successful=False)
