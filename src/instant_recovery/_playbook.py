@@ -314,7 +314,8 @@ def _end_workers(directory: Path, module_grace: float) -> None:
     workers = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if os.fsencode(directory) in entry.read_bytes():
+            # Anybody may write that name into a command line of theirs.
+            if entry.stat().st_uid == os.geteuid() and os.fsencode(directory) in entry.read_bytes():
                 workers.append(os.pidfd_open(int(entry.parent.name)))
     for patience in (module_grace, MODULE_TIMEOUT):
         workers = _still_running(workers, patience)

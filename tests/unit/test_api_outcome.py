@@ -97,7 +97,7 @@ def test_every_host_that_failed_is_named() -> None:
 def test_words_of_ssh_that_ansible_lost() -> None:
     res = {"unreachable": True, "msg": "Task failed: Data could not be sent to remote host '127.0.0.1'."}
     event = {**UNREACHABLE, "event_data": {**UNREACHABLE["event_data"], "res": res}}
-    with pytest.raises(UnreachableError, match="`ansible db2 -m ansible.builtin.raw -a true` shows it"):
+    with pytest.raises(UnreachableError, match=r"`ansible db2 -m ansible.builtin.raw -a true` shows it"):
         outcome_of(event, recap()).result(successful=False)
 
 

@@ -15,6 +15,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.doc_fragments.borg imp
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import mount as _mount
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg import repository as _repository
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.remount import Remount, packed, unpacked
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
     ARGUMENTS,
     Archive,
@@ -26,7 +27,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.rep
     parse_log,
     resolve_archive,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import Process, memory_file
 
 RECORDED = Path(__file__).parent / "recorded"
 ERRORS: dict[str, str] = json.loads((RECORDED / "borg-1.2-errors.json").read_text())
@@ -98,6 +99,20 @@ def test_items() -> None:
     assert (items["d/link"].type, items["d/link"].target) == ("l", "/etc")
     assert (items["d/sub/PG_VERSION"].type, items["d/sub/PG_VERSION"].size) == ("-", 3)
     assert (items["d/PG_VERSION"].type, items["d/PG_VERSION"].target) == ("h", "d/sub/PG_VERSION")
+
+
+def test_a_mount_of_many_paths_can_be_made_again() -> None:
+    """What a mount was made with is handed on through no pipe, which would be full of it."""
+    argv = ["borg", *(f"pp:{'x' * 200}/{number}" for number in range(2000))]
+    remount = Remount("archive", "/m", "a", argv, ["borg", "list"], {"TZ": "UTC"}, "secret", "/log", 0, True)
+    assert unpacked(memory_file("test", packed([remount]))) == [remount]
+
+
+def test_words_of_a_passcommand_are_not_told_whatever_a_server_says_next() -> None:
+    forged = json.dumps({"type": "log_message", "message": "x", "msgid": "LockTimeout"})
+    error = Repository("/r").error(["borg"], 2, f"{ERRORS['failing passcommand']}{forged}\n")
+    assert "The passcommand for /r failed" in str(error)
+    assert "hush-hush" not in f"{error} {error.details}"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,15 @@ def test_a_failed_start_keeps_its_reason(session: Session, root: str) -> None:
     assert remains(root) == []
 
 
+def test_a_reason_of_any_length_keeps_no_session_alive(session: Session, root: str) -> None:
+    assert tear_down(session, status="failed", error_message="it is so: " * (4 << 20)) == []
+    message = last(session).error_message or ""
+    assert message.startswith("it is so: it is so")
+    assert message.endswith(" (41943040 characters in all)")
+    assert len(message) < 20000
+    assert remains(root) == []
+
+
 KILLED = """import os, signal, sys; sys.path[:0] = {path!r}
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, spawn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .._host.command import CommandError, run
 from .._host.limits import bounds_of_borg
 from .._host.mounts import mount_at, unmount, wait_until
-from .._host.processes import PIPE_HOLDS, Process, secret_pipe, spawn, stop_all
+from .._host.processes import Process, secret_pipe, spawn, stop_all
 from .._session.metrics import spent
 
 if TYPE_CHECKING:
@@ -114,12 +114,11 @@ class Remount:
 
 
 def packed(remounts: Sequence[Remount]) -> bytes:
-    """For the pipe to the process that keeps them; nothing where they are too much for a pipe."""
-    data = json.dumps([asdict(remount) for remount in remounts]).encode()
-    return data if len(data) <= PIPE_HOLDS else b"[]"
+    """For the descriptor that the process which keeps them inherits."""
+    return json.dumps([asdict(remount) for remount in remounts]).encode()
 
 
 def unpacked(descriptor: int) -> list[Remount]:
-    """What packed() gave, from the reading end of the pipe."""
-    with os.fdopen(descriptor, "rb") as pipe:
-        return [Remount(**fields) for fields in json.loads(pipe.read())]
+    """What packed() gave."""
+    with os.fdopen(descriptor, "rb") as file:
+        return [Remount(**fields) for fields in json.loads(file.read())]

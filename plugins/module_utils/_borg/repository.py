@@ -363,11 +363,12 @@ class Repository:
     def error(self, argv: Sequence[str], returncode: int | None, stderr: str, *, archive: str = "") -> BorgError:
         """What a failed borg's log means."""
         entries = parse_log(stderr)
-        msgid, message = diagnose(entries, repository=self.location, archive=archive)
+        # The complaint about a passcommand quotes it, and it may hold a secret. A server's own words may follow.
+        failed = [entry for entry in entries if entry.msgid == "PasscommandFailure"]
+        msgid, message = diagnose(failed or entries, repository=self.location, archive=archive)
         if msgid is None and stderr.startswith("usage:"):
             message = _unsupported_version() or message
-        # The complaint about a passcommand quotes it, and it may hold a secret.
-        said = "" if msgid == "PasscommandFailure" else _in_words(entries)
+        said = "" if failed else _in_words(entries)
         return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said[-DETAIL_CHARACTERS:])
 
     def environment_and_secret(self) -> tuple[dict[str, str], str | None]:

@@ -38,6 +38,7 @@ __all__ = [
     "identify",
     "marked",
     "marks_below",
+    "memory_file",
     "open_log",
     "open_pidfd",
     "secret_pipe",
@@ -330,6 +331,16 @@ def secret_pipe(variable: str, secret: str | None) -> Iterator[tuple[dict[str, s
         yield {variable: str(reading)}, [reading]
     finally:
         os.close(reading)
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """A file that is only in memory, to be read from its beginning by whoever inherits it."""
+    descriptor = os.memfd_create(name)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def open_pidfd(process: Process) -> int | None:

@@ -33,7 +33,7 @@ from .command import Account, Completed, CompletedBytes, Inner, run_bytes, searc
 from .confined import program as confined_program  # so Ansible ships it
 from .confined.calls import can_filter_calls
 from .confined.landlock import SIGNALS_SINCE, landlock_version
-from .processes import KILL, MARKER, Process, descendants, end_family, identify, open_log
+from .processes import KILL, MARKER, Process, descendants, end_family, identify, memory_file, open_log
 from .programs import packed
 
 if TYPE_CHECKING:
@@ -330,8 +330,8 @@ class _Launch:
         self.environment = {"PATH": search_path(), "LC_ALL": "C.UTF-8"}
         if session_directory is not None:
             self.environment[MARKER] = session_directory
-        program = _memory_file("sandbox", _program())
-        given = _memory_file("specification", json.dumps(specification).encode())
+        program = memory_file("sandbox", _program())
+        given = memory_file("specification", json.dumps(specification).encode())
         self._status, status = os.pipe()
         go, self._go = os.pipe()
         ours = (program, given, status, go)
@@ -400,16 +400,6 @@ class _Launch:
 @lru_cache(maxsize=1)
 def _program() -> bytes:
     return packed("_host/confined")
-
-
-def _memory_file(name: str, content: bytes) -> int:
-    """A file that is only in memory, to be read from its beginning by whoever inherits it."""
-    descriptor = os.memfd_create(name)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _environment(account: Account) -> dict[str, str]:

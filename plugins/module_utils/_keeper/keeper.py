@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._borg.remount import packed, unpacked
 from .._host.clock import monotonic, now
 from .._host.disk import disk_usage, floor_of, free_files, free_space, in_words, session_usage, unnamed_usage
-from .._host.processes import MARKER, describe, secret_pipe, spawn, stop_all
+from .._host.processes import MARKER, describe, memory_file, spawn, stop_all
 from .._host.programs import packed as packed_program
 from .._layer.lost import failure
 from .._session.audit import requester
@@ -86,9 +86,12 @@ def ensure_keeper(session: Session, remounts: Sequence[Remount] = ()) -> None:
     session.keep_claim(Claim(KEEPER, "process", KEEPER, required=False))
     # That of the layer, where there is one: several processes of the same program share its memory.
     argv = [session.record.python or sys.executable, "-I", program, session.directory]
-    with secret_pipe(REMOUNTS, packed(remounts).decode()) as (secret, descriptors):
-        env = {MARKER: session.directory, **secret}
-        process = spawn(argv, log=session.path("log/keeper.log"), env=env, pass_fds=descriptors)
+    secret = memory_file("remounts", packed(remounts))
+    try:
+        env = {MARKER: session.directory, REMOUNTS: str(secret)}
+        process = spawn(argv, log=session.path("log/keeper.log"), env=env, pass_fds=[secret])
+    finally:
+        os.close(secret)
     session.amend_claim(KEEPER, process=process)
 
 

@@ -49,6 +49,7 @@ __all__ = [
 AUTO_CONF = "postgresql.auto.conf"
 SET_ASIDE = "postgresql.auto.conf.archived"  # kept beside it: a later start carries settings over from it
 OPTIONS, OPTIONS_ASIDE = "postmaster.opts", "postmaster.opts.archived"  # likewise; a server writes its own
+MOST_TOLD = 50  # sentences about what stands in the way
 LEFT_OUT = "instant_recovery_left_out"  # directory of the data directory; in it one for each tablespace that is missing
 
 # Files that must not be there when the server starts.
@@ -150,8 +151,9 @@ def plan_clone(
     planner.leave_out, planner.is_recovered = leave_out, is_recovered
     steps = list(planner.steps())
     if planner.problems or planner.wal is None:
-        listed = "; ".join(planner.problems)
-        raise PostgresError(f"The copy in {data.path} cannot be started: {listed}.", problems=planner.problems)
+        first = planner.problems[:MOST_TOLD]
+        rest = f"; and {len(planner.problems) - MOST_TOLD} more" if len(planner.problems) > MOST_TOLD else ""
+        raise PostgresError(f"The copy in {data.path} cannot be started: {'; '.join(first)}{rest}.", problems=first)
     backup = planner.backup
     made: set[str] = set()
     if data.control.state != "shut down" or backup.is_labelled or recovering:

@@ -46,7 +46,7 @@ ABOUT_RECOVERY = re.compile(
     rb"|WARNING:  (?:page \d+ of relation |WAL was generated with )"
 )
 MOST_LINES, LONGEST_LINE = 10_000, 1024  # of the log that are kept at either end, and bytes of each
-MOST_SAID = 64 << 20  # bytes that the catalogs may tell, of names of databases mostly
+MOST_SAID = 16 << 20  # bytes that the catalogs may tell, of names of databases mostly
 
 
 def prepare(

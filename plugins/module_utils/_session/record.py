@@ -28,6 +28,7 @@ __all__ = [
     "NewerRecordError",
     "Record",
     "Starter",
+    "brief",
     "timestamp",
 ]
 
@@ -41,6 +42,7 @@ PUBLIC_KEYS = (
 )  # fmt: skip
 # What claims are parts of.
 KEEPER, ARCHIVE, WAL, LAYER, SERVER = "keeper", "archive", "wal", "layer", "server"
+LONGEST_MESSAGE = 16 << 10  # characters: a record is read whole, and often
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # each with the seconds that a process has to end by it
 
@@ -162,6 +164,9 @@ class Record:
     ending: Mapping[str, Any] | None = None
     claims: tuple[Claim, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error_message", brief(self.error_message))
+
     @classmethod
     def from_json(cls, content: bytes) -> Record:
         """From its file. Raises NewerRecordError, or another ValueError, LookupError or TypeError for what is none."""
@@ -234,6 +239,14 @@ class Record:
         """The timings with their total, from the start's beginning till then, and what of it no step accounts for."""
         steps, total = self.steps(), moment - self.began
         return {**steps, "total": round(total, 3), "overhead": round(total - sum(steps.values()), 3)}
+
+
+def brief(message: str | None) -> str | None:
+    """A message that fits into a record: a roll-back must not fail of what it is for."""
+    if message is None or len(message) <= LONGEST_MESSAGE:
+        return message
+    rest = f"… ({len(message)} characters in all)"
+    return message[: LONGEST_MESSAGE - len(rest)] + rest
 
 
 def timestamp(epoch: float | None = None) -> str:

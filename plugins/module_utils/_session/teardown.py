@@ -23,7 +23,7 @@ from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .directory import LOCK, RECORD, RESUME
 from .prometheus import write_textfile
-from .record import KEEPER, LAYER, SIGNALS
+from .record import KEEPER, LAYER, SIGNALS, brief
 from .session import Session
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _ending(session: Session, status: str, error_message: str | None, reason: st
     """What the last record will say. A session that had failed while it ran has failed."""
     if session.record.status == "failed":
         status, error_message = "failed", session.record.error_message
-    return {"status": status, "error_message": error_message, "stop_reason": reason}
+    return {"status": status, "error_message": brief(error_message), "stop_reason": reason}
 
 
 def _advice(session: Session, remains: list[str]) -> str:
