@@ -21,7 +21,7 @@ options:
   option:
     description: What the text is for, and so which forms it can have.
     type: str
-    choices: [archive, repository, wal_source]
+    choices: [archive, repository, log_source]
     default: archive
 """
 
@@ -34,7 +34,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _raw:
   description:
-    - One dictionary for each text, with C(repository) and C(archive). For C(wal_source), C(archive) is
+    - One dictionary for each text, with C(repository) and C(archive). For C(log_source), C(archive) is
       C(REPOSITORY::NAME), and there are C(path) and whether that is in the session's own archive (C(is_own)).
     - C(refusal) is a sentence on why the text cannot be meant. What there is nothing of is an empty string.
   type: list
@@ -47,7 +47,7 @@ from typing import Any
 
 from ansible.plugins.lookup import LookupBase
 
-from ..module_utils._borg.location import LocationError, check_repository, parse_archive, parse_wal_source
+from ..module_utils._borg.location import LocationError, check_repository, parse_archive, parse_log_source
 
 NOTHING = {"repository": "", "archive": "", "path": "", "is_own": False, "refusal": ""}
 
@@ -78,9 +78,9 @@ def _repository(text: str) -> dict[str, Any]:
     return {"repository": check_repository(text)}
 
 
-def _wal_source(text: str) -> dict[str, Any]:
-    place = parse_wal_source(text)
+def _log_source(text: str) -> dict[str, Any]:
+    place = parse_log_source(text)
     return {"archive": place.archive, "path": place.path, "is_own": place.is_own}
 
 
-READERS = {"archive": _archive, "repository": _repository, "wal_source": _wal_source}
+READERS = {"archive": _archive, "repository": _repository, "log_source": _log_source}

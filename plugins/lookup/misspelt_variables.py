@@ -52,6 +52,7 @@ RESEMBLANCE = 0.83
 # What modules call options that have other names in the playbooks.
 MODULES_OWN = {
     "timeout": "start_timeout",
+    "wal_source": "log_source",
     **{name: f"borg_{name}" for name in ("passphrase", "passcommand", "passphrase_file", "rsh", "remote_path")},
 }
 

@@ -366,10 +366,10 @@ began:
   type: float
   returned: success
   sample: 1795352701.12
-wal_archives:
+log_archives:
   description:
     - Directories of the archive with PostgreSQL's write-ahead log, other than those of the databases themselves. For
-      C(wal_source) of M(phpborg.instant_recovery.pg_ephemeral).
+      C(log_source) of M(phpborg.instant_recovery.pg_ephemeral).
     - Where segments lie in a directory for each log, as with Barman and pgBackRest, this is the directory above.
   type: list
   elements: dict
@@ -424,7 +424,7 @@ NOTHING: dict[str, Any] = {
     "other_backups": [],
     "database": None,
     "paths": [],
-    "wal_archives": [],
+    "log_archives": [],
 }
 
 
@@ -497,7 +497,7 @@ def _contents(options: dict[str, Any], repository: Repository, archive: Archive)
         "other_backups": [other.as_dict() for other in catalogue.others],
         "database": chosen.as_dict() if chosen else None,
         "paths": paths,
-        "wal_archives": catalogue.wal_archives(databases),
+        "log_archives": catalogue.log_archives(databases),
     }
 
 

@@ -59,7 +59,7 @@ options:
       - Port on 127.0.0.1.
       - The default is the first from 15432 on that is free and that no other session has.
     type: int
-  wal_source:
+  log_source:
     description:
       - Directory of archived WAL, for recovery to go beyond what the copy has in C(pg_wal). It is only read, by whoever
         runs the module.
@@ -128,7 +128,7 @@ EXAMPLES = r"""
   phpborg.instant_recovery.pg_ephemeral:
     session_directory: "{{ begun.session_directory }}"
     data_directory: "{{ begun.directories.merged }}/var/lib/postgresql/15/main"
-    wal_source: /srv/wal_archive
+    log_source: /srv/wal_archive
     recovery_target_time: "2026-11-22T14:05:00+01"
 
 - name: Show what a start would change, without changing it
@@ -425,7 +425,7 @@ def main() -> None:
             "configuration_directory": {"type": "str"},
             "port": {"type": "int"},
             **ARGUMENTS,
-            "wal_source": {"type": "path"},
+            "log_source": {"type": "path"},
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 1800},
             "state": {"type": "str", "choices": list(ACTIONS), "default": "started"},
@@ -505,14 +505,14 @@ def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
 
 def _request(options: dict[str, Any], session: Session) -> Request:
     names = ("port", "bindir", "settings", "read_only", "network", "timeout", "links", "examine")
-    wal_source = options["wal_source"]
+    log_source = options["log_source"]
     return Request(
         directory=session.directory,
         data_directory=os.path.abspath(options["data_directory"]),
         account=account(session.record.server_user or ""),
         configuration=options["configuration_directory"],
         target=read_target(options),
-        wal_source=None if wal_source is None else os.path.abspath(wal_source),
+        log_source=None if log_source is None else os.path.abspath(log_source),
         recovered=session.record.recovered,
         **{name: options[name] for name in (*names, "missing_tablespaces", "accept_unconfined")},
     )

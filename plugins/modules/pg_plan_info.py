@@ -46,13 +46,13 @@ options:
     description:
       - Directory of the C(postgresql.conf) in the archive, where that is not in O(data_directory).
     type: str
-  wal_source:
+  log_source:
     description:
-      - Directory of archived WAL on this host, or with O(wal_archive) a path in that archive.
+      - Directory of archived WAL on this host, or with O(log_archive) a path in that archive.
     type: str
-  wal_archive:
+  log_archive:
     description:
-      - The archive that O(wal_source) is in, as C(REPOSITORY::NAME).
+      - The archive that O(log_source) is in, as C(REPOSITORY::NAME).
     type: str
   user:
     description:
@@ -97,7 +97,7 @@ EXAMPLES = r"""
     user: postgres
     passphrase_file: /root/.borg-passphrase
     recovery_target_time: "2026-11-22T14:05:00+01"
-    wal_source: /srv/wal_archive
+    log_source: /srv/wal_archive
   register: plan
 """
 
@@ -191,12 +191,12 @@ def main() -> None:
             "data_directory": {"type": "str", "required": True},
             "links": {"type": "dict", "default": {}},
             "configuration_directory": {"type": "str"},
-            "wal_source": {"type": "str"},
-            "wal_archive": {"type": "str"},
+            "log_source": {"type": "str"},
+            "log_archive": {"type": "str"},
             "user": {"type": "str"},
         },
         mutually_exclusive=[SECRETS],
-        required_by={"wal_archive": ["wal_source"]},
+        required_by={"log_archive": ["log_source"]},
         supports_check_mode=True,
     )
     run_module(module, lambda: _result(module.params))
@@ -217,7 +217,7 @@ def _result(options: dict[str, Any]) -> dict[str, Any]:
             account=account(options["user"] or pwd.getpwuid(os.geteuid()).pw_name),
             as_archived=True,
             target=target,
-            wal_source=_wal_source(options, os.path.join(top, "wal"), undo),
+            log_source=_log_source(options, os.path.join(top, "log_archive"), undo),
             timeout=options["timeout"],
             links=options["links"],
             configuration=options["configuration_directory"],
@@ -276,11 +276,11 @@ def _mounted(options: dict[str, Any], archive: str, paths: list[str], mountpoint
     return mountpoint
 
 
-def _wal_source(options: dict[str, Any], mountpoint: str, undo: ExitStack) -> str | None:
-    source: str | None = options["wal_source"]
-    if source is None or options["wal_archive"] is None:
+def _log_source(options: dict[str, Any], mountpoint: str, undo: ExitStack) -> str | None:
+    source: str | None = options["log_source"]
+    if source is None or options["log_archive"] is None:
         return source
-    mounted = _mounted(options, options["wal_archive"], [source], mountpoint, undo)
+    mounted = _mounted(options, options["log_archive"], [source], mountpoint, undo)
     return os.path.join(mounted, plain_path(source))
 
 

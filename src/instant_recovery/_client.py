@@ -52,7 +52,7 @@ class StartOptions(TypedDict, total=False):
     recovery_target_inclusive: bool | None
     recovery_target_timeline: str | int | None
     recovery_target_action: Literal["promote"] | None
-    wal_source: str | None
+    log_source: str | None
     examine: bool | None
     settings: Mapping[str, object] | None
     readers: int | None

@@ -610,7 +610,7 @@ def test_archived_wal_that_becomes_a_link_to_productions(
     wal.mkdir()
     (wal / segment).write_bytes(b"")
     copy.own()
-    copy.start(wal_source=str(wal))
+    copy.start(log_source=str(wal))
     assert (wal.parent / "archived-wal.aside").is_dir(), "the attack did not happen"
     assert (copy.data / "stolen").read_bytes() == b""
     (victim / "16384" / segment).unlink()

@@ -136,7 +136,7 @@ def test_a_location_that_is_a_command_or_an_option(playbooks: Playbooks, sample:
     attempts: list[tuple[str, str, list[str]]] = [
         ("archive", f"{command}::latest", []),
         ("repository", f"--debug-profile={made}", ["--check"]),
-        ("wal_source", f"{command}::latest", []),
+        ("log_source", f"{command}::latest", []),
     ]
     for variable, value, options in attempts:
         run = open_to_it.start(*options, **{"archive": sample.name, variable: value})

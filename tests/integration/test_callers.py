@@ -106,7 +106,7 @@ def test_no_location_is_a_command_or_an_option(
 
 
 @pytest.mark.parametrize(
-    "given", [{"wal_archive": "--debug-profile=/x::y"}, {"wal_archive": "ssh://-oProxyCommand=x/r::y"}]
+    "given", [{"log_archive": "--debug-profile=/x::y"}, {"log_archive": "ssh://-oProxyCommand=x/r::y"}]
 )
 def test_no_archive_of_wal_is_a_command_or_an_option(sample: Sample, place: Path, given: dict[str, str]) -> None:
     os.environ["BORG_BASE_DIR"] = str(sample.repository.base)
@@ -116,7 +116,7 @@ def test_no_archive_of_wal_is_a_command_or_an_option(sample: Sample, place: Path
         passphrase=sample.repository.passphrase,
         paths=[sample.data_directory],
         data_directory=sample.data_directory,
-        wal_source="wal",
+        log_source="wal",
         **given,
     )
     assert "is no repository, because" in result["msg"], result

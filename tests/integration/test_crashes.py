@@ -251,18 +251,18 @@ def test_the_mount_of_archived_wal_is_killed(root: Path, sample: Sample) -> None
         borg_mount.main,
         repository=sample.repository.location,
         archive=sample.archive,
-        mountpoint=str(stack.directory / "wal"),
+        mountpoint=str(stack.directory / "log_archive"),
         passphrase=sample.repository.passphrase,
         session_directory=str(stack.directory),
     )
     assert mounted["changed"], mounted
     for step in (stack._layer, stack._serve):
         step()
-    stack.kill("wal-1")
+    stack.kill("log_archive-1")
     told = stack.info()
     assert (told["status"], told["error_message"]) == (
         "active",
-        "The mount wal-1 is gone, so the session cannot be reset.",
+        "The mount log_archive-1 is gone, so the session cannot be reset.",
     )
     assert fingerprint(stack.connection()) == sample.tables
     assert "has lost its archive" in stack.change("reset")["msg"]

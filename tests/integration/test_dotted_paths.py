@@ -77,11 +77,11 @@ def looking(made: Made, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_session_of_such_an_archive(made: Made, playbooks: Playbooks) -> None:
     archive = made.taken("all", ".")
     mine = dataclasses.replace(playbooks, environment=made.repository.environment)
-    planned = mine.start("--check", archive=archive, wal_source="archive:/wal")
+    planned = mine.start("--check", archive=archive, log_source="archive:/wal")
     assert planned.returncode == 0, planned.output
     wal = f"{made.taken('wal', './wal')}:/wal"
-    assert mine.start("--check", archive=archive, wal_source=wal).returncode == 0
-    started = mine.start(archive=archive, wal_source=wal)
+    assert mine.start("--check", archive=archive, log_source=wal).returncode == 0
+    started = mine.start(archive=archive, log_source=wal)
     assert started.returncode == 0, started.output
     assert started.session["overlay_merged_dir"]
     connection = Connection.of_session(started.session, bindir=made.cluster.bindir)
@@ -113,7 +113,7 @@ def test_what_is_mounted_of_such_an_archive(made: Made, looking: dict[str, Any],
     found = call(borg_archive_info.main, **looking)
     assert found["database"]["data_directory"] == "prod/data"
     assert found["paths"] == ["./prod/data", "./space"]
-    assert [one["path"] for one in found["wal_archives"]] == ["./wal"]
+    assert [one["path"] for one in found["log_archives"]] == ["./wal"]
     assert call(borg_archive_info.main, **looking, data_directory="./prod/data")["paths"] == found["paths"]
     mountpoint = place / "mnt"
     options = {**looking, "mountpoint": str(mountpoint), "paths": found["paths"], "readers": 2}
@@ -138,4 +138,4 @@ def test_what_borg_cannot_show_together_is_refused_with_the_cure(made: Made, loo
     # What does not concern the database may begin as it likes.
     looking["archive"] = made.taken("beside", "prod/data", "space", "./wal")
     found = call(borg_archive_info.main, **looking)
-    assert (found["paths"], found["wal_archives"][0]["path"]) == (["prod/data", "space"], "./wal")
+    assert (found["paths"], found["log_archives"][0]["path"]) == (["prod/data", "space"], "./wal")

@@ -170,7 +170,7 @@ def test_a_base_backup_is_recovered_to_each_kind_of_target(
 ) -> None:
     copy = copy_of(story.copy("none"))
     before = [state_of(directory) for directory in (story.wal, story.space)]
-    result = copy.start(wal_source=str(story.wal), **options(story))
+    result = copy.start(log_source=str(story.wal), **options(story))
     assert "failed" not in result, result
     assert ledger(copy) == steps
     reached = result["recovered_to"]
@@ -189,7 +189,7 @@ def test_a_base_backup_is_recovered_to_each_kind_of_target(
 def test_a_tablespace_made_after_the_backup_stays_in_the_copy(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     before = state_of(story.space)
-    result = copy.start(wal_source=str(story.wal))
+    result = copy.start(log_source=str(story.wal))
     assert "failed" not in result, result
     taken_out = [entry["what"] for entry in result["neutralised"] if "taken out of the WAL" in entry["what"]]
     assert [what.split(" in ")[1] for what in taken_out] == [f"{story.space} taken out of the WAL"]
@@ -202,7 +202,7 @@ def test_a_tablespace_made_after_the_backup_stays_in_the_copy(story: Story, copy
 
 def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("stream"))
-    options = {"wal_source": str(story.wal), "recovery_target_time": story.times[4]}
+    options = {"log_source": str(story.wal), "recovery_target_time": story.times[4]}
     first = copy.start(**options)
     assert not copy.start(**options)["changed"]
     assert "its data recovered to recovery_target_time" in copy.start(recovery_target="immediate")["msg"]
@@ -219,7 +219,7 @@ def test_a_later_start_has_nothing_to_recover(story: Story, copy_of: Callable[..
 
 def test_what_an_archived_copy_was_recovered_to_does_not_count(story: Story, copy_of: Callable[..., Copy]) -> None:
     first = copy_of(story.copy("stream"))
-    options = {"wal_source": str(story.wal), "recovery_target_time": story.times[4]}
+    options = {"log_source": str(story.wal), "recovery_target_time": story.times[4]}
     assert "failed" not in first.start(**options)
     first.sql("insert into ledger values (6)")
     after = first.sql("select clock_timestamp()")
@@ -265,10 +265,10 @@ def test_a_damaged_segment_behind_the_last_that_is_needed_does_not_matter(
     (wal / f"{int(last, 16) + 1:024X}").write_bytes(b"damage" * 1000)
     (wal / f"{int(last, 16) + 2:024X}").write_bytes(b"damage" * 1000)
     copy = copy_of(story.copy("none"))
-    result = copy.start(wal_source=str(wal), recovery_target_xid=story.xids[4])
+    result = copy.start(log_source=str(wal), recovery_target_xid=story.xids[4])
     assert "failed" not in result, result
     assert ledger(copy) == [1, 2, 3, 4]
-    other = copy_of(story.copy("none")).start(wal_source=str(wal))
+    other = copy_of(story.copy("none")).start(log_source=str(wal))
     assert "has 6000 bytes instead of" in other["msg"]
 
 
@@ -277,22 +277,22 @@ def test_the_time_zone_of_the_archive_must_be_known(story: Story, copy_of: Calla
         copy = copy_of(story.copy("none"))
         with copy.path("postgresql.auto.conf").open("a") as file:
             file.write(f"TimeZone = '{zone}'\n")
-        said = copy.start(check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01T00:00")["msg"]
+        said = copy.start(check=True, log_source=str(story.wal), recovery_target_time="2099-01-01T00:00")["msg"]
         assert f"the archive's time zone {zone} is not known on this host" in said
         assert "failed" not in copy.start(
-            check=True, wal_source=str(story.wal), recovery_target_time="2099-01-01 00:00:00+00"
+            check=True, log_source=str(story.wal), recovery_target_time="2099-01-01 00:00:00+00"
         )
 
 
-def test_wal_source_in_the_archive_is_never_the_hosts(story: Story, copy_of: Callable[..., Copy]) -> None:
+def test_log_source_in_the_archive_is_never_the_hosts(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     (copy.tree / "wal").symlink_to(story.wal)
-    said = copy.start(check=True, wal_source=str(copy.tree / "wal"))["msg"]
-    assert said == f"wal_source {copy.tree}/wal is not in the archive: name a directory that it has."
+    said = copy.start(check=True, log_source=str(copy.tree / "wal"))["msg"]
+    assert said == f"log_source {copy.tree}/wal is not in the archive: name a directory that it has."
 
 
 def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy_of: Callable[..., Copy]) -> None:
-    """Where wal_source lacks the history file, and the copy has no manifest."""
+    """Where log_source lacks the history file, and the copy has no manifest."""
     copy = copy_of(story.copy("none"))
     copy.path("backup_manifest").unlink()
     wal = place / "no histories"
@@ -300,7 +300,7 @@ def test_the_backups_end_is_found_in_its_own_wal(story: Story, place: Path, copy
     for path in story.wal.iterdir():
         where = wal if len(path.name) == 24 else copy.path("pg_wal")
         shutil.copy(path, where)
-    said = copy.start(check=True, wal_source=str(wal), recovery_target_lsn="0/1")["msg"]
+    said = copy.start(check=True, log_source=str(wal), recovery_target_lsn="0/1")["msg"]
     end = max(
         path.read_text().split("STOP WAL LOCATION: ")[1].split()[0] for path in copy.path("pg_wal").glob("*.backup")
     )
@@ -329,7 +329,7 @@ def test_the_last_commit_of_a_clean_copy_is_found_by_reading_little(
 
 def test_a_snapshot_goes_on_with_archived_wal(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("snapshot"))
-    result = copy.start(wal_source=str(story.wal), recovery_target_time=story.times[3])
+    result = copy.start(log_source=str(story.wal), recovery_target_time=story.times[3])
     assert "failed" not in result, result
     assert ledger(copy) == [1, 2, 3]
     without = copy_of(story.copy("snapshot"))
@@ -342,7 +342,7 @@ def test_a_time_without_an_offset_is_the_archives(story: Story, copy_of: Callabl
     local = story.cluster.connection.sql(
         f"select to_char('{story.times[2]}'::timestamptz at time zone 'America/New_York', 'YYYY-MM-DD HH24:MI:SS.US')"
     )
-    result = copy.start(wal_source=str(story.wal), recovery_target_time=local)
+    result = copy.start(log_source=str(story.wal), recovery_target_time=local)
     assert "failed" not in result, result
     assert ledger(copy) == [1, 2]
     assert result["settings"]["TimeZone"] == "America/New_York"
@@ -384,13 +384,13 @@ def test_the_newest_timeline_is_followed_unless_another_is_named(
     fork(story, place, wal)
     for options, steps in (({}, [1, 2, 3, 100]), ({"recovery_target_timeline": "1"}, [1, 2, 3, 4, 5])):
         copy = copy_of(story.copy("none"))
-        result = copy.start(wal_source=str(wal), **options)
+        result = copy.start(log_source=str(wal), **options)
         assert "failed" not in result, result
         assert ledger(copy) == steps
         assert result["recovered_to"]["timeline"] == 3
     assert (
         "there is no 00000009.history"
-        in copy_of(story.copy("none")).start(wal_source=str(wal), recovery_target_timeline="9")["msg"]
+        in copy_of(story.copy("none")).start(log_source=str(wal), recovery_target_timeline="9")["msg"]
     )
 
 
@@ -423,7 +423,7 @@ def test_wal_as_other_tools_keep_it(kind: str, story: Story, place: Path, copy_o
     # Nobody but who runs the module needs to be able to read it.
     wal = packed(story, place, kind)
     wal.chmod(0o700)
-    result = copy.start(wal_source=str(wal))
+    result = copy.start(log_source=str(wal))
     assert "failed" not in result, result
     assert ledger(copy) == [1, 2, 3, 4, 5]
 
@@ -431,7 +431,7 @@ def test_wal_as_other_tools_keep_it(kind: str, story: Story, place: Path, copy_o
 REFUSALS: list[tuple[str, dict[str, str], str]] = [
     (
         "snapshot",
-        {"recovery_target_xid": "{before}", "wal_source": ""},
+        {"recovery_target_xid": "{before}", "log_source": ""},
         "is the earliest it can show, and there is no WAL",
     ),
     (
@@ -458,8 +458,8 @@ REFUSALS: list[tuple[str, dict[str, str], str]] = [
     ("none", {"recovery_target_timeline": "7"}, "there is no 00000007.history among the WAL"),
     ("none", {"recovery_target_timeline": "newest"}, "give latest, current or a timeline's number"),
     ("none", {"recovery_target_action": "pause"}, "recovery_target_action is pause, after which"),
-    ("none", {"wal_source": "/nowhere"}, "wal_source /nowhere cannot be read (No such file or directory)"),
-    ("none", {"wal_source": "/etc"}, "wal_source /etc has no WAL segments"),
+    ("none", {"log_source": "/nowhere"}, "log_source /nowhere cannot be read (No such file or directory)"),
+    ("none", {"log_source": "/etc"}, "log_source /etc has no WAL segments"),
 ]
 
 
@@ -469,7 +469,7 @@ def test_what_cannot_be_reached_is_said_in_one_sentence(
 ) -> None:
     copy = copy_of(story.copy(kind))
     options = {name: value.replace("{before}", story.xids[2]) for name, value in options.items()}
-    given = {"wal_source": str(story.wal), **options}
+    given = {"log_source": str(story.wal), **options}
     result = copy.start(**{name: value for name, value in given.items() if value})
     assert result["failed"]
     assert said in result["msg"], result["msg"]
@@ -484,7 +484,7 @@ def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: 
     for check in (True, False):
         said = copy.start(check=check)["msg"]
         assert f"recovery has to begin in WAL segment {first} (backup_label)" in said
-        assert "(wal_source)" in said
+        assert "(log_source)" in said
     # Its beginning is there, and the manifest says that more is needed.
     manifest = copy.path("backup_manifest")
     text = manifest.read_text()
@@ -495,7 +495,7 @@ def test_missing_wal_is_named_with_its_cure(story: Story, place: Path, copy_of: 
     wal.mkdir()
     shutil.copy(story.wal / first, wal)
     following = f"{int(first, 16) + 1:024X}"
-    assert f"segment {following} is missing" in copy.start(wal_source=str(wal))["msg"]
+    assert f"segment {following} is missing" in copy.start(log_source=str(wal))["msg"]
     # Nothing says so beforehand: the server does. What is cut off is the record of the backup's end.
     manifest.unlink()
     kept = int(end[2:], 16) % 2**24 - 40
@@ -521,7 +521,7 @@ def test_wal_that_cannot_be_used_is_not_taken_for_its_end(
         shutil.copytree(story.wal, wal)
         (wal / segments[-2]).write_bytes(change((wal / segments[-2]).read_bytes()))
         copy = copy_of(story.copy("none"))
-        result = copy.start(wal_source=str(wal))
+        result = copy.start(log_source=str(wal))
         assert result["failed"]
         assert said in result["msg"], result["msg"]
         assert segments[-2] in result["msg"]
@@ -544,7 +544,7 @@ def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[..., C
         cluster.connection.sql("select pg_switch_wal()")
         cluster.stop()
         copy = copy_of(Cluster(directory=cluster.directory, data=cluster.directory / "base"))
-        result = copy.start(wal_source=str(wal))
+        result = copy.start(log_source=str(wal))
     assert "failed" not in result, result
     assert result["data"]["prepared_transactions"] == ["waiting"]
     assert any("max_prepared_transactions=" in entry["what"] for entry in result["carried_over"])
@@ -554,7 +554,7 @@ def test_limits_that_grew_after_the_backup(place: Path, copy_of: Callable[..., C
 def test_check_mode_says_to_which_point(story: Story, copy_of: Callable[..., Copy]) -> None:
     copy = copy_of(story.copy("none"))
     before = state_of(copy.tree)
-    result = copy.start(check=True, wal_source=str(story.wal), recovery_target_time=story.times[3])
+    result = copy.start(check=True, log_source=str(story.wal), recovery_target_time=story.times[3])
     assert result["changed"], result
     assert result["diff"]["after"]["recovery"] == f"recovery_target_time {story.times[3]}"
     assert state_of(copy.tree) == before

@@ -131,7 +131,7 @@ def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Back
     assert refused.returncode != 0
     assert "or go on without what lies there (missing_tablespaces=leave_out)" in refused.message, refused.message
     assert "SESSION/merged/" in refused.message
-    told = plan_of(looking.start("--check", archive=backups.of("base"), wal_source=backups.of("wal")))
+    told = plan_of(looking.start("--check", archive=backups.of("base"), log_source=backups.of("wal")))
     assert "would do: restore_command emptied" in told
     assert left_over(temporary) == []
 
@@ -160,7 +160,7 @@ def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest
     for more, said in (
         ({"user": "root"}, "PostgreSQL refuses to run as root"),
         ({"user": "postgres", "recovery_target_time": "soon"}, "recovery_target_time 'soon' cannot be used"),
-        ({"user": "postgres", "wal_source": "no", "wal_archive": backups.of("wal")}, "Archive wal has no no"),
+        ({"user": "postgres", "log_source": "no", "log_archive": backups.of("wal")}, "Archive wal has no no"),
     ):
         result = call(pg_plan_info.main, **{**options(backups), **more})
         assert result["failed"]

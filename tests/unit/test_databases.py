@@ -364,7 +364,7 @@ def test_a_data_directory_that_lacks_something_is_told_as_such(gone: str, there:
 
 
 def test_archived_wal_alone_is_told_and_not_read() -> None:
-    """Whoever names it as wal_source does not wait for that."""
+    """Whoever names it as log_source does not wait for that."""
     items = [directory("srv/wal"), *(file(f"srv/wal/{number:024X}", 16 << 20) for number in range(1, 100))]
     looked_at: list[Item] = []
 
@@ -378,7 +378,7 @@ def test_archived_wal_alone_is_told_and_not_read() -> None:
         choose_database(found, archive="a", others=catalogue.others)
     assert str(caught.value) == (
         "Archive a holds no data directory to start a server on. srv/wal is archived WAL of PostgreSQL: start a "
-        "session from an archive of the data directory, with this as wal_source."
+        "session from an archive of the data directory, with this as log_source."
     )
 
 
@@ -455,7 +455,7 @@ def test_archived_wal_is_found_however_it_is_kept() -> None:
     ]
     items += [file(f"rest/15-1/{segment[:16]}/{segment}-{'0f' * 20}.zst")]
     found, catalogue = find_databases(items, read=lambda _items: contents, begin=lambda *_: {})
-    assert catalogue.wal_archives(found) == [
+    assert catalogue.log_archives(found) == [
         {"path": "barman/wals", "segments": 2, "first": segment, "last": "000000010000000100000000"},
         {"path": "rest/15-1", "segments": 1, "first": segment, "last": segment},
         {"path": "srv/wal", "segments": 2, "first": segment, "last": "000000010000000000000002"},

@@ -14,11 +14,11 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.lookup import borg_location
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.location import (
     LocationError,
-    WalPlace,
+    LogPlace,
     check_archive_name,
     check_repository,
     parse_archive,
-    parse_wal_source,
+    parse_log_source,
     split_location,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import ARGUMENTS, Repository
@@ -140,7 +140,7 @@ def test_what_cannot_be_meant_is_refused_wherever_it_is_given(text: str) -> None
         Repository(text)
     for source in (f"{text or '-'}::wal", f"{text or '-'}::wal:/path"):
         with pytest.raises(LocationError):
-            parse_wal_source(source)
+            parse_log_source(source)
 
 
 @pytest.mark.parametrize("text", ["host:", "/srv/repo:", "/srv/repo::", "/srv/repo::a", "host:::repo", "::"])
@@ -168,7 +168,7 @@ def test_control_characters_are_refused(code: int) -> None:
         with pytest.raises(LocationError, match="control character"):
             Repository("/srv/repo").archive_location(name.replace("{}", control))
     with pytest.raises(LocationError, match="control character"):
-        parse_wal_source(f"/srv/{control}wal")
+        parse_log_source(f"/srv/{control}wal")
 
 
 @pytest.mark.parametrize("name", ["", "-x", "--last=1", "a/b", "../a", "/"])
@@ -182,24 +182,24 @@ def test_names_that_cannot_be(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("/srv/wal archive", WalPlace(path="/srv/wal archive")),
-        ("archive:srv/wal", WalPlace(path="srv/wal", is_own=True)),
-        ("archive:///srv/wal", WalPlace(path="srv/wal", is_own=True)),
-        ("/srv/repo::wal-*", WalPlace(archive="/srv/repo::wal-*")),
-        ("/srv/repo::wal-14:05:00:/srv/wal", WalPlace(archive="/srv/repo::wal-14:05:00", path="srv/wal")),
-        ("ssh://[fd00::1]/repo::wal:/a:/b", WalPlace(archive="ssh://[fd00::1]/repo::wal", path="a:/b")),
+        ("/srv/wal archive", LogPlace(path="/srv/wal archive")),
+        ("archive:srv/wal", LogPlace(path="srv/wal", is_own=True)),
+        ("archive:///srv/wal", LogPlace(path="srv/wal", is_own=True)),
+        ("/srv/repo::wal-*", LogPlace(archive="/srv/repo::wal-*")),
+        ("/srv/repo::wal-14:05:00:/srv/wal", LogPlace(archive="/srv/repo::wal-14:05:00", path="srv/wal")),
+        ("ssh://[fd00::1]/repo::wal:/a:/b", LogPlace(archive="ssh://[fd00::1]/repo::wal", path="a:/b")),
     ],
 )
-def test_sources_of_wal(text: str, place: WalPlace) -> None:
-    assert parse_wal_source(text) == place
+def test_sources_of_wal(text: str, place: LogPlace) -> None:
+    assert parse_log_source(text) == place
 
 
 @pytest.mark.parametrize(
     "text", ["archive:", "archive:///", "archive:../../etc", "/srv/repo::wal:/../etc", "/srv/repo::", "-x::y", "a::-y"]
 )
 def test_sources_of_wal_that_cannot_be(text: str) -> None:
-    with pytest.raises(LocationError, match="wal_source"):
-        parse_wal_source(text)
+    with pytest.raises(LocationError, match="log_source"):
+        parse_log_source(text)
 
 
 def test_the_controller_reads_them_alike() -> None:
@@ -210,12 +210,12 @@ def test_the_controller_reads_them_alike() -> None:
 
     assert read("/srv/repo::latest") == {"repository": "/srv/repo", "archive": "latest"}
     assert read("latest") == {"archive": "latest"}
-    assert read("") == read("", "repository") == read("", "wal_source") == {}
+    assert read("") == read("", "repository") == read("", "log_source") == {}
     assert read("/srv/repo", "repository") == {"repository": "/srv/repo"}
-    assert read("archive:wal", "wal_source") == {"path": "wal", "is_own": True}
-    assert read("/r::a:/wal", "wal_source") == {"path": "wal", "archive": "/r::a"}
+    assert read("archive:wal", "log_source") == {"path": "wal", "is_own": True}
+    assert read("/r::a:/wal", "log_source") == {"path": "wal", "archive": "/r::a"}
     for text in filter(None, HOSTILE):
-        for given, option in ((text, "repository"), (f"{text}::a", "archive"), (f"{text}::a", "wal_source")):
+        for given, option in ((text, "repository"), (f"{text}::a", "archive"), (f"{text}::a", "log_source")):
             assert list(read(given, option)) == ["refusal"], given
 
 

@@ -45,4 +45,4 @@ def test_what_recovery_can_read_is_listed_as_archived_wal(suffix: str) -> None:
     catalogue = Catalogue()
     catalogue.add(Item(f"wal/{FIRST}{suffix}", "-", 100, "postgres"))
     catalogue.add(Item(f"wal/{FIRST}.00000028.backup", "-", 100, "postgres"))
-    assert [found["segments"] for found in catalogue.wal_archives([])] == [1]
+    assert [found["segments"] for found in catalogue.log_archives([])] == [1]

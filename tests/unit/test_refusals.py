@@ -38,7 +38,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("readers", 17, "1 to 16"),
     ("readers", 1.5, "1 to 16"),
     ("missing_tablespaces", "empty", "choose refuse, or leave_out"),
-    ("wal_source", "archive:/", "names no directory: write it as archive:PATH"),
+    ("log_source", "archive:/", "names no directory: write it as archive:PATH"),
     ("recovery_target_time", "yesterday", "no time: write it as 2026-11-22T14:05"),
     ("recovery_target_time", "2026-11-22", "as a space ends a value on the command line"),
     ("recovery_target_lsn", "zz", "no position .* write it as 1A/2B3C4D5E"),

@@ -76,7 +76,7 @@ def logs() -> Iterator[Logs]:
         ("server.log", "server"),
         ("layer.log", "layer"),
         ("borg-1.log", "archive"),
-        ("borg-wal-1.log", "archive"),
+        ("borg-log_archive-1.log", "archive"),
         ("keeper.log", "keeper"),
         ("server.log.1", None),
         (".log", None),

@@ -73,7 +73,7 @@ def test_directories_deeper_than_any_path_can_name_count_too(tmp_path: Path) -> 
 
 
 def test_of_a_session_what_is_mounted_in_it_does_not_count(tmp_path: Path) -> None:
-    for name in ("archive", "merged", "wal", "upper", "run", "log"):
+    for name in ("archive", "merged", "log_archive", "upper", "run", "log"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "large").write_bytes(os.urandom(MEGABYTE))
     assert 3 * MEGABYTE <= session_usage(str(tmp_path)) < 3.1 * MEGABYTE

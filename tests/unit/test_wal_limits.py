@@ -132,7 +132,7 @@ def test_little_that_would_become_gigabytes(tmp_path: Path, kind: str, name: str
     (tmp_path / NAME).touch()
     (tmp_path / f"{name}.{kind}").write_bytes(bomb[: len(bomb) if name == NAME else 1 << 20])
     most = SIZE if name == NAME else 1 << 20
-    with pytest.raises(RecoveryError, match=rf"{name}.{kind} has, decompressed, more than {most} bytes: name a wal_s"):
+    with pytest.raises(RecoveryError, match=rf"{name}.{kind} has, decompressed, more than {most} bytes: name a log_s"):
         in_little_memory(lambda: archive(tmp_path).read(name))
 
 

@@ -78,7 +78,7 @@ def test_a_low_level_backup_shows_the_moment_of_its_end(
 ) -> None:
     if kind not in history.samples:
         pytest.skip(f"PostgreSQL {history.major} has no exclusive backups")
-    missing = {"wal_source": str(history.wal), "recovery_target": "immediate"}
+    missing = {"log_source": str(history.wal), "recovery_target": "immediate"}
     for archive, options in ((kind, {}), (f"{kind}, cut off", missing)):
         stack = recover(archive, **options)
         assert fingerprint(stack.connection()) == history.samples[archive].tables
@@ -88,7 +88,7 @@ def test_a_low_level_backup_shows_the_moment_of_its_end(
 
 
 def test_a_point_in_time(history: History, recover: Callable[..., Stack]) -> None:
-    where = {"wal_source": str(history.wal)}
+    where = {"log_source": str(history.wal)}
     stack = recover("backup, cut off", recovery_target_time=history.times[1], **where)
     assert steps(stack) == [1, 2]
     assert stack.served["recovered_to"]["reason"].startswith("stopping before commit")
@@ -100,7 +100,7 @@ def test_a_point_in_time(history: History, recover: Callable[..., Stack]) -> Non
 
 
 def test_a_tablespace_in_the_wal_is_made_in_the_copy(history: History, recover: Callable[..., Stack]) -> None:
-    stack = recover("backup, cut off", recovery_target_time=history.times[2], wal_source=str(history.wal))
+    stack = recover("backup, cut off", recovery_target_time=history.times[2], log_source=str(history.wal))
     assert steps(stack) == [1, 2, 3]
     assert stack.connection().sql("select count(*), sum(i) from there") == "1000|500500"
     stack.connection().sql("insert into there values (1); checkpoint")
@@ -111,7 +111,7 @@ def test_a_tablespace_in_the_wal_is_made_in_the_copy(history: History, recover: 
 
 def test_wal_that_lacks_data_is_refused(history: History, recover: Callable[..., Stack]) -> None:
     with pytest.raises(AssertionError, match=r"^The WAL was partly written with wal_level=minimal, so nothing beyond"):
-        recover("backup, cut off", wal_source=str(history.wal))
+        recover("backup, cut off", log_source=str(history.wal))
 
 
 def test_the_settings_of_a_session_are_those_of_its_server(history: History, recover: Callable[..., Stack]) -> None:

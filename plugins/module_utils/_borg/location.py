@@ -16,11 +16,11 @@ from .._errors import RecoveryError
 
 __all__ = [
     "LocationError",
-    "WalPlace",
+    "LogPlace",
     "check_archive_name",
     "check_repository",
     "parse_archive",
-    "parse_wal_source",
+    "parse_log_source",
     "split_location",
 ]
 
@@ -44,10 +44,10 @@ class LocationError(RecoveryError):
 
 
 @dataclass(frozen=True)
-class WalPlace:
-    """Where archived WAL is: `path` on the host, in the session's own archive (`is_own`), or in another `archive`.
+class LogPlace:
+    """Where archived logs are: `path` on the host, in the session's own archive (`is_own`), or in another `archive`.
 
-    `archive` is REPOSITORY::NAME. Without a `path` it is the one directory of archived WAL that it has.
+    `archive` is REPOSITORY::NAME. Without a `path` it is the one directory of them that it has.
     """
 
     path: str = ""
@@ -71,24 +71,24 @@ def parse_archive(text: str, *, option: str = "archive") -> tuple[str | None, st
     return repository, check_archive_name(name, option=option)
 
 
-def parse_wal_source(text: str) -> WalPlace:
-    """The option wal_source: PATH, archive:PATH, or REPOSITORY::NAME with or without :/PATH. Raises LocationError."""
+def parse_log_source(text: str) -> LogPlace:
+    """The option log_source: PATH, archive:PATH, or REPOSITORY::NAME with or without :/PATH. Raises LocationError."""
     if _has_controls(text):
-        raise LocationError(f"wal_source {text!r} has a control character in it: name it without.")
+        raise LocationError(f"log_source {text!r} has a control character in it: name it without.")
     repository, rest = split_location(text)
     if repository is not None:
         name, _separator, path = rest.partition(":/")
-        parse_archive(f"{repository}::{name}", option="wal_source")
-        return WalPlace(path=_inside(path), archive=f"{repository}::{name}")
+        parse_archive(f"{repository}::{name}", option="log_source")
+        return LogPlace(path=_inside(path), archive=f"{repository}::{name}")
     if not text.startswith(IN_ARCHIVE):
-        return WalPlace(path=text)
+        return LogPlace(path=text)
     path = _inside(text[len(IN_ARCHIVE) :])
     if not path:
         raise LocationError(
-            f"wal_source {text} names no directory: write it as archive:PATH, or leave it out to have the archived "
-            "WAL found."
+            f"log_source {text} names no directory: write it as archive:PATH, or leave it out to have the archived "
+            "logs found."
         )
-    return WalPlace(path=path, is_own=True)
+    return LogPlace(path=path, is_own=True)
 
 
 def check_repository(text: str, *, option: str = "repository") -> str:
@@ -158,7 +158,7 @@ def _problem_of_remote(match: re.Match[str] | None, port: int | None = None) -> 
 def _inside(path: str) -> str:
     """A path within an archive, without slashes in front."""
     if ".." in path.split("/"):
-        raise LocationError(f"wal_source: {path!r} leads out of the archive: name a directory in it.")
+        raise LocationError(f"log_source: {path!r} leads out of the archive: name a directory in it.")
     return path.lstrip("/")
 
 

@@ -27,7 +27,7 @@ from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_bel
 from .._host.preflight import Host, mounting_problems
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
 from .._session.directory import TEMPORARY
-from .._session.record import WAL, Claim
+from .._session.record import LOGS, Claim
 from .._session.session import Session
 from .remount import Remount
 from .repository import BorgError, Repository, plain_path
@@ -144,7 +144,7 @@ class ArchiveMount:
         return f"{os.path.basename(self.mountpoint)}-{self.mountpoints.index(mountpoint) + 1}"
 
     def _log(self, mountpoint: str, logs: str, session: Session | None) -> str:
-        # A session may mount a second archive, for its WAL: claims and logs must not be taken for one another's.
+        # A session may mount a second archive, for its logs: claims and logs must not be taken for one another's.
         name = self._name(mountpoint)
         is_archive = session is None or self.mountpoint == session.path("archive")
         return os.path.join(logs, f"borg-{name.rpartition('-')[2] if is_archive else name}.log")
@@ -166,7 +166,7 @@ class ArchiveMount:
             env["TMPDIR"] = self.temporary
         if session is not None:
             part = os.path.basename(self.mountpoint)
-            session.claim(Claim(name, "mount", part, required=part != WAL, mountpoint=mountpoint))
+            session.claim(Claim(name, "mount", part, required=part != LOGS, mountpoint=mountpoint))
             undo.callback(session.release_claim, name)
         offset = os.path.getsize(log) if os.path.exists(log) else 0
         with self.repository.environment_with_pipe() as (secret, descriptors):

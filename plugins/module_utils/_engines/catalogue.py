@@ -319,7 +319,7 @@ class Catalogue:
         """How many WAL segments are in the directory; None when there is no such directory."""
         return self._segments.get(directory, 0) if self.has_directory(directory) else None
 
-    def wal_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
+    def log_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
         """Directories with archived WAL: `path`, number of `segments`, `first` and `last` of them by name.
 
         None whose name acts on a terminal: they are printed, to choose from.

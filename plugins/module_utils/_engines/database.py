@@ -35,7 +35,7 @@ READ_LIMIT = 64 << 20  # bytes of all small files together
 MOST_DATABASES = 1000
 MOST_NAMED = 20  # databases in a message
 MOST_TOLD = 32 << 20  # characters of what is told of all databases: of one with 100 tablespaces, some 50,000
-NEEDS_DATA = "start a session from an archive of the data directory, with this as wal_source"
+NEEDS_DATA = "start a session from an archive of the data directory, with this as log_source"
 NEEDS_ALL = "use an archive that has all of its files, and none of them behind a link"
 OID = re.compile(r"[0-9]{1,10}")
 
@@ -314,7 +314,7 @@ def _without_data_directory(catalogue: Catalogue, begin: Beginnings) -> tuple[li
         return dumps, list(others.values())
     return [], list(_incomplete(catalogue))[:MOST_FILES] or [
         OtherBackup(archived["path"] or ".", "archived WAL of PostgreSQL", NEEDS_DATA)
-        for archived in catalogue.wal_archives([])[:MOST_FILES]
+        for archived in catalogue.log_archives([])[:MOST_FILES]
     ]
 
 

@@ -132,7 +132,7 @@ def _in_tar(path: str, content: bytes) -> OtherBackup | None:
     if "backup_label" in names:
         return OtherBackup(path, BASE_BACKUP, UNPACK_BASE)
     if all(WAL_MEMBER.fullmatch(name) or name.startswith("archive_status") for name in names):
-        return OtherBackup(path, "WAL of PostgreSQL in tar format", "archive it unpacked, to name it as wal_source")
+        return OtherBackup(path, "WAL of PostgreSQL in tar format", "archive it unpacked, to name it as log_source")
     if all(TABLESPACE_MEMBER.match(name) for name in names):
         return OtherBackup(path, "a tablespace of PostgreSQL in tar format", "unpack it where the base backup has it")
     if any(posixpath.basename(name) in DATA_MEMBERS for name in names):
@@ -276,7 +276,7 @@ class _Tool(NamedTuple):
 
 
 RESTORE = (
-    "have it restore that to a directory ({how}), and archive the directory; the archived WAL can be its wal_source"
+    "have it restore that to a directory ({how}), and archive the directory; the archived WAL can be its log_source"
 )
 DAY, TIME = "[0-9]{8}", "[0-9]{6}"
 TOOLS = (

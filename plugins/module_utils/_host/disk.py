@@ -27,7 +27,7 @@ __all__ = [
 
 LEAST_FLOOR = 1 << 30  # bytes; on a small disk a share would be too little for a database server beside the sessions
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-MOUNTED = ("archive", "merged", "wal")  # in a session's directory
+MOUNTED = ("archive", "merged", "log_archive")  # in a session's directory
 
 
 def free_space(place: str) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from .._session.duration import duration_in_words
 from .._session.liveness import examine, is_abandoned, unattended
 from .._session.metrics import measure, read_sample, write_sample
 from .._session.prometheus import write_textfile
-from .._session.record import ARCHIVE, KEEPER, SIGNALS, WAL, Claim
+from .._session.record import ARCHIVE, KEEPER, LOGS, SIGNALS, Claim
 from .._session.session import Session
 from .._session.teardown import cut_off, tear_down
 from .archive import Archive
@@ -162,7 +162,7 @@ class _Keeper:
         if not reason or not self.session.is_locked():
             self.cut_since = None
         if reason and self.session.is_locked():
-            # A module is at work, most likely waiting for its server to replay WAL. What fills the disk may be a Borg.
+            # A module is at work, most likely waiting for its server to recover. What fills the disk may be a Borg.
             self._tell("the start", SessionError(f"cut off: {reason}"))
             self.cut_since = self.cut_since or time.monotonic()
             is_late = time.monotonic() > self.cut_since + GIVES_UP / 2
@@ -355,7 +355,7 @@ class _Usage:
 
 def _taken(session: Session, *, besides: Collection[str] = ()) -> int:
     """Bytes that a session takes of its disk, with what its Borgs put aside in files without a name."""
-    borgs = [claim.process for claim in session.record.parts(ARCHIVE, WAL) if claim.process]
+    borgs = [claim.process for claim in session.record.parts(ARCHIVE, LOGS) if claim.process]
     return session_usage(session.directory, besides=besides) + unnamed_usage(borgs, session.directory)
 
 

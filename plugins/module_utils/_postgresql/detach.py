@@ -446,7 +446,7 @@ class _Planner:
         source = "backup_label" if self.backup.is_labelled else "pg_control"
         # The timeline is the first third of the name: after a promotion the segment may carry the next one's.
         missing = missing_wal(self.backup, self.wal, self.archive)
-        where = "neither the archived pg_wal nor wal_source has"
+        where = "neither the archived pg_wal nor log_source has"
         if self.archive is None:
             where = "the archived pg_wal does not have"
         if missing == first:

@@ -68,7 +68,7 @@ class Request:
     earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
     leave_out to start without them. as_archived: the tree is the archive's mount, where files belong to whom Borg says.
     configuration: directory of the archived configuration below tree, where that is known.
-    target is where recovery is to stop, wal_source a directory of archived WAL. network: none, or host for a server
+    target is where recovery is to stop, log_source a directory of archived WAL. network: none, or host for a server
     that may open connections.
     """
 
@@ -83,7 +83,7 @@ class Request:
     links: Mapping[str, str] = field(default_factory=dict)
     configuration: str | None = None
     target: Target | None = None
-    wal_source: str | None = None
+    log_source: str | None = None
     network: str = "none"
     missing_tablespaces: str = "refuse"
     examine: bool = True
@@ -297,14 +297,14 @@ def _check_recovered(request: Request) -> None:
 
 
 def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
-    """The WAL of wal_source. Within the tree, links mean what they meant on the host the archive is from."""
-    source = request.wal_source
+    """The WAL of log_source. Within the tree, links mean what they meant on the host the archive is from."""
+    source = request.log_source
     if source is None:
         return None
     if is_within(source, request.tree):
         within = resolve_within(request.tree, os.path.relpath(source, request.tree))
         if within is None:  # followed as it stands, a link might lead to a directory of this host
-            raise PostgresError(f"wal_source {source} is not in the archive: name a directory that it has.")
+            raise PostgresError(f"log_source {source} is not in the archive: name a directory that it has.")
         source = within
     return open_archive(
         source,

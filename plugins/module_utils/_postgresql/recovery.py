@@ -46,12 +46,12 @@ IN_PLACE_TABLESPACES = {12: 12, 13: 8, 14: 5}  # minor by major version; all of 
 
 IGNORES_INVALID_PAGES = 13  # since that version the setting ignore_invalid_pages is known
 
-GO_FURTHER = "name an earlier point, or a wal_source that goes further"
+GO_FURTHER = "name an earlier point, or a log_source that goes further"
 MINIMAL = (
     "The WAL was partly written with wal_level=minimal, so nothing beyond can be recovered from this copy: name an "
     "earlier point, or use an archive that was made later."
 )
-CURE = "name the directory of the archived WAL that has it (wal_source), or use an archive that includes the WAL"
+CURE = "name the directory of the archived WAL that has it (log_source), or use an archive that includes the WAL"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def plan_recovery(
     if is_of_one_moment and archive is None and target.setting not in (None, "recovery_target"):
         raise PostgresError(
             f"{target} cannot be reached: the copy was taken at one moment, which is the earliest it can show, and "
-            "there is no WAL that leads further. Give a wal_source, or use an older archive together with one."
+            "there is no WAL that leads further. Give a log_source, or use an older archive together with one."
         )
     return Recovery(target, archive, time_zone)
 

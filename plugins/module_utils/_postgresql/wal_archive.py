@@ -45,7 +45,7 @@ LONGEST_MAGIC = max(map(len, MAGIC.values()))
 LARGEST_HISTORY = 1 << 20  # bytes, of a timeline or a backup: they are some lines of text
 COPIES = 8  # of a segment that are in memory while a server is given archived WAL
 MOST_STREAMS = 100  # files that were put together into one
-CURE = "name a wal_source where it is whole"
+CURE = "name a log_source where it is whole"
 TIMEOUT = 60  # seconds to decompress one segment, which takes a fraction of one
 SYSTEM_IDENTIFIER = slice(24, 32)  # in a segment's first page: XLogLongPageHeaderData
 
@@ -103,7 +103,7 @@ class WalArchive:
         elif int.from_bytes(content[SYSTEM_IDENTIFIER], "little") != self.system_identifier:
             # Which may have been found in the archive, without anybody having named it.
             problem = (
-                "belongs to another cluster than the data directory: name this cluster's archived WAL as wal_source"
+                "belongs to another cluster than the data directory: name this cluster's archived WAL as log_source"
             )
         else:
             return content
@@ -129,10 +129,10 @@ def open_archive(
             return archive
     except OSError as error:
         raise PostgresError(
-            f"wal_source {directory} cannot be read ({error.strerror}): name the directory of the archived WAL."
+            f"log_source {directory} cannot be read ({error.strerror}): name the directory of the archived WAL."
         ) from error
     raise PostgresError(
-        f"wal_source {directory} has no WAL segments, neither in it nor in directories named as Barman and pgBackRest "
+        f"log_source {directory} has no WAL segments, neither in it nor in directories named as Barman and pgBackRest "
         "name them: name the directory whose files have names such as 000000010000000000000001."
     )
 

@@ -148,7 +148,7 @@ class WalServer:
             self.problem = error
         except Exception as error:  # whatever it is, the server must not wait for an answer
             reason = str(error) or type(error).__name__
-            self.problem = RecoveryError(f"WAL file {name} of wal_source cannot be used: {reason}.")
+            self.problem = RecoveryError(f"WAL file {name} of log_source cannot be used: {reason}.")
         return None
 
     def _neighbour(self, name: str, distance: int) -> bytes | None:

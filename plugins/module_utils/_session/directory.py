@@ -63,7 +63,7 @@ OTHERS = (
     RESUME,
     REFUSAL,
     f"{REFUSAL}.tmp",
-    "wal",
+    "log_archive",
     "upper.cowfs",
     "upper.counters",
     "upper.failures",

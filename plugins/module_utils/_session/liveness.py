@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._host.clock import now
 from .._host.mounts import is_mounted_for, is_responding, mount_at, reached_through
 from .directory import RECORD, SessionError
-from .record import KEEPER, WAL
+from .record import KEEPER, LOGS
 from .session import Session
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _spare(record: Record, checks: dict[str, Any]) -> list[str]:
 
 def _lost_logs(record: Record, checks: dict[str, Any]) -> list[str]:
     """The names of mounts of archived logs, which only a start reads, that are gone or dead."""
-    logs = [claim.name for claim in record.parts(WAL)]
+    logs = [claim.name for claim in record.parts(LOGS)]
     working = [one["name"] for one in checks["mounts"] if one["mounted"] and one["responding"]]
     return [name for name in logs if name not in working]
 

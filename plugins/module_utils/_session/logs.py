@@ -32,7 +32,7 @@ __all__ = ["LIMIT", "Reading", "read_logs", "source_of"]
 
 LIMIT = 1 << 20  # bytes of logs in one call
 SUFFIX = ".log"  # after the name of its source
-ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of WAL
+ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of logs
 # A log may not have begun when it is asked for.
 USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper"})
 STDOUT = 1

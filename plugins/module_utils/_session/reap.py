@@ -12,7 +12,7 @@ from .._host.mounts import MountError, mounts_below, unmount
 from .._host.processes import describe, marked, marks_below, stop_all
 from .directory import GENERATED_IDENTIFIER, IDENTIFIER
 from .liveness import examine
-from .record import ARCHIVE, SIGNALS, WAL
+from .record import ARCHIVE, LOGS, SIGNALS
 from .session import Session
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def is_dead(session: Session) -> str | None:
         return str(session.record.error_message)
     findings = examine(session)
     lost = [one["name"] for one in findings.checks["processes"] if not one["alive"]]
-    replaced = [claim.name for claim in session.record.parts(ARCHIVE, WAL)]
+    replaced = [claim.name for claim in session.record.parts(ARCHIVE, LOGS)]
     is_kept = session.record.status == "active" and all(name in replaced for name in lost)
     return None if is_kept else "; ".join(findings.wrong) or None
 

@@ -19,11 +19,11 @@ __all__ = [
     "ARCHIVE",
     "KEEPER",
     "LAYER",
+    "LOGS",
     "PUBLIC_KEYS",
     "SCHEMA_VERSION",
     "SERVER",
     "SIGNALS",
-    "WAL",
     "Claim",
     "NewerRecordError",
     "Record",
@@ -41,7 +41,7 @@ PUBLIC_KEYS = (
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
 # What claims are parts of.
-KEEPER, ARCHIVE, WAL, LAYER, SERVER = "keeper", "archive", "wal", "layer", "server"
+KEEPER, ARCHIVE, LOGS, LAYER, SERVER = "keeper", "archive", "log_archive", "layer", "server"
 LONGEST_MESSAGE = 16 << 10  # characters: a record is read whole, and often
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # each with the seconds that a process has to end by it
@@ -55,7 +55,7 @@ class NewerRecordError(ValueError):
 class Claim:
     """What the session is about to have, or has: a process, or a mount with the process that serves it.
 
-    part is what it is of: KEEPER, ARCHIVE, WAL (archived logs), LAYER or SERVER; mounts of one part can stand in for
+    part is what it is of: KEEPER, ARCHIVE, LOGS (archived logs), LAYER or SERVER; mounts of one part can stand in for
     one another. Without what is not required the session goes on. process is None before it is known. signals end it.
     suspended: its Borg was ended on purpose, until somebody reads. spent: what the processes before this one have used.
     shared_memory: ids of System V segments that it made.

@@ -96,15 +96,15 @@ def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backu
     assert reached["reason"].startswith("stopping before commit of transaction")
     assert any(f"data as of {reached['time']}" in str(task.result.get("msg")) for task in started.tasks)
     playbooks.end(started.session["id"])
-    named = start(backups.of("both"), wal_source=f"archive:{backups.wal}")
+    named = start(backups.of("both"), log_source=f"archive:{backups.wal}")
     assert ledger(named, backups) == "{1,2,3}"
     playbooks.end(named.session["id"])
 
 
 def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backups: Backups, start: Any) -> None:
     source = f"{backups.wal_repository.location}::{WAL_ARCHIVE}"
-    for wal_source in (source, f"{source}:{backups.wal}"):
-        started = start(backups.of("base"), wal_source=wal_source, recovery_target_time=backups.time)
+    for log_source in (source, f"{source}:{backups.wal}"):
+        started = start(backups.of("base"), log_source=log_source, recovery_target_time=backups.time)
         assert ledger(started, backups) == "{1,2}"
         assert started.session["borg_mount_point"].endswith("/archive")
         assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_wal"}
@@ -114,9 +114,9 @@ def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backu
 def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, backups: Backups, start: Any) -> None:
     """What the server's start has to say of it is in test_pg_point_in_time.py."""
     for variables, said in (
-        ({"wal_source": f"{backups.of('base')}"}, "holds no archived WAL: name another archive"),
-        ({"wal_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
-        ({"wal_source": "archive:/no/where"}, "no/where"),
+        ({"log_source": f"{backups.of('base')}"}, "holds no archived WAL: name another archive"),
+        ({"log_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
+        ({"log_source": "archive:/no/where"}, "no/where"),
     ):
         failed = start(backups.of("base"), **variables)
         assert failed.returncode != 0
@@ -136,7 +136,7 @@ def test_an_ordinary_user_with_wal_on_the_host(playbooks: Playbooks, backups: Ba
         )
         started = mine.start(
             archive=f"{repository.location}::base",
-            wal_source=str(place / "wal"),
+            log_source=str(place / "wal"),
             recovery_target_time=backups.time,
         )
         assert started.returncode == 0, started.output
