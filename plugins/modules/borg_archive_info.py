@@ -410,8 +410,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.repository import ARGUMENTS, SECRETS, Archive, BorgError, Repository, resolve_archive
 from ..module_utils._borg.suspects import TOO_MUCH, ArchiveRefusedError
-from ..module_utils._engines.database import DatabaseChoiceError, choose_database, find_databases
-from ..module_utils._engines.model import ENGINES, Database
+from ..module_utils._engine.database import Database, DatabaseChoiceError
+from ..module_utils._engines.contents import NAMES, choose_database, find_databases
 from ..module_utils._errors import MORE_TIME, is_plain, run_module, shown, warn
 from ..module_utils._host.deadline import deadline
 from ..module_utils._host.limits import own_memory
@@ -435,7 +435,7 @@ def main() -> None:
             **ARGUMENTS,
             "archive": {"type": "str"},
             "details": {"type": "bool", "default": False},
-            "engine": {"type": "str", "choices": ["auto", *ENGINES], "default": "auto"},
+            "engine": {"type": "str", "choices": ["auto", *NAMES], "default": "auto"},
             "data_directory": {"type": "str"},
             "relocated": {"type": "dict", "default": {}},
             "require_database": {"type": "bool", "default": True},

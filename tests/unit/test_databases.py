@@ -16,17 +16,14 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import (
-    MOST_FILES,
-    MOST_PROBABLE,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import (
-    DatabaseChoiceError,
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.database import DatabaseChoiceError, Link
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.listing import MOST_FILES, MOST_PROBABLE
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.contents import (
     choose_database,
     find_databases,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database, Link
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.compressed import Beginning, beginning
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.contents import PostgresqlDatabase
 
 RECORDED = Path(__file__).parent / "recorded"
 CRASHED = (RECORDED / "pg_control-15-crashed.bin").read_bytes()
@@ -36,7 +33,7 @@ DATA = "tmp/borgside/rec/prod/data"  # where the recorded cluster was
 ITEMS = [parse_item(line) for line in (RECORDED / "borg-1.2-items.jsonl").open()]
 
 
-def find(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -> list[Database]:
+def find(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -> list[PostgresqlDatabase]:
     """find_databases with contents by path; an item's size need not be that of its content."""
 
     def read(wanted: Sequence[Item]) -> dict[str, bytes]:
@@ -69,7 +66,7 @@ def directory(path: str) -> Item:
     return Item(path, "d", 0, "postgres")
 
 
-def recorded(items: Iterable[Item] = ITEMS) -> Database:
+def recorded(items: Iterable[Item] = ITEMS) -> PostgresqlDatabase:
     contents = {
         f"{DATA}/PG_VERSION": b"15\n",
         f"{DATA}/global/pg_control": CRASHED,
@@ -394,8 +391,8 @@ def test_other_files_are_no_dumps(content: bytes) -> None:
     assert find([file("a.sql")], {"a.sql": content}) == []
 
 
-def database(path: str, engine: str = "postgresql", kind: str = "crash_consistent") -> Database:
-    return Database(engine=engine, data_directory=path, kind=kind, version="15")
+def database(path: str, engine: str = "postgresql", kind: str = "crash_consistent") -> PostgresqlDatabase:
+    return PostgresqlDatabase(engine=engine, data_directory=path, kind=kind, version="15")
 
 
 def test_the_only_database_needs_no_choice() -> None:
@@ -436,7 +433,7 @@ def test_a_choice_by_engine() -> None:
     ],
 )
 def test_what_cannot_be_chosen_is_answered_with_what_there_is(
-    databases: list[Database], engine: str, data_directory: str | None, says: str
+    databases: list[PostgresqlDatabase], engine: str, data_directory: str | None, says: str
 ) -> None:
     with pytest.raises(DatabaseChoiceError) as caught:
         choose_database(databases, archive="a", engine=engine, data_directory=data_directory)

@@ -18,27 +18,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.other_backups import (
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.contents import look_at
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.listing import Listing
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.other_backups import (
     BEGINNING,
     IMAGES,
     Dump,
     OtherBackup,
-    Signs,
-    dump_in,
-    other_backup_in,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.contents import CONTENTS, find_databases
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import compressed as _compressed
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.compressed import (
     Beginning,
     beginning,
     compressed_size,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.other_backups import Signs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+KINDS = [kind(Listing()) for kind in CONTENTS]
 PG_DUMP = b"--\n-- PostgreSQL database dump\n--\n\n-- Dumped from database version 15.18 (Debian)\n"
 # Does not get smaller by compression, and is more than one block of any program.
 LONG = random.Random(1).randbytes(9 << 20)
@@ -55,7 +56,7 @@ def tar(*names: str, content: bytes = b"x") -> bytes:
 
 
 def what(content: bytes, size: int = 1 << 20, compression: str | None = None) -> str | None:
-    found = other_backup_in("x", size, Beginning(content[:BEGINNING], compression))
+    found = look_at("x", size, Beginning(content[:BEGINNING], compression), KINDS)
     return found.what if found else None
 
 
@@ -68,7 +69,7 @@ def test_what_hides_its_content_is_told() -> None:
         assert what(begin + LONG[:100]) == "a file encrypted by GnuPG"
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as file:
-        file.writestr("shop.sql", PG_DUMP)
+        file.writestr("shop.zst", LONG[:1000])
     assert what(packed.getvalue()) == "a zip file"
     assert what(b"age-encryption.org/v1\n-> X25519 x") == "a file encrypted by age"
     assert what(b"Salted__" + LONG[:100]) == "a file encrypted by OpenSSL"
@@ -115,7 +116,7 @@ def test_what_only_begins_like_a_compressed_file(magic: bytes) -> None:
 
 def test_without_the_program_only_the_magic_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_compressed, "find_program", lambda _name: None)
-    found = other_backup_in("a/all.sql.zst", 100, beginning(b"\x28\xb5\x2f\xfdxyz", BEGINNING))
+    found = look_at("a/all.sql.zst", 100, beginning(b"\x28\xb5\x2f\xfdxyz", BEGINNING), KINDS)
     assert str(found) == (
         "a/all.sql.zst is a compressed file (zstd), and what is in it cannot be seen: zstd is not installed: install "
         "the package zstd."
@@ -142,7 +143,8 @@ def test_without_the_program_only_the_magic_tells(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_dumps(content: bytes, dump: Dump | None) -> None:
-    assert dump_in(content) == dump
+    found = look_at("x", len(content), Beginning(content), KINDS)
+    assert (found if isinstance(found, Dump) else None) == dump
 
 
 # -- tar files

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.contents import find_databases
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Completed
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start, tablespace_records
 
@@ -42,7 +42,7 @@ def test_pg_waldump_is_asked_only_about_one_timeline(others: list[str], is_asked
 
 @pytest.mark.parametrize("suffix", ["", ".gz", f"-{'0f' * 20}.zst", ".partial", ".partial.gz", ".gz.partial"])
 def test_what_recovery_can_read_is_listed_as_archived_wal(suffix: str) -> None:
-    catalogue = Catalogue()
-    catalogue.add(Item(f"wal/{FIRST}{suffix}", "-", 100, "postgres"))
-    catalogue.add(Item(f"wal/{FIRST}.00000028.backup", "-", 100, "postgres"))
-    assert [found["segments"] for found in catalogue.log_archives([])] == [1]
+    names = (f"{FIRST}{suffix}", f"{FIRST}.00000028.backup")
+    items = [Item(f"wal/{name}", "-", 100, "postgres") for name in names]
+    _found, listing = find_databases(items, read=lambda _: {}, begin=lambda *_: {})
+    assert [found["segments"] for found in listing.log_archives([])] == [1]

@@ -15,6 +15,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 UTILS = CHECKOUT / "plugins" / "module_utils"
 ROW = re.compile(r"\| (\d+) \| `(\w+)` \|")
 FLOORS = {room: int(floor) for floor, room in ROW.findall((CHECKOUT / "docs" / "architecture.md").read_text())}
+ENGINES = {"_postgresql", "_mysql", "_mongodb"}
 # Modules that mount, print a log or end a session, and the rooms that Ansible has to ship for them at the most.
 WITHOUT_ENGINE = ("borg_mount", "overlay_mount", "session_log", "session_follow", "host_preflight")
 
@@ -70,4 +71,10 @@ def test_imports_go_down_and_there_is_no_circle(path: Path) -> None:
 @pytest.mark.parametrize("module", WITHOUT_ENGINE)
 def test_what_knows_no_engine_ships_none(module: str) -> None:
     rooms = {room_of(path) for path in reached(UTILS.parent / "modules" / f"{module}.py")}
-    assert rooms.isdisjoint({"_postgresql", "_engines"})
+    assert rooms.isdisjoint({"_engine", "_engines", *ENGINES})
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_an_engine_knows_no_other(engine: str) -> None:
+    rooms = {room_of(found) for path in FILES if room_of(path) == engine for found in reached(path)}
+    assert rooms & ENGINES <= {engine}

@@ -16,11 +16,11 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import catalogue as module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines import database as database_module
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.catalogue import Catalogue
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.database import find_databases
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.model import Database
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine import contents as contents_module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine import listing as module
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.database import Database
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.listing import Listing
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.contents import find_databases
 
 from tests.support.forked import forked
 
@@ -57,7 +57,7 @@ def cluster(directory: str = PG) -> list[Item]:
     ]
 
 
-def found(items: Iterable[Item]) -> tuple[Database, Catalogue]:
+def found(items: Iterable[Item]) -> tuple[Database, Listing]:
     def read(wanted: Iterable[Item]) -> dict[str, bytes]:
         return {one.path: b"15\n" if one.path.endswith("PG_VERSION") else CONTROL for one in wanted}
 
@@ -280,7 +280,7 @@ def test_a_list_without_end_ends_at_a_limit(
 
 
 def test_what_is_told_of_all_databases_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "MOST_TOLD", 1 << 20)
+    monkeypatch.setattr(contents_module, "MOST_TOLD", 1 << 20)
     links = [item(f"{PG}/pg_tblspc/{number}", "l", f"/{'x' * 4000}/{number}") for number in range(500)]
     with pytest.raises(ArchiveRefusedError, match="has more than 1 MiB of links and other places of databases"):
         refuse([*cluster(), *links])

@@ -26,13 +26,6 @@ __all__ = ["TOO_MUCH", "ArchiveRefusedError", "Suspects", "is_below", "limit"]
 TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
 PIPES = {"p": "named pipe", "s": "socket"}  # left by programs that run no more; opened, a pipe is waited for
-# What a server opens: all below these directories of its data directory, and these files.
-OPENED_BELOW = ("base", "global", "pg_")
-NEVER_OPENED = "pg_log"  # where the log was once
-OPENED = (
-    *("PG_VERSION", "backup_label", "tablespace_map", "current_logfiles", "postmaster.pid", "postmaster.opts"),
-    *(".conf", ".signal"),
-)
 
 
 class ArchiveRefusedError(RecoveryError):
@@ -99,12 +92,16 @@ class Suspects:
             self.nodes[directory] = path
 
     def refuse(
-        self, parts: Collection[str], links: Mapping[str, str], has_entries: Iterable[str], data_directory: str | None
+        self,
+        parts: Collection[str],
+        links: Mapping[str, str],
+        has_entries: Iterable[str],
+        is_opened: Callable[[str], bool],
     ) -> None:
         """Raise ArchiveRefusedError where the archive cannot be trusted with regard to parts, which are its paths.
 
         links: those of the archive. has_entries: paths in parts that are links and yet have entries below.
-        data_directory: that of a PostgreSQL server, or None.
+        is_opened: whether the server opens what is at a path in one of the parts.
         """
         if self.odd is not None:
             raise ArchiveRefusedError(f"has the item {self.odd!r}, whose path leads out of it: {REMEDY}")
@@ -119,7 +116,7 @@ class Suspects:
             if tree.has(directory):
                 raise ArchiveRefusedError(f"has the device node {path} among the database's files: {REMEDY}")
         for path, kind in self.pipes.items():
-            if tree.has(path) and _is_opened(path, data_directory):
+            if tree.has(path) and is_opened(path):
                 raise ArchiveRefusedError(f"has a {PIPES[kind]} where the server opens a file, {path}: {REMEDY}")
 
 
@@ -149,17 +146,6 @@ def _and_above(path: str) -> Iterator[str]:
 
 def _is_odd(path: str) -> bool:
     return path.startswith("/") or "\0" in path or ".." in path.split("/")
-
-
-def _is_opened(path: str, data_directory: str | None) -> bool:
-    """Whether a PostgreSQL server opens what is there, which may also be a tablespace's or the configuration's."""
-    if data_directory is None:
-        return False
-    if not is_below(path, data_directory):
-        return True  # in a tablespace, the WAL, the configuration
-    inside = path if data_directory == "." else path[len(data_directory) + 1 :]
-    top = inside.split("/")[0]
-    return (top.startswith(OPENED_BELOW) and top != NEVER_OPENED) or inside.endswith(OPENED)
 
 
 def is_below(path: str, directory: str) -> bool:

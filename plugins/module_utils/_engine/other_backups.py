@@ -1,30 +1,39 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an archive may hold instead of a data directory: dumps, base backups in tar files, images, other tools' backups.
+"""What an archive may hold instead of a data directory: dumps, tar files, images, encrypted files.
 
-They are known by the first bytes of their files, and the repositories of other tools by names that only these have.
-Everything here is pure. Whoever made the archive may wish this host ill: what is kept and looked at is bounded.
+They are known by the first bytes of their files. What is one engine's is told by its Contents. Everything here is pure.
+Whoever made the archive may wish this host ill: what is looked at is bounded.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from .._errors import shown
 from .._host.compressed import Beginning
 
-__all__ = ["BEGINNING", "Dump", "OtherBackup", "Signs", "dump_in", "is_probable", "other_backup_in"]
+__all__ = [
+    "BEGINNING",
+    "Dump",
+    "OtherBackup",
+    "dump_header",
+    "dump_of",
+    "is_probable",
+    "of_no_engine",
+    "tar_members",
+    "unseen",
+]
 
 # Bytes of a file's content that are looked at: file systems say what they are within the first 128 KiB.
 BEGINNING = 128 * 1024
 DUMP_HEADER = 16 * 1024  # bytes; programs that write dumps say so in the first lines
 SMALLEST_IMAGE = 64 * 1024  # bytes; of a file system, a volume or a disk
 SECTOR = 512
-MOST_TAR_SETS = 100  # directories with what may be a base backup in tar format
 
 
 @dataclass(frozen=True)
@@ -52,24 +61,17 @@ class Dump(NamedTuple):
 
 # -- dumps
 
-# What logical dumps begin with, by engine. mongodump's archive format begins with a magic number.
-DUMPS = (
-    ("postgresql", re.compile(rb"\APGDMP|^-- PostgreSQL database (?:cluster )?dump", re.MULTILINE)),
-    ("mariadb", re.compile(rb"^-- MariaDB dump", re.MULTILINE)),
-    ("mysql", re.compile(rb"^-- (?:MySQL dump|Dump created by MySQL pump)", re.MULTILINE)),
-    ("mongodb", re.compile(rb"\A\x6d\xe2\x99\x81")),
-)
 DUMP_VERSION = re.compile(rb"Dumped from database version (\d+(?:\.\d+)*)|Server version\s+(\d+(?:\.\d+)+)")
 # As programs on Windows write text, whatever is in it.
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # By their names only the order is decided in which files are looked at: borgmatic's have none that says anything.
 PROBABLE_NAME = re.compile(
-    r"\.(?:sql|dump|dmp|pgdump|backup|custom|archive|tar|tgz|img|raw|qcow2|vmdk|vdi|zip|7z)"
+    r"\.(?:sql|[a-z]{0,9}dump|dmp|backup|custom|archive|tar|tgz|img|raw|qcow2|vmdk|vdi|zip|7z)"
     r"(?:\.(?:gz|bz2|xz|zst|lz4|gpg|pgp|age|enc))*$"
     r"|^toc\.dat$|^stdin$",
     re.IGNORECASE,
 )
-PROBABLE_PLACE = re.compile(r"(?:^|/)(?:postgresql|mariadb|mysql|mongodb)_databases(?:/|$)")
+PROBABLE_PLACE = re.compile(r"(?:^|/)[a-z]{1,20}_databases(?:/|$)")
 
 
 def is_probable(directory: str, name: str) -> bool:
@@ -77,36 +79,29 @@ def is_probable(directory: str, name: str) -> bool:
     return bool(PROBABLE_NAME.search(name) or PROBABLE_PLACE.search(directory))
 
 
-def dump_in(content: bytes) -> Dump | None:
-    """The dump that begins like this, if it is one."""
+def dump_header(content: bytes) -> bytes:
+    """The beginning of a file in which programs that write dumps say so, as UTF-8."""
     if content.startswith(UTF_16):
         content = content.decode("utf-16", "replace").encode()
-    header = content[:DUMP_HEADER]
-    for engine, pattern in DUMPS:
-        if pattern.search(header):
-            version = DUMP_VERSION.search(header)
-            return Dump(engine, (version.group(1) or version.group(2)).decode() if version else None)
-    return Dump("postgresql", None) if "toc.dat" in _tar_names(content) else None
+    return content[:DUMP_HEADER]
+
+
+def dump_of(engine: str, pattern: re.Pattern[bytes], header: bytes) -> Dump | None:
+    """The dump of an engine's that begins like this, if it is one."""
+    if not pattern.search(header):
+        return None
+    version = DUMP_VERSION.search(header)
+    return Dump(engine, (version.group(1) or version.group(2)).decode() if version else None)
 
 
 # -- tar files
 
 OCTAL = re.compile(rb"[0-7]{0,12}")
 TAR_MAGIC = b"ustar"  # of all that is written today, at offset 257
-# As pg_basebackup -Ft calls the data directory and its WAL.
-TAR_NAME = re.compile(r"(?P<part>base|pg_wal)\.tar(?:\.(?:gz|bz2|xz|zst|lz4))?")
-WAL_MEMBER = re.compile(r"[0-9A-F]{24}")
-TABLESPACE_MEMBER = re.compile(r"PG_[0-9]+_[0-9]{9}(?:/|\Z)")
-DATA_MEMBERS = ("PG_VERSION", "pg_control", "ibdata1", "WiredTiger")
-BASE_BACKUP = "a base backup of PostgreSQL in tar format"
-UNPACK_BASE = (
-    "unpack it into an empty directory, pg_wal.tar into its pg_wal, and archive that directory with borg create; a "
-    "base.tar that has its WAL in it can be taken as it is (borg import-tar)"
-)
 UNPACK_TAR = "archive the files that are in it instead, which borg import-tar makes of it without unpacking"
 
 
-def _tar_names(content: bytes) -> list[str]:
+def tar_members(content: bytes) -> list[str]:
     """Names of the members of a tar file whose headers are in its beginning; nothing where it is none."""
     return list(_tar_members(content))
 
@@ -125,17 +120,10 @@ def _tar_members(content: bytes) -> Iterator[str]:
         offset += SECTOR + (size + SECTOR - 1) // SECTOR * SECTOR
 
 
-def _in_tar(path: str, content: bytes) -> OtherBackup | None:
-    names = _tar_names(content)
-    if not names:
+def _in_tar(path: str, members: Sequence[str], data_files: Container[str]) -> OtherBackup | None:
+    if not members:
         return None
-    if "backup_label" in names:
-        return OtherBackup(path, BASE_BACKUP, UNPACK_BASE)
-    if all(WAL_MEMBER.fullmatch(name) or name.startswith("archive_status") for name in names):
-        return OtherBackup(path, "WAL of PostgreSQL in tar format", "archive it unpacked, to name it as log_source")
-    if all(TABLESPACE_MEMBER.match(name) for name in names):
-        return OtherBackup(path, "a tablespace of PostgreSQL in tar format", "unpack it where the base backup has it")
-    if any(posixpath.basename(name) in DATA_MEMBERS for name in names):
+    if any(posixpath.basename(name) in data_files for name in members):
         return OtherBackup(path, "a tar file of a database's data directory", UNPACK_TAR)
     return OtherBackup(path, "a tar file", f"if a data directory is in it, {UNPACK_TAR}")
 
@@ -252,119 +240,20 @@ def _hidden(path: str, content: bytes) -> OtherBackup | None:
     return next((OtherBackup(path, *told) for told in found), None)
 
 
-def other_backup_in(path: str, size: int, beginning: Beginning) -> OtherBackup | None:
-    """What a file with that path, size in the archive, and beginning is, if it may be a backup."""
-    if beginning.problem is not None:
-        compressed = f"a compressed file ({beginning.compression}), and what is in it cannot be seen"
-        what = compressed if beginning.compression else "a file that cannot be read"
-        return OtherBackup(path, what, beginning.problem)
-    found = _in_tar(path, beginning.content) or _image(path, size, beginning.content, beginning.compression)
-    found = found or _hidden(path, beginning.content)
-    if found is None and beginning.content.startswith((b"XBSTCK01", b"xbstck")):
-        remedy = "unpack and prepare it (mbstream -x or xbstream -x, then --prepare), and archive the directory"
-        return OtherBackup(path, "a backup stream of Mariabackup or XtraBackup", remedy)
-    return found
+def unseen(path: str, beginning: Beginning) -> OtherBackup | None:
+    """What a file is whose content cannot be seen; None where it can."""
+    if beginning.problem is None:
+        return None
+    compressed = f"a compressed file ({beginning.compression}), and what is in it cannot be seen"
+    return OtherBackup(path, compressed if beginning.compression else "a file that cannot be read", beginning.problem)
 
 
-# -- other tools' repositories
+def of_no_engine(
+    path: str, size: int, beginning: Beginning, members: Sequence[str], data_files: Container[str]
+) -> OtherBackup | None:
+    """What a file with that path, size in the archive, and beginning is, if it may be a backup and is no engine's own.
 
-
-class _Tool(NamedTuple):
-    name: str
-    sign: re.Pattern[str]  # of a path; what fits two is the first's
-    remedy: str
-
-
-RESTORE = (
-    "have it restore that to a directory ({how}), and archive the directory; the archived WAL can be its log_source"
-)
-DAY, TIME = "[0-9]{8}", "[0-9]{6}"
-TOOLS = (
-    _Tool(
-        "Barman",
-        re.compile(rf"(?:\A|/)(?:base/{DAY}T{TIME}/backup\.info|meta/{DAY}T{TIME}-backup\.info)\Z"),
-        RESTORE.format(how="barman recover SERVER latest DIRECTORY"),
-    ),
-    _Tool(
-        "pgmoneta",
-        re.compile(rf"(?:\A|/)backup/{DAY}{TIME}/backup\.info\Z"),
-        RESTORE.format(how="pgmoneta-cli restore SERVER newest current DIRECTORY"),
-    ),
-    _Tool(
-        "pgBackRest",
-        re.compile(
-            rf"(?:\A|/)(?:backup/[^/]+/backup\.info|{DAY}-{TIME}F(?:_{DAY}-{TIME}[DI])?/backup\.manifest)(?:\.copy)?\Z"
-        ),
-        RESTORE.format(how="pgbackrest --stanza=NAME --pg1-path=DIRECTORY restore"),
-    ),
-    _Tool(
-        "WAL-G or WAL-E",
-        re.compile(r"(?:\A|/)basebackups_[0-9]{3}/[^/]+_backup_stop_sentinel\.json\Z"),
-        RESTORE.format(how="wal-g backup-fetch DIRECTORY LATEST"),
-    ),
-    _Tool(
-        "pg_probackup",
-        re.compile(r"(?:\A|/)backup_content\.control\Z"),
-        RESTORE.format(how="pg_probackup restore -B CATALOG --instance NAME -D DIRECTORY"),
-    ),
-)
-# Whatever one of the signs is the name of ends with one of these, which is soon seen.
-SIGN_ENDINGS = (
-    "backup.info",
-    "backup.info.copy",
-    "backup.manifest",
-    "backup.manifest.copy",
-    "_sentinel.json",
-    "_content.control",
-)
-
-
-# A full backup of pg_probackup has the names of a data directory, in `database` beside this file, also without
-# compression; what is in the files, pages with headers of its own, no server can read.
-PAGES = "backup.control"
-PAGES_DIRECTORY = "database"
-
-
-@dataclass
-class Signs:
-    """Names of an archive that only other tools' backups have, noted while its item list streams by.
-
-    keep is told of each path that is kept: one of each tool, and some of base backups in tar format. pages: by the
-    directories that would pass for data directories, what tells that they are none.
+    members: those of the tar file that it is. data_files: names that files of data directories have.
     """
-
-    keep: Callable[[str], None]
-    tools: dict[str, OtherBackup] = field(default_factory=dict)
-    pages: dict[str, OtherBackup] = field(default_factory=dict)
-    _tars: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    def note(self, path: str, directory: str, name: str) -> None:
-        """Look at the path of one file."""
-        if name == PAGES:
-            self.keep(path)
-            what = OtherBackup(path, f"of a repository of {TOOLS[-1].name}", TOOLS[-1].remedy)
-            self.pages[posixpath.join(directory, PAGES_DIRECTORY)] = what
-        elif name.endswith(SIGN_ENDINGS):
-            tool = next((tool for tool in TOOLS if tool.sign.search(path)), None)
-            if tool is not None and tool.name not in self.tools:
-                self.keep(path)
-                self.tools[tool.name] = OtherBackup(path, f"of a repository of {tool.name}", tool.remedy)
-        elif name == "backup_manifest":
-            self._note_tar(directory, "manifest", path)
-        elif ".tar" in name and (match := TAR_NAME.fullmatch(name)):
-            self._note_tar(directory, match["part"], path)
-
-    def _note_tar(self, directory: str, part: str, path: str) -> None:
-        if directory not in self._tars:
-            if len(self._tars) >= MOST_TAR_SETS:
-                return
-            self.keep(directory)
-            self._tars[directory] = {}
-        if part not in self._tars[directory]:
-            self.keep(path)
-            self._tars[directory][part] = path
-
-    def found(self) -> list[OtherBackup]:
-        """What the names tell. A base.tar alone may be anything: its content tells."""
-        sets = [parts["base"] for parts in self._tars.values() if "base" in parts and len(parts) > 1]
-        return [*self.tools.values(), *(OtherBackup(path, BASE_BACKUP, UNPACK_BASE) for path in sorted(sets))]
+    found = _in_tar(path, members, data_files) or _image(path, size, beginning.content, beginning.compression)
+    return found or _hidden(path, beginning.content)

@@ -14,17 +14,18 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._borg.suspects import is_below, limit
+from .._engine.database import Link
 from .._errors import listed, shown
 from .._host.links import leading, moved
-from .._postgresql.detach import DISPOSABLE, parse_tablespace_map
-from .catalogue import CONFIGURATION
-from .model import Link
+from .archived_files import CONFIGURATION
+from .detach import DISPOSABLE, parse_tablespace_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .._postgresql.control import PgControl
-    from .catalogue import Beginnings, Catalogue
+    from .._engine.listing import Beginnings
+    from .archived_files import ArchivedFiles
+    from .control import PgControl
 
 __all__ = ["Locator", "Names", "stated_directory"]
 
@@ -67,7 +68,7 @@ class Locator:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        files: ArchivedFiles,
         directory: str,
         names: Names,
         *,
@@ -75,7 +76,7 @@ class Locator:
         relocated: Mapping[str, str],
         begin: Beginnings,
     ) -> None:
-        self._catalogue, self._directory, self._names = catalogue, directory, names
+        self._files, self._listing, self._directory, self._names = files, files.listing, directory, names
         self._control, self._begin = control, begin
         self._given = {_normal(name): _plain(place) for name, place in relocated.items()}
         # The server may have known its data directory by another name, and so do links to what is below it.
@@ -113,10 +114,10 @@ class Locator:
         targets: dict[int, str | None] = {}
         for oid, target in parse_tablespace_map(tablespace_map).items():
             targets[int(oid)] = target
-        for path in self._catalogue.links_below(top):
+        for path in self._listing.links_below(top):
             if posixpath.dirname(path) == top and OID.fullmatch(posixpath.basename(path)):
-                targets[int(posixpath.basename(path))] = self._catalogue.links[path]
-        for path in self._catalogue.tablespaces_in(top):
+                targets[int(posixpath.basename(path))] = self._listing.links[path]
+        for path in self._files.tablespaces_in(top):
             if OID.fullmatch(posixpath.basename(path)):
                 targets[int(posixpath.basename(path))] = None
         return targets
@@ -127,7 +128,7 @@ class Locator:
         found = self._follow(link, target, self._is_tablespace, "directory of this version")
         if found is not None or self._said_of(target) is not None:
             return found
-        similar = [place for place in self._catalogue.tablespaces_like(target.strip("/")) if self._is_tablespace(place)]
+        similar = [place for place in self._files.tablespaces_like(target.strip("/")) if self._is_tablespace(place)]
         return similar[0] if len(similar) == 1 else None
 
     def _is_tablespace(self, place: str) -> bool:
@@ -135,7 +136,7 @@ class Locator:
 
     def _version_directory(self, place: str) -> str | None:
         """A tablespace's directory of this version, or of any where pg_control does not tell."""
-        control, inside = self._control, self._catalogue.names_in(place)
+        control, inside = self._control, self._listing.names_in(place)
         wanted = "PG_" if control is None or control.major is None else f"PG_{control.major}_{control.catalog_version}"
         name = next((name for name in sorted(inside) if name == wanted or wanted == "PG_" == name[:3]), None)
         return None if name is None else posixpath.join(place, name)
@@ -144,21 +145,21 @@ class Locator:
         """Tablespaces of this version that no other link means; the likely ones have only this cluster's databases."""
         # Another copy of what is found already, from a snapshot for instance, is not what is missing.
         known = [str(targets[oid]).strip("/") for oid, place in places.items() if place is not None]
-        other = {*places.values(), *(place for target in known for place in self._catalogue.tablespaces_like(target))}
-        free = [place for place in self._catalogue.tablespaces_of_nobody(self._directory) if place not in other]
+        other = {*places.values(), *(place for target in known for place in self._files.tablespaces_like(target))}
+        free = [place for place in self._files.tablespaces_of_nobody(self._directory) if place not in other]
         inside = {place: directory for place in free if (directory := self._version_directory(place)) is not None}
         expected = self._databases() if inside else set()
         likely = [place for place, directory in inside.items() if set() < self._oids(directory) <= expected]
         return _Found(likely, list(inside))
 
     def _oids(self, directory: str) -> set[str]:
-        return set(filter(OID.fullmatch, self._catalogue.names_in(directory)))
+        return set(filter(OID.fullmatch, self._listing.names_in(directory)))
 
     def _databases(self) -> set[str]:
         """Oids of the databases: those with a directory in base, and those in the catalogue of all databases."""
-        base = self._catalogue.resolve(posixpath.join(self._directory, "base"), place_of=self._place_of)
+        base = self._listing.resolve(posixpath.join(self._directory, "base"), place_of=self._place_of)
         known = self._oids(base) if base is not None else set()
-        item = self._catalogue.markers.get(posixpath.join(self._directory, DATABASES))
+        item = self._listing.markers.get(posixpath.join(self._directory, DATABASES))
         if item is None or self._control is None:
             return known
         found = self._begin([item], DATABASES_SIZE).get(item.path)
@@ -169,8 +170,8 @@ class Locator:
     def wal(self) -> dict[str, Any]:
         """Where pg_wal is."""
         path = posixpath.join(self._directory, "pg_wal")
-        target = self._catalogue.links.get(path)
-        archived: str | None = path if self._catalogue.has_directory(path) else None
+        target = self._listing.links.get(path)
+        archived: str | None = path if self._listing.has_directory(path) else None
         if target is not None:
             archived = self._follow(path, target, self._has_segments, "WAL segment")
             if archived is None:
@@ -178,28 +179,28 @@ class Locator:
                 guessed = _Found() if self._said_of(target) is not None else self._wal_like(target)
                 archived = self._settled("pg_wal", target, guessed, missing=missing, is_only=True)
             self._note({path: archived})
-        segments = self._catalogue.segments(archived) if archived is not None else None
+        segments = self._files.segments(archived) if archived is not None else None
         if target is None and not segments:
             self.problems.append("The archive holds no WAL of it.")
         return {"target": target, "archived_path": archived, "segments": segments or 0}
 
     def _has_segments(self, place: str) -> bool:
-        return bool(self._catalogue.segments(place))
+        return bool(self._files.segments(place))
 
     def _wal_like(self, target: str) -> _Found:
         """Directories with WAL of this cluster, known by their paths, or else by the WAL.
 
         Those are likely that have what a server makes in its own: an archive of WAL may end before the data do.
         """
-        similar = self._catalogue.wal_directories_like(target.strip("/"))
+        similar = self._files.wal_directories_like(target.strip("/"))
         if len(similar) == 1:
             return _Found(similar, similar)
         if self._control is None:
             return _Found()
-        begun = self._begin(self._catalogue.wal_of_nobody(self._directory, MOST_READ), SYSTEM_IDENTIFIER.stop)
+        begun = self._begin(self._files.wal_of_nobody(self._directory, MOST_READ), SYSTEM_IDENTIFIER.stop)
         identifier = self._control.system_identifier
         own = sorted(posixpath.dirname(path) for path, found in begun.items() if _is_of(identifier, found.content))
-        return _Found([one for one in own if self._catalogue.has_directory(f"{one}/archive_status")], own)
+        return _Found([one for one in own if self._listing.has_directory(f"{one}/archive_status")], own)
 
     # -- other links
 
@@ -209,7 +210,7 @@ class Locator:
         found: dict[str, Link] = {}
         known = list(parts)
         for part in known:  # which grows
-            for path in self._catalogue.links_below(part):
+            for path in self._listing.links_below(part):
                 if path in found or path == wal or posixpath.dirname(path) == tablespaces:
                     continue
                 found[path] = self._other_link(path, known)
@@ -220,14 +221,14 @@ class Locator:
         return tuple(found[path] for path in sorted(found))
 
     def _other_link(self, path: str, parts: Sequence[str]) -> Link:
-        target = self._catalogue.links[path]
+        target = self._listing.links[path]
         resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         if not target.startswith("/") and any(is_below(resolved, part) for part in parts):
             return Link(path, target, resolved)
 
         def is_other(place: str) -> bool:
             """Whether it is a directory, and none that has a part in it: that would lead round and round."""
-            return self._catalogue.has_directory(place) and not any(is_below(part, place) for part in parts)
+            return self._listing.has_directory(place) and not any(is_below(part, place) for part in parts)
 
         place = self._follow(path, target, is_other, "directory") if self._is_opened(path) else None
         self._note({path: place})
@@ -246,21 +247,21 @@ class Locator:
         """The directory of its configuration, where that is outside of it, as Debian has it."""
         for found in self._configurations(major):
             is_apart = not is_below(self._directory, found) and not is_below(found, self._directory)
-            if is_apart and self._catalogue.has(found, CONFIGURATION):
+            if is_apart and self._listing.has(found, CONFIGURATION):
                 return found
         return None
 
     def _configurations(self, major: str) -> Iterator[str]:
         """What may be it: by a link or the server's options, by its own word, and by Debian's names."""
         link = posixpath.join(self._directory, CONFIGURATION)
-        for start in (self._catalogue.links.get(link), self._names.configuration):
+        for start in (self._listing.links.get(link), self._names.configuration):
             for place in self._places(link, start) if start is not None else ():
                 if posixpath.basename(place) == CONFIGURATION:
                     yield posixpath.dirname(place)
         meant = {directory: self._meant(directory) for directory in sorted(self._names.stated)}
         yield from (directory for directory, places in meant.items() if self._directory in places)
         others = {
-            one for one, places in meant.items() if any(self._catalogue.has(place, "PG_VERSION") for place in places)
+            one for one, places in meant.items() if any(self._listing.has(place, "PG_VERSION") for place in places)
         }
         for name in dict.fromkeys(map(posixpath.basename, (self._directory, self._names.original or ""))):
             found = (posixpath.join(root, "etc/postgresql", major, name) for root in self._roots)
@@ -270,7 +271,7 @@ class Locator:
         """The places that may be the data directory which the configuration in directory states."""
         stated = self._names.stated[directory]
         roots = leading(directory) if stated is not None else ()
-        found = (self._catalogue.resolve(stated or "", root=root, place_of=self._place_of) for root in roots)
+        found = (self._listing.resolve(stated or "", root=root, place_of=self._place_of) for root in roots)
         return [place for place in found if place is not None]
 
     # -- links in general
@@ -297,7 +298,7 @@ class Locator:
         if not target.startswith("/") and (name := self._said_of(target)) is not None:
             start = self._given[name] or ""
         for root in self._roots:
-            place = self._catalogue.resolve(start, root=root, place_of=self._place_of)
+            place = self._listing.resolve(start, root=root, place_of=self._place_of)
             if place is not None:
                 yield place
 
