@@ -1,7 +1,7 @@
 # Copyright (c) 2026, phpBorg contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options of the modules that start a PostgreSQL server or tell what it would do (ARGUMENTS of _postgresql/plan.py)."""
+"""PostgreSQL's own options of these modules (ARGUMENTS of _postgresql/plan.py)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,6 @@ class ModuleDocFragment:
 
     DOCUMENTATION = r"""
 options:
-  bindir:
-    description:
-      - Directory of the PostgreSQL programs. They must be of the major version of the data directory.
-      - The default is where distributions put them, then E(PATH).
-    type: path
-  settings:
-    description:
-      - Settings of the server, by name. They count more than those of the module's choice.
-      - Those that keep the server away from production cannot be given.
-    type: dict
-    default: {}
-  accept_unconfined:
-    description:
-      - Start also where the host's kernel cannot keep the server away from other files and processes of its user.
-      - That takes Landlock of version 6 (Linux 6.12) or namespaces, which root can always make, and filters of calls.
-    type: bool
-    default: false
   recovery_target_time:
     description:
       - Recover to this time, such as V(2026-11-22T14:05:00+01). Without an offset from UTC it is in the time zone of
@@ -68,17 +51,4 @@ options:
     type: str
     choices: [refuse, leave_out]
     default: refuse
-  read_only:
-    description:
-      - Whether sessions open read-only transactions. It holds whatever the archive sets for its roles and databases.
-    type: bool
-    default: false
-  network:
-    description:
-      - V(none) keeps the server from opening connections, through the network or a socket, so that no trigger, foreign
-        table or library of the copy can reach another server. Clients can connect to it all the same.
-      - V(host) lets it.
-    type: str
-    choices: [none, host]
-    default: none
 """

@@ -55,7 +55,7 @@ attributes:
     platforms: linux
 seealso:
   - module: phpborg.instant_recovery.overlay_mount
-  - module: phpborg.instant_recovery.pg_binaries_info
+  - module: phpborg.instant_recovery.server_programs_info
 """
 
 EXAMPLES = r"""

@@ -87,6 +87,7 @@ options:
     default: started
 extends_documentation_fragment:
   - phpborg.instant_recovery.attributes
+  - phpborg.instant_recovery.engine
   - phpborg.instant_recovery.postgresql
 attributes:
   check_mode:
@@ -100,8 +101,8 @@ attributes:
     support: full
     platforms: linux
 seealso:
-  - module: phpborg.instant_recovery.pg_binaries_info
-  - module: phpborg.instant_recovery.pg_plan_info
+  - module: phpborg.instant_recovery.server_programs_info
+  - module: phpborg.instant_recovery.copy_plan_info
   - module: phpborg.instant_recovery.overlay_mount
 """
 
@@ -378,202 +379,13 @@ elapsed:
   sample: 0.25
 """
 
-import dataclasses
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ..module_utils._errors import RecoveryError, run_module
-from ..module_utils._host.command import account
-from ..module_utils._layer.lost import lost_content
-from ..module_utils._postgresql.cluster import PostgresError
-from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
-from ..module_utils._postgresql.role import SESSION_ROLE
-from ..module_utils._postgresql.server import running_server, start_server, stop_server
-from ..module_utils._postgresql.settings import check_settings
-from ..module_utils._postgresql.target import read_target
-from ..module_utils._session.session import Session, claiming
-
-# Every result has these keys.
-NOTHING: dict[str, Any] = {
-    **dict.fromkeys(("version", "port", "pid", "user", "superuser")),
-    "databases": [],
-    **dict.fromkeys(("connection_string", "client_file", "log", "bindir", "read_only", "network")),
-    "settings": {},
-    "neutralised": [],
-    "carried_over": [],
-    "recovered_to": None,
-    "data": None,
-    "session": None,
-}
-COMPARED = ("read_only", "network")
-GRACE = 60.0  # seconds beyond its timeout that a start may take to give up by itself
-RECORDED = ("port", "socket_directory", "user", "connection_string", "client_file", "pid", "recovered_to")
+from ..module_utils._engine.lifecycle import run
+from ..module_utils._postgresql.engine import Postgresql
 
 
 def main() -> None:
     """Wire the arguments to starting or stopping."""
-    module = AnsibleModule(
-        argument_spec={
-            "session_directory": {"type": "path", "required": True},
-            "data_directory": {"type": "path"},
-            "links": {"type": "dict", "default": {}},
-            "configuration_directory": {"type": "str"},
-            "port": {"type": "int"},
-            **ARGUMENTS,
-            "log_source": {"type": "path"},
-            "examine": {"type": "bool", "default": True},
-            "timeout": {"type": "int", "default": 1800},
-            "state": {"type": "str", "choices": list(ACTIONS), "default": "started"},
-        },
-        required_if=[("state", "started", ["data_directory"])],
-        supports_check_mode=True,
-    )
-    action = ACTIONS[module.params["state"]]
-    run_module(module, lambda: action(module.params, check_mode=module.check_mode))
-
-
-def _start(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
-    begun = time.monotonic()
-    if check_mode:
-        session = Session.open(options["session_directory"])
-        request = _request(options, session)
-        return _unchanged(request, session) or _predicted(request)
-    with claiming(options["session_directory"]) as session:
-        request = _request(options, session)
-        unchanged = _unchanged(request, session)
-        if unchanged is not None:
-            return {**unchanged, "session": session.record.public()}
-        stop_server(session)  # what an earlier start that was cut off has left
-        if request.port is None:  # it had one before
-            request = dataclasses.replace(request, port=session.record.port)
-        with session.within(request.timeout + GRACE), _naming_lost_content(session):
-            plan = make_plan(request)
-            result, probe = start_server(plan, session=session, avoid=_ports_of_others(session))
-        session.remember("pg_ephemeral", options)
-        session.timing("pg_ephemeral", time.monotonic() - begun)
-        recorded = {key: result[key] for key in RECORDED}
-        try:
-            session.activate(engine_version=result["version"], server=result, probe=probe, **recorded)
-        except BaseException:
-            stop_server(session)
-            raise
-        shown = {**result, "session": session.record.public()}
-    return {**shown, "changed": True, "diff": _difference(plan, result)}
-
-
-@contextmanager
-def _naming_lost_content(session: Session) -> Iterator[None]:
-    """Have content that the repository has lost be the error, whatever the server made of it."""
-    try:
-        yield
-    except (RecoveryError, OSError) as error:
-        lost = lost_content(session)
-        if lost is None:
-            raise
-        raise PostgresError(lost, **getattr(error, "details", {})) from error
-
-
-def _restart(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
-    """Stop it if it runs, and start it as it was started before."""
-    session = Session.open(options["session_directory"])
-    again = {**options, **session.remembered("pg_ephemeral")}
-    if check_mode:
-        return {**_predicted(_request(again, session)), "changed": True}
-    _stop(again, check_mode=False)
-    return _start(again, check_mode=False)
-
-
-def _stop(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
-    session = Session.open(options["session_directory"])
-    is_running = running_server(session) is not None
-    if check_mode:
-        changed = is_running
-    else:
-        with claiming(options["session_directory"]) as session:
-            changed = stop_server(session)
-            session.release_claim("server")
-            session.update(pid=None, server=None)
-    difference = {"before": {"state": "started" if is_running else "stopped"}, "after": {"state": "stopped"}}
-    shown = {**NOTHING, "socket_directory": session.path("client")}
-    return {**shown, "changed": changed, "diff": difference}
-
-
-def _request(options: dict[str, Any], session: Session) -> Request:
-    names = ("port", "bindir", "settings", "read_only", "network", "timeout", "links", "examine")
-    log_source = options["log_source"]
-    return Request(
-        directory=session.directory,
-        data_directory=os.path.abspath(options["data_directory"]),
-        account=account(session.record.server_user or ""),
-        configuration=options["configuration_directory"],
-        target=read_target(options),
-        log_source=None if log_source is None else os.path.abspath(log_source),
-        recovered=session.record.recovered,
-        **{name: options[name] for name in (*names, "missing_tablespaces", "accept_unconfined")},
-    )
-
-
-def _unchanged(request: Request, session: Session) -> dict[str, Any] | None:
-    """The result where the server runs already; None where it has to be started, or started anew."""
-    result = session.record.server if running_server(session) is not None else None
-    if result is None:
-        return None
-    own = check_settings(request.settings, int(str(result["version"]).partition(".")[0]))
-    wanted = {**own, **{name: getattr(request, name) for name in COMPARED}, "port": request.port or result["port"]}
-    is_now = {**result["settings"], **{name: result[name] for name in (*COMPARED, "port")}}
-    different = [f"{name} {is_now.get(name)}" for name, value in wanted.items() if is_now.get(name) != value]
-    recovered = request.recovered
-    if request.target is not None and recovered is not None and recovered["target"] != str(request.target):
-        different.append(f"its data recovered to {recovered['target'] or 'the end of the WAL'}")
-    if different:
-        raise PostgresError(
-            f"The server on {request.data_directory} runs already, with {', '.join(different)}: "
-            "stop it first (state=stopped) to start it otherwise."
-        )
-    return {**result, "changed": False, "diff": {"before": {"state": "started"}, "after": {"state": "started"}}}
-
-
-def _predicted(request: Request) -> dict[str, Any]:
-    """The result in check mode, where the data directory may not be mounted yet."""
-    known = {"port": request.port, "socket_directory": request.client(), "read_only": request.read_only}
-    known["network"] = request.network
-    result: dict[str, Any] = {**NOTHING, **known, "user": SESSION_ROLE, "log": request.log, "changed": True}
-    if not os.path.lexists(request.data_directory):
-        return {**result, "diff": {"before": {"state": "stopped"}, "after": {"state": "started"}}}
-    plan = make_plan(request)
-    result.update(
-        version=plan.binaries.version,
-        bindir=plan.binaries.bindir,
-        settings=plan.settings,
-        neutralised=list(plan.neutralised),
-        carried_over=list(plan.carried_over),
-    )
-    warnings = {"warnings": list(plan.warnings)} if plan.warnings else {}
-    return {**result, **warnings, "diff": _difference(plan, result)}
-
-
-def _difference(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
-    after = {
-        "state": "started",
-        "data_directory": plan.data.path,
-        **{key: result[key] for key in ("version", "port", "settings", "neutralised", "carried_over")},
-        **({"recovery": str(plan.recovery.target)} if plan.recovery else {}),
-    }
-    return {"before": {"state": "stopped"}, "after": after}
-
-
-def _ports_of_others(session: Session) -> frozenset[int]:
-    """Ports in the records of other sessions: one whose server is down just now may need its port again."""
-    others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
-    return frozenset(other.record.port for other in others if other.record.port is not None)
-
-
-ACTIONS = {"started": _start, "stopped": _stop, "restarted": _restart}
+    run(Postgresql())
 
 
 if __name__ == "__main__":

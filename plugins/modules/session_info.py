@@ -266,7 +266,7 @@ sessions:
       stopped_at: null
       expires_at: "2026-11-22T15:05:04.581+00:00"
       error_message: null
-      timings: {borg_mount: 0.81, overlay_mount: 0.21, pg_ephemeral: 0.62, total: 4.1, overhead: 2.46}
+      timings: {borg_mount: 0.81, overlay_mount: 0.21, server: 0.62, total: 4.1, overhead: 2.46}
       recovered_to:
         time: "2026-11-22T01:59:58.918273+00:00"
         lsn: 1A/2B3C4D5E

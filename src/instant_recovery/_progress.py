@@ -28,17 +28,17 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 
-# Module -> (step, fraction done when it begins). The engine's start takes longest: it replays the WAL. The host and the
+# Module -> (step, fraction done when it begins). The engine takes longest: it recovers the copy. The host and the
 # engine have steps of their own only where packages may be installed.
 STEPS: dict[str, tuple[str, float]] = {
     "host_preflight": ("host", 0.10),
     "borg_archive_info": ("archive", 0.20),
-    "pg_binaries_info": ("engine", 0.35),
+    "server_programs_info": ("engine", 0.35),
     "session": ("session", 0.40),
     "borg_mount": ("mount", 0.45),
     "overlay_mount": ("overlay", 0.60),
-    "pg_ephemeral": ("server", 0.65),
 }
+SERVER = ("server", 0.65)  # of the module of each engine, which is called ENGINE_ephemeral
 COLLECTION_PREFIX = "phpborg.instant_recovery."
 
 
@@ -58,14 +58,14 @@ class Reporter:
         if event.get("event") != "playbook_on_task_start" or not action.startswith(COLLECTION_PREFIX):
             return
         module = action.removeprefix(COLLECTION_PREFIX)
-        # A module of an engine that is not listed gets its own name and moves nothing.
-        step, fraction = STEPS.get(module, (module, self._fraction))
+        # A module that is not listed gets its own name and moves nothing.
+        step, fraction = SERVER if module.endswith("_ephemeral") else STEPS.get(module, (module, self._fraction))
         if fraction >= self._fraction:
             self._report(step, str(data.get("task", module)), fraction)
 
     def has_reached(self, step: str) -> bool:
         """Whether that step, or a later one, has begun."""
-        return self._fraction >= next(fraction for name, fraction in STEPS.values() if name == step)
+        return self._fraction >= next(fraction for name, fraction in (*STEPS.values(), SERVER) if name == step)
 
     def ready(self) -> None:
         """Reports the end."""

@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,
-    pg_plan_info,
+    copy_plan_info,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
@@ -73,7 +73,7 @@ def attacks(pwned: Path) -> dict[str, dict[str, str]]:
 MODULES: dict[str, tuple[Callable[[], None], dict[str, Any]]] = {
     "borg_archive_info": (borg_archive_info.main, {}),
     "borg_mount": (borg_mount.main, {"mountpoint": "mount"}),
-    "pg_plan_info": (pg_plan_info.main, {"paths": ["x"], "data_directory": "x"}),
+    "copy_plan_info": (copy_plan_info.main, {"engine": "postgresql", "paths": ["x"], "data_directory": "x"}),
 }
 
 
@@ -111,7 +111,8 @@ def test_no_location_is_a_command_or_an_option(
 def test_no_archive_of_wal_is_a_command_or_an_option(sample: Sample, place: Path, given: dict[str, str]) -> None:
     os.environ["BORG_BASE_DIR"] = str(sample.repository.base)
     result = call(
-        pg_plan_info.main,
+        copy_plan_info.main,
+        engine="postgresql",
         archive=sample.name,
         passphrase=sample.repository.passphrase,
         paths=[sample.data_directory],

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, pg_plan_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, copy_plan_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster
@@ -134,7 +134,7 @@ def test_any_archive_ends_in_a_session_or_a_sentence(
             told.append(within(lambda: call(borg_archive_info.main, **archive)))
             if clear(told[-1]):
                 given = {**archive, "paths": told[-1]["paths"], "data_directory": path, "user": "postgres"}
-                told.append(within(lambda: call(pg_plan_info.main, **given, timeout=STARTS)))
+                told.append(within(lambda: call(copy_plan_info.main, engine="postgresql", **given, timeout=STARTS)))
                 clear(told[-1])
                 own = dataclasses.replace(sample, repository=made.repository, archive=name, data_directory=path)
                 stack = Stack(place / "sessions", own, readers=1, server={"timeout": STARTS})

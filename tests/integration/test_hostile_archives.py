@@ -27,8 +27,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host imp
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_archive_info,
     borg_mount,
+    copy_plan_info,
     overlay_mount,
-    pg_plan_info,
 )
 
 from tests.integration.conftest import needs_root
@@ -52,6 +52,12 @@ KINDS = {
 }
 NUMBERS = itertools.count()
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
+
+
+def look_at_plan(made: Made, archive: str) -> dict[str, Any]:
+    """What the look at the copy in an archive gives."""
+    options = {**made.options(archive), "engine": "postgresql", "user": "postgres"}
+    return call(copy_plan_info.main, **options, paths=[PG], data_directory=PG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +235,14 @@ def test_a_link_in_the_place_of_the_data_directory_harms_nobody(
             assert refused.returncode != 0
             assert f"lists {PG} as a link to {production.data}, and also entries" in refused.message, refused.message
         monkeypatch.setenv("TMPDIR", str(place))
-        alone = call(pg_plan_info.main, **made.options(archive), paths=[PG], data_directory=PG, user="postgres")
+        alone = call(
+            copy_plan_info.main,
+            engine="postgresql",
+            **made.options(archive),
+            paths=[PG],
+            data_directory=PG,
+            user="postgres",
+        )
         assert alone["failed"]
         assert alone["msg"].startswith(f"data_directory {PG} is not in what was mounted of the archive (paths), or is")
         assert remains(playbooks.session_root) == []
@@ -243,7 +256,14 @@ def test_a_device_node_is_refused_by_whoever_looks_at_the_copy(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(place))
     archive = made.archive("hostile", ("b", f"{PG}/base/a/b/disk", (7, 0)))
-    result = call(pg_plan_info.main, **made.options(archive), paths=[PG], data_directory=PG, user="postgres")
+    result = call(
+        copy_plan_info.main,
+        engine="postgresql",
+        **made.options(archive),
+        paths=[PG],
+        data_directory=PG,
+        user="postgres",
+    )
     assert result["failed"]
     assert result["msg"].startswith(f"SESSION/merged/{PG}/base/a/b/disk is a device node, and no database has one: use")
 

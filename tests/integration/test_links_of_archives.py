@@ -15,7 +15,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, pg_plan_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, copy_plan_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
@@ -172,7 +172,15 @@ def plan(archive: str, looking: dict[str, Any], **options: Any) -> dict[str, Any
     found = call(borg_archive_info.main, **looking, archive=archive, **options)
     database = found["database"]
     given = {name: database[name] for name in ("data_directory", "configuration_directory", "links")}
-    return call(pg_plan_info.main, **looking, archive=archive, paths=found["paths"], user="postgres", **given)
+    return call(
+        copy_plan_info.main,
+        engine="postgresql",
+        **looking,
+        archive=archive,
+        paths=found["paths"],
+        user="postgres",
+        **given,
+    )
 
 
 def test_links_that_lead_round_or_to_this_host(made: Made, looking: dict[str, Any]) -> None:

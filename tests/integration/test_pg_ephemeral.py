@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.users import processes_of
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.control import crc32c
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.links import find_links
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.server import CLIENT_WORDS
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Scan, Start, scan
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
@@ -805,7 +805,7 @@ def test_a_session_records_the_server_and_ends_it(closed: Cluster, place: Path, 
     assert record["port"] == result["port"] != 15432
     assert record["pid"] == result["pid"]
     assert record["client_file"] == f"{copy.directory}/client/pg_service.conf"
-    assert record["timings"]["pg_ephemeral"] > 0
+    assert record["timings"]["server"] > 0
     assert [claim["name"] for claim in record["claims"]] == ["server"]
     warden = record["claims"][0]["process"]["pid"]
     init = Path(f"/proc/{warden}/task/{warden}/children").read_text().split()

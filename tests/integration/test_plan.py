@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.mount import mounted_archives
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import command_lines
-from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.engine import Postgresql
+from ansible_collections.phpborg.instant_recovery.plugins.modules import copy_plan_info
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
@@ -30,7 +31,7 @@ from tests.support.repository import Repository
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.plan import Request
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.plan import PostgresqlRequest
 
     from tests.support.playbook import Playbooks, Run
 
@@ -152,7 +153,7 @@ def options(backups: Backups) -> dict[str, Any]:
 def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORG_BASE_DIR", str(backups.repository.base))
     given = {**options(backups), "user": "postgres", "missing_tablespaces": "leave_out"}
-    result = call(pg_plan_info.main, **given)
+    result = call(copy_plan_info.main, engine="postgresql", **given)
     assert not result["changed"], result
     assert result["version"].startswith("15.")
     assert result["recovery"] is None
@@ -162,7 +163,7 @@ def test_the_module_alone(backups: Backups, temporary: Path, monkeypatch: pytest
         ({"user": "postgres", "recovery_target_time": "soon"}, "recovery_target_time 'soon' cannot be used"),
         ({"user": "postgres", "log_source": "no", "log_archive": backups.of("wal")}, "Archive wal has no no"),
     ):
-        result = call(pg_plan_info.main, **{**options(backups), **more})
+        result = call(copy_plan_info.main, engine="postgresql", **{**options(backups), **more})
         assert result["failed"]
         assert said in result["msg"], result["msg"]
         assert left_over(temporary) == []
@@ -173,17 +174,17 @@ def test_a_repository_that_stops_answering_ends_a_look(
 ) -> None:
     """The module waits in the kernel by then, where no signal reaches it."""
     monkeypatch.setenv("BORG_BASE_DIR", str(backups.repository.base))
-    monkeypatch.setattr(pg_plan_info, "GRACE", 0)
+    monkeypatch.setattr(copy_plan_info, "GRACE", 0)
 
-    def wait_for_ever(request: Request) -> None:
+    def wait_for_ever(_engine: Postgresql, request: PostgresqlRequest) -> None:
         found = mounted_archives(str(temporary))
         (borg,) = (process for process, argv in command_lines(None) if found[0] in argv and "mount" in argv)
         os.kill(borg.pid, signal.SIGSTOP)
         with open(f"{request.data_directory}/base/1/PG_VERSION") as file:
             file.read()
 
-    monkeypatch.setattr(pg_plan_info, "make_plan", wait_for_ever)
-    result = call(pg_plan_info.main, **options(backups), user="postgres", timeout=10)
+    monkeypatch.setattr(Postgresql, "plan", wait_for_ever)
+    result = call(copy_plan_info.main, engine="postgresql", **options(backups), user="postgres", timeout=10)
     assert result["failed"]
     assert "base/1/PG_VERSION: " in result["msg"], result["msg"]
     assert left_over(temporary) == []
@@ -194,10 +195,10 @@ def test_a_look_that_is_killed_leaves_no_mount(backups: Backups, temporary: Path
     script = (
         "import json, os, signal, sys\n"
         "sys.path[:] = json.loads(sys.argv[1])\n"
-        "from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_plan_info as module\n"
+        "from ansible_collections.phpborg.instant_recovery.plugins.modules import copy_plan_info as module\n"
         "from tests.support.modules import call\n"
-        "module.make_plan = lambda request: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "call(module.main, user='postgres', **json.load(sys.stdin))\n"
+        "type(module.ENGINES['postgresql']).plan = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "call(module.main, engine='postgresql', user='postgres', **json.load(sys.stdin))\n"
     )
     killed = subprocess.run(
         # No PYTHONPATH: Borg would inherit it, and runs on a Python of its own.

@@ -212,7 +212,7 @@ def check_timings(started: Run) -> None:
     """How long it may take is a matter for tests/benchmarks: a test must not fail because a machine is busy."""
     timings = started.session["timings"]
     steps = {step: seconds for step, seconds in timings.items() if step not in ("total", "overhead")}
-    assert set(steps) == {"borg_archive_info", "borg_mount", "overlay_mount", "pg_ephemeral"}
+    assert set(steps) == {"borg_archive_info", "borg_mount", "overlay_mount", "server"}
     assert timings["overhead"] == pytest.approx(timings["total"] - sum(steps.values()), abs=0.01)
     assert timings["total"] <= started.seconds
 

@@ -9,6 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.links import (
+    Link,
+    archived_places,
+    find_links,
+    leads_within,
+    resolve_within,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.backup import readable_label
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
@@ -22,13 +29,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
     apply_steps,
     parse_tablespace_map,
     plan_clone,
-)
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.links import (
-    Link,
-    archived_places,
-    find_links,
-    leads_within,
-    resolve_within,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.wal import Start
 

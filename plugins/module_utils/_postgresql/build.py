@@ -12,8 +12,8 @@ from .cluster import PostgresError
 from .control import STANDARD_BUILD
 
 if TYPE_CHECKING:
+    from .._engine.interface import Programs
     from .cluster import DataDirectory
-    from .programs import Binaries
 
 __all__ = ["check_build"]
 
@@ -35,27 +35,27 @@ FIXED = {
 }
 
 
-def check_build(data: DataDirectory, binaries: Binaries, *, is_named: bool) -> None:
+def check_build(data: DataDirectory, programs: Programs, *, is_named: bool) -> None:
     """Raise PostgresError where the server is built for other sizes than the copy has.
 
     is_named: whether a user has chosen the programs. Those of distributions have the sizes that nearly every copy has,
     too, and are not asked then.
     """
-    if data.control.major is None and not _knows_catalogs(data, binaries):
+    if data.control.major is None and not _knows_catalogs(data, programs):
         raise PostgresError(
             f"The copy is of a variant of PostgreSQL {data.major}, or of a version before its release (catalog version "
-            f"{data.control.catalog_version}), and PostgreSQL {binaries.version} in {binaries.bindir} cannot read it: "
+            f"{data.control.catalog_version}), and PostgreSQL {programs.version} in {programs.bindir} cannot read it: "
             "name the directory of that server's programs (bindir)."
         )
     build = data.control.build
     if build == STANDARD_BUILD and not is_named:
         return
     for name, (setting, more, words, unit) in SIZES.items():
-        wanted, built = getattr(build, name), _setting(binaries, setting)
+        wanted, built = getattr(build, name), _setting(programs, setting)
         if built is not None and built + more != wanted:
             needed, has = words.format(wanted / unit), words.format((built + more) / unit)
             raise PostgresError(
-                f"The copy needs a server built with {needed}, and PostgreSQL {binaries.version} in {binaries.bindir} "
+                f"The copy needs a server built with {needed}, and PostgreSQL {programs.version} in {programs.bindir} "
                 f"is built with {has}: name the directory of the programs of such a build (bindir)."
             )
     for name, words in FIXED.items():
@@ -68,20 +68,20 @@ def check_build(data: DataDirectory, binaries: Binaries, *, is_named: bool) -> N
             )
 
 
-def _setting(binaries: Binaries, name: str) -> int | None:
+def _setting(programs: Programs, name: str) -> int | None:
     """One of the server's fixed settings; None where it does not tell."""
-    argv = [binaries.program("postgres"), "-C", name, "-D", "/", "-c", "config_file=/dev/null"]
+    argv = [programs.program("postgres"), "-C", name, "-D", "/", "-c", "config_file=/dev/null"]
     try:
         return int(run(argv, timeout=QUICK).stdout)
     except (CommandError, ValueError):
         return None
 
 
-def _knows_catalogs(data: DataDirectory, binaries: Binaries) -> bool:
+def _knows_catalogs(data: DataDirectory, programs: Programs) -> bool:
     """Whether the server's program has the name that it gives to directories of tablespaces with such catalogs."""
     name = f"PG_{data.major}_{data.control.catalog_version}".encode()
     try:
-        with open(binaries.program("postgres"), "rb") as file:
+        with open(programs.program("postgres"), "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(name) >= 0
     except (OSError, ValueError):
         return True

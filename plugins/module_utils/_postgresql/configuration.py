@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .._engine.links import Link, archived_places, is_within, places_of, resolve_within
 from .._errors import shown
 from .cluster import PostgresError, read_regular_file
 from .detach import AUTO_CONF, OPTIONS, OPTIONS_ASIDE, SET_ASIDE
-from .links import Link, archived_places, is_within, places_of, resolve_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

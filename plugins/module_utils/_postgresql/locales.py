@@ -13,13 +13,12 @@ import re
 from typing import TYPE_CHECKING
 
 from .._host.command import CommandError, find_program, run
-from .._session.teardown import remove_tree
 from .cluster import PostgresError, has_locale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["DIRECTORY", "Locales", "missing_locale", "remove_locales"]
+__all__ = ["DIRECTORY", "Locales", "missing_locale"]
 
 DIRECTORY = "locale"  # of the session's directory config
 INSTALLED = "/usr/lib/locale"
@@ -107,15 +106,6 @@ def missing_locale(log: Sequence[str]) -> str | None:
     """The locale for whose lack a server ended, as its log tells."""
     found = (match for line in log for pattern in MISSING for match in pattern.finditer(line))
     return next((match.group(1) for match in found), None)
-
-
-def remove_locales(directory: str) -> bool:
-    """Remove what was made for a session; whether there was anything."""
-    if not os.path.isdir(directory):
-        return False
-    remove_tree(directory)
-    os.rmdir(directory)
-    return True
 
 
 def _sources(name: str) -> tuple[str, str, str] | None:

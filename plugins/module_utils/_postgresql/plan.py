@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .._engine.interface import Programs, Request
+from .._engine.links import is_within, resolve_within
 from .._errors import MORE_TIME
 from .._host.command import find_program
 from .._host.deadline import deadline
@@ -20,8 +22,7 @@ from .build import check_build
 from .cluster import DataDirectory, PostgresError, check_account, read_data_directory
 from .configuration import read_configuration
 from .detach import Clone, plan_clone
-from .links import is_within, resolve_within
-from .programs import Binaries, require
+from .programs import require
 from .recovery import Recovery, plan_recovery
 from .settings import (
     carried,
@@ -42,17 +43,12 @@ if TYPE_CHECKING:
 
     from .._host.command import Account, Completed
 
-__all__ = ["ARGUMENTS", "Plan", "Request", "make_plan"]
+__all__ = ["ARGUMENTS", "Plan", "PostgresqlRequest", "make_plan"]
 
 MOST_TOLD = 1 << 20  # characters: of a cluster with everything that can be told they are some thousands
 # The options of doc_fragments/postgresql.py.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "bindir": {"type": "path"},
-    "settings": {"type": "dict", "default": {}},
-    "read_only": {"type": "bool", "default": False},
-    "network": {"type": "str", "choices": ["none", "host"], "default": "none"},
     "missing_tablespaces": {"type": "str", "choices": ["refuse", "leave_out"], "default": "refuse"},
-    "accept_unconfined": {"type": "bool", "default": False},
     **{name: {"type": "str"} for name in POINTS},
     "recovery_target_inclusive": {"type": "bool"},
     "recovery_target_timeline": {"type": "str"},
@@ -61,73 +57,27 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a start is asked for. Paths are absolute; timeout is in seconds; links as known of plan_clone.
+class PostgresqlRequest(Request):
+    """target is where recovery is to stop. missing_tablespaces: refuse, or leave_out to start without them.
 
-    directory: the session's, or one that is laid out like it. account: whom the server runs as. recovered: what an
-    earlier start of the same copy recovered to, as target, recovered_to and problem. missing_tablespaces: refuse, or
-    leave_out to start without them. as_archived: the tree is the archive's mount, where files belong to whom Borg says.
-    configuration: directory of the archived configuration below tree, where that is known.
-    target is where recovery is to stop, log_source a directory of archived WAL. network: none, or host for a server
-    that may open connections.
+    recovered has target, recovered_to and problem.
     """
 
-    directory: str
-    data_directory: str
-    account: Account
-    port: int | None = None
-    bindir: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    read_only: bool = False
-    timeout: float = 600
-    links: Mapping[str, str] = field(default_factory=dict)
-    configuration: str | None = None
     target: Target | None = None
-    log_source: str | None = None
-    network: str = "none"
     missing_tablespaces: str = "refuse"
-    examine: bool = True
-    accept_unconfined: bool = False
-    recovered: Mapping[str, Any] | None = None
-    as_archived: bool = False
-
-    @property
-    def tree(self) -> str:
-        """The copy: the data directory with whatever else of it the archive has."""
-        return os.path.join(self.directory, "merged")
-
-    @property
-    def socket_directory(self) -> str:
-        """Where the server makes its socket: a directory of its own, of which nothing is believed."""
-        return os.path.join(self.directory, "run")
-
-    @property
-    def log(self) -> str:
-        """The server's log file."""
-        return os.path.join(self.directory, "log", "server.log")
-
-    def config(self, name: str = "") -> str:
-        """A file that tells the server something, or their directory."""
-        return os.path.join(self.directory, "config", name).rstrip("/")
-
-    def client(self, name: str = "") -> str:
-        """A file for those who speak to the server, or their directory."""
-        return os.path.join(self.directory, "client", name).rstrip("/")
 
 
 @dataclass(frozen=True)
 class Plan:
     """What will be done. sections: the session's configuration file; guards: settings for the command line.
 
-    neutralised: what is cut loose from production and why, except in the catalogs, which nobody can read yet.
-    carried_over: what it has in common with production all the same.
-    sandbox: what the server can reach. warnings: what of it does not hold on this host.
-    recovery: archive recovery, if that is wanted. recovered: what an earlier start of the same copy recovered to.
+    neutralised: without what is cut loose in the catalogs, which nobody can read yet. sandbox: what the server can
+    reach. recovery: archive recovery, if that is wanted. recovered: what an earlier start of the copy recovered to.
     """
 
-    request: Request
+    request: PostgresqlRequest
     data: DataDirectory
-    binaries: Binaries
+    programs: Programs
     account: Account
     sections: dict[str, dict[str, str]]
     guards: dict[str, str]
@@ -144,12 +94,27 @@ class Plan:
         """The configuration file's settings as they count."""
         return {name: value for section in self.sections.values() for name, value in section.items()}
 
+    @property
+    def version(self) -> str:
+        """The server's, in full."""
+        return self.programs.version
+
+    @property
+    def bindir(self) -> str:
+        """Directory of its programs."""
+        return self.programs.bindir
+
+    @property
+    def target(self) -> str | None:
+        """The point that is recovered to, in words."""
+        return str(self.recovery.target) if self.recovery else None
+
     def serving(self, port: int) -> Sandbox:
         """The sandbox of the server itself, which may listen on this port."""
         return replace(self.sandbox, network="host" if self.request.network == "host" else "serve", port=port)
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: PostgresqlRequest) -> Plan:
     """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing.
 
     It may take the request's timeout, and half of the host's memory.
@@ -162,28 +127,28 @@ def make_plan(request: Request) -> Plan:
     return plan
 
 
-def _planned(request: Request) -> Plan:
+def _planned(request: PostgresqlRequest) -> Plan:
     _check_place(request)
     data = read_data_directory(request.data_directory)
     own = check_settings(request.settings, data.major)
-    binaries = require(data.major, bindir=request.bindir)
-    check_build(data, binaries, is_named=request.bindir is not None)
+    programs = require(data.major, bindir=request.bindir)
+    check_build(data, programs, is_named=request.bindir is not None)
     check_account(data, request.account, is_presented=not request.as_archived)
     if request.port is not None:
         check_port(request.port)
     check_socket_path(request.client(), ".s.PGSQL.65535")
-    sandbox = _sandbox(request, binaries)
+    sandbox = _sandbox(request, programs)
     confined, warnings = replace(sandbox, network="host" if request.network == "host" else "serve").report()
     _check_recovered(request)
     archive = None if request.recovered else _wal_archive(request, data, sandbox)
-    clone = _clone(request, data, binaries, archive, sandbox)
+    clone = _clone(request, data, programs, archive, sandbox)
     found = read_configuration(data, request.tree, request.configuration, is_recovered=request.recovered is not None)
     archived = found.settings
-    libraries, left_out = preload(archived, binaries.bindir)
+    libraries, left_out = preload(archived, programs.bindir)
     return Plan(
         request=request,
         data=data,
-        binaries=binaries,
+        programs=programs,
         account=request.account,
         sections=_sections(data, archived, libraries, own),
         guards={**guards(data.major), **({"default_transaction_read_only": "on"} if request.read_only else {})},
@@ -213,7 +178,7 @@ def _check_length(plan: Plan) -> None:
         )
 
 
-def _check_place(request: Request) -> None:
+def _check_place(request: PostgresqlRequest) -> None:
     """Raise PostgresError for a data directory that is not the copy's own: a link could lead to production's."""
     path, tree = request.data_directory, request.tree
     if is_within(path, tree) and ".." not in path.split("/"):
@@ -230,13 +195,13 @@ def _check_place(request: Request) -> None:
 
 
 def _clone(
-    request: Request, data: DataDirectory, binaries: Binaries, archive: WalArchive | None, sandbox: Sandbox
+    request: PostgresqlRequest, data: DataDirectory, programs: Programs, archive: WalArchive | None, sandbox: Sandbox
 ) -> Clone:
-    program = find_program("pg_waldump", directories=(binaries.bindir,))
+    program = find_program("pg_waldump", directories=(programs.bindir,))
 
     def waldump(directory: str, arguments: Sequence[str]) -> Completed:
         """It parses what the archive holds: so it is locked up as the server is."""
-        room = sandbox.for_tool(readable=[*binaries.trees(), directory])
+        room = sandbox.for_tool(readable=[*programs.trees(), directory])
         return room.text([program or "", *arguments], timeout=request.timeout, check=False, limit=WALDUMP_OUTPUT)
 
     return plan_clone(
@@ -271,11 +236,11 @@ def _sections(
     }
 
 
-def _sandbox(request: Request, binaries: Binaries) -> Sandbox:
+def _sandbox(request: PostgresqlRequest, programs: Programs) -> Sandbox:
     """The server needs its own programs, what it is told, the copy, and a directory for its socket."""
     return Sandbox(
         account=request.account,
-        readable=(*binaries.trees(), request.config()),
+        readable=(*programs.trees(), request.config()),
         writable=(request.tree, request.socket_directory),
         private=(request.socket_directory,),
         session_directory=request.directory,
@@ -283,7 +248,7 @@ def _sandbox(request: Request, binaries: Binaries) -> Sandbox:
     )
 
 
-def _check_recovered(request: Request) -> None:
+def _check_recovered(request: PostgresqlRequest) -> None:
     """Raise PostgresError where an earlier start recovered the copy to something else than is asked for now."""
     recovered = request.recovered
     if recovered is not None and recovered.get("problem"):
@@ -296,7 +261,7 @@ def _check_recovered(request: Request) -> None:
         )
 
 
-def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
+def _wal_archive(request: PostgresqlRequest, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
     """The WAL of log_source. Within the tree, links mean what they meant on the host the archive is from."""
     source = request.log_source
     if source is None:
@@ -315,7 +280,11 @@ def _wal_archive(request: Request, data: DataDirectory, sandbox: Sandbox) -> Wal
 
 
 def _recovery(
-    request: Request, data: DataDirectory, clone: Clone, archive: WalArchive | None, archived: Mapping[str, str]
+    request: PostgresqlRequest,
+    data: DataDirectory,
+    clone: Clone,
+    archive: WalArchive | None,
+    archived: Mapping[str, str],
 ) -> Recovery | None:
     return plan_recovery(
         data,

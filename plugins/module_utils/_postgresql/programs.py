@@ -10,12 +10,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from dataclasses import dataclass
 
+from .._engine.interface import Programs
 from .._host.command import CommandError, find_program, run
 from .cluster import PostgresError
 
-__all__ = ["Binaries", "find_binaries", "installed", "library_directory", "package_name", "parse_version", "require"]
+__all__ = ["find_programs", "installed", "library_directory", "package_name", "parse_version", "require"]
 
 # Where distributions put the programs of major version N (a glob: also to list what is installed).
 LAYOUTS = (
@@ -29,27 +29,9 @@ PROGRAMS = ("postgres", "psql")
 QUICK = 10  # seconds; printing a version takes milliseconds
 
 
-@dataclass(frozen=True)
-class Binaries:
-    """The programs of one installation: major version, full version such as `15.18` or `18beta1`, directory."""
-
-    major: int
-    version: str
-    bindir: str
-
-    def program(self, name: str) -> str:
-        """The path of one program."""
-        return os.path.join(self.bindir, name)
-
-    def trees(self) -> tuple[str, ...]:
-        """Where the programs and what belongs to them are: by the name that they are called by, and really."""
-        above = os.path.dirname(os.path.realpath(self.bindir))
-        return (self.bindir, *(os.path.join(above, part) for part in ("bin", "lib", "lib64", "share")))
-
-
-def require(major: int, *, bindir: str | None = None) -> Binaries:
+def require(major: int, *, bindir: str | None = None) -> Programs:
     """The programs of that major version. Raises PostgresError that says which package to install."""
-    found = find_binaries(major, bindir=bindir)
+    found = find_programs(major, bindir=bindir)
     if found is not None:
         return found
     others = ", ".join(f"{other.version} in {other.bindir}" for other in installed())
@@ -62,7 +44,7 @@ def require(major: int, *, bindir: str | None = None) -> Binaries:
     )
 
 
-def find_binaries(major: int, *, bindir: str | None = None) -> Binaries | None:
+def find_programs(major: int, *, bindir: str | None = None) -> Programs | None:
     """The programs of that major version: in bindir, else where distributions keep them, else in PATH.
 
     Returns None when there are none. Raises PostgresError when bindir is given and holds something else.
@@ -70,20 +52,20 @@ def find_binaries(major: int, *, bindir: str | None = None) -> Binaries | None:
     if bindir is not None:
         return _explicit(major, bindir)
     for directory in _directories(str(major)):
-        binaries = _examine(directory)
-        if binaries is not None and binaries.major == major:
-            return binaries
+        programs = _examine(directory)
+        if programs is not None and programs.major == major:
+            return programs
     return None
 
 
-def installed() -> list[Binaries]:
+def installed() -> list[Programs]:
     """Everything that can be found, one entry for each directory, oldest major version first."""
-    found: dict[str, Binaries] = {}
+    found: dict[str, Programs] = {}
     for directory in _directories("*"):
-        binaries = _examine(directory)
-        if binaries is not None:
-            found.setdefault(os.path.realpath(binaries.bindir), binaries)
-    return sorted(found.values(), key=lambda binaries: binaries.major)
+        programs = _examine(directory)
+        if programs is not None:
+            found.setdefault(os.path.realpath(programs.bindir), programs)
+    return sorted(found.values(), key=lambda programs: programs.major)
 
 
 def package_name(major: int, *, os_release: str | None = None) -> str:
@@ -112,21 +94,21 @@ def parse_version(text: str) -> tuple[int, str] | None:
     return (int(match.group(2)), match.group(1)) if match else None
 
 
-def _explicit(major: int, bindir: str) -> Binaries:
+def _explicit(major: int, bindir: str) -> Programs:
     missing = [name for name in PROGRAMS if not os.access(os.path.join(bindir, name), os.X_OK)]
     if missing:
         raise PostgresError(
             f"bindir {bindir} has no program {' and no program '.join(missing)}: "
             "name a directory that holds PostgreSQL's programs, or leave bindir out to have it found."
         )
-    binaries = _examine(bindir)
-    if binaries is None or binaries.major != major:
-        holds = "something else" if binaries is None else f"PostgreSQL {binaries.version}"
+    programs = _examine(bindir)
+    if programs is None or programs.major != major:
+        holds = "something else" if programs is None else f"PostgreSQL {programs.version}"
         raise PostgresError(
             f"bindir {bindir} holds {holds}, and PostgreSQL {major} is needed: "
             f"name the directory of version {major}, or leave bindir out to have it found."
         )
-    return binaries
+    return programs
 
 
 def _directories(major: str) -> list[str]:
@@ -139,7 +121,7 @@ def _directories(major: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _examine(directory: str) -> Binaries | None:
+def _examine(directory: str) -> Programs | None:
     if not all(os.access(os.path.join(directory, name), os.X_OK) for name in PROGRAMS):
         return None
     try:
@@ -147,7 +129,7 @@ def _examine(directory: str) -> Binaries | None:
     except CommandError:
         return None
     version = parse_version(printed)
-    return None if version is None else Binaries(version[0], version[1], directory)
+    return None if version is None else Programs(version[0], version[1], directory)
 
 
 def _os_release() -> str:

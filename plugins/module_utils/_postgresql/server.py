@@ -1,11 +1,9 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A throw-away PostgreSQL server on a copied data directory: started, asked, stopped.
+"""A throw-away PostgreSQL server on a copied data directory: recovered, started, asked.
 
-From the first run of the server's program on, the copy and the directory of its socket are the archive's, and may
-change at any time. Nothing here reads or writes them from then on: what the server is told lies in the session's
-directory `config`, what it answers comes through its socket, its output and its log, and which process it is stands in
-the session's record.
+From the first run of the server's program on, the copy and the directory of its socket are the archive's; see
+_engine/server.py. What it answers comes through its socket, its output and its log.
 """
 
 from __future__ import annotations
@@ -21,20 +19,19 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from .._engine.interface import Started
+from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
 from .._errors import MORE_TIME, RecoveryError, listed, text_shown
 from .._host.command import CommandError
 from .._host.files import place_inside
-from .._host.ports import ADDRESS, allow_another_bind, reserve_port
-from .._host.processes import Process, descendants, end_family, wait_for_any_end
-from .._host.shared_memory import release, shared_memory_of
+from .._host.ports import ADDRESS, reserve_port
 from .._session.record import SERVER, Claim
-from .._session.teardown import remove_tree
 from .catalogs import TEMPLATES
 from .cluster import PostgresError, shown
 from .detach import apply_steps, silenced
 from .facts import Facts, Found, look_into
 from .locales import DIRECTORY as LOCALES
-from .locales import Locales, remove_locales
+from .locales import Locales
 from .log import log_tail, reason
 from .recovery import (
     IGNORES_INVALID_PAGES,
@@ -51,17 +48,18 @@ from .settings import LOCALES as LOCALE_SETTINGS
 from .settings import render_configuration
 from .single_user import prepare, scram_verifier
 from .wal import last_commit
-from .wal_server import PIPES, WalServer
+from .wal_server import WalServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .._host.processes import Process
     from .._host.sandbox import Sandbox
     from .._session.session import Session
     from .catalogs import Catalogs
     from .plan import Plan
 
-__all__ = ["STOP_SIGNALS", "running_server", "start_server", "stop_server"]
+__all__ = ["start_server"]
 
 SERVICE = "instant_recovery"  # in the connection service file
 # What a client's environment may insist on (PGCHANNELBINDING=require, PGREQUIREPEER …) and a session's server does not
@@ -94,10 +92,7 @@ STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 FOR_PEOPLE = ("neutralised", "carried_over", "recovered_to", "data")  # of the result
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
-BACKLOG = 128  # connections that wait to be accepted
-MOST_CLIENTS = 1000  # through the socket, of the session's owner
 USUAL_CONNECTIONS = 100  # PostgreSQL's max_connections
-LOOKS = 0.02  # seconds between two attempts to reach a server that is starting; nothing tells of its socket
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
 # the server counts without an extension; of a client that stays and reads no table it counts none until it leaves. So
@@ -123,8 +118,6 @@ COUNTED = """(
 COUNTS_BY_ITSELF = 15
 MOST_SAID = 16 << 20  # bytes that a database may tell about itself
 
-# What a start writes, by the session's directory it is in. The first are for the server, the others for its clients.
-CONFIGURATION = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", *PIPES)
 PASSFILE, SERVICE_FILE = "pgpass", "pg_service.conf"
 HBA = f"""\
 # Through the socket: everybody whom the directory's mode lets in, which is the server's own user.
@@ -136,14 +129,8 @@ PROTOCOL = 3 << 16  # of clients: PostgreSQL's documentation, "Message Formats",
 STARTING_UP = b"57P03"  # SQLSTATE cannot_connect_now
 
 
-def start_server(
-    plan: Plan, *, session: Session, avoid: frozenset[int] = frozenset()
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Do what plan says and return what the module returns, and what asks the server for its clients (_clients_probe).
-
-    Unless plan has a port, those in avoid are passed over. session gets a claim before each process is started. When
-    this raises, everything that was started has ended.
-    """
+def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Started:
+    """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
     plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
     try:
@@ -155,22 +142,18 @@ def start_server(
             prepared = _prepare(plan, argv, password, session, deadline)
             process = _start(plan, argv, port, reserved, prepared, session, deadline)
         database = _entered(prepared.catalogs)
-        _write(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
-        _write(plan.request.client(SERVICE_FILE), _service(plan, port, database))
+        make_file(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
+        make_file(plan.request.client(SERVICE_FILE), _service(plan, port, database))
         _log_in(plan, port, database)
         result = _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
-        return result, _clients_probe(plan, port, prepared.catalogs.probed)
+        return Started(result, _clients_probe(plan, port, prepared.catalogs.probed))
     except BaseException:
         stop_server(session)
         raise
 
 
 def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
-    """What asks the server for its clients, for the session's record: argv, env and the sandbox of a command.
-
-    It prints JSON: clients, active_clients, queries (null where they are not counted) and traces, which differ after
-    what clients do. Transactions of the database that it asks in do not count.
-    """
+    """See Started. Transactions of the database that it asks in do not count."""
     counts = plan.data.major >= COUNTS_BY_ITSELF or plan.request.network == "host"
     query = CLIENTS.format(COUNTED if counts else "null")
     return {
@@ -180,48 +163,12 @@ def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
     }
 
 
-def running_server(session: Session) -> Process | None:
-    """The session's server, as its record claims it, or None where that does not run."""
-    claim = session.record.claimed(SERVER)
-    process = None if claim is None else claim.process
-    return process if process is not None and process.alive() else None
-
-
-def stop_server(session: Session) -> bool:
-    """Stop the session's server and remove what its start wrote. Returns whether there was anything to do.
-
-    Raises PostgresError when the server does not end.
-    """
-    process = running_server(session)
-    if process is not None and not _end(process):
-        raise PostgresError(
-            f"The server of session {session.id}, process {process.pid}, did not end: the kernel holds it, probably "
-            "because the file system below does not answer. Stop it again when that has been mended."
-        )
-    remove_tree(session.path("run"))
-    client = session.path("client")
-    left = [os.path.join(session.path("config"), name) for name in CONFIGURATION]
-    left += [os.path.join(client, name) for name in os.listdir(client)]
-    removed = [path for path in left if _unlink(path)]
-    return remove_locales(session.path(f"config/{LOCALES}")) or process is not None or bool(removed)
-
-
-def _end(process: Process) -> bool:
-    """Stop process and whatever it has started, and remove what they would leave; whether all ended."""
-    family = descendants(process)
-    shared_memory = [name for one in family for name in shared_memory_of(one.pid)]
-    ended = not end_family(process, STOP_SIGNALS)
-    if ended:
-        release(shared_memory)
-    return ended
-
-
 def _configure(plan: Plan, port: int) -> list[str]:
     """Write the session's configuration; the command line that uses it and nothing else."""
     request = plan.request
     files = {"postgresql.conf": render_configuration(plan.sections), "pg_hba.conf": HBA, "pg_ident.conf": ""}
     for name, text in files.items():
-        _write(request.config(name), text, reader=plan.account.gid)
+        make_file(request.config(name), text, reader=plan.account.gid)
     quoted = request.socket_directory.replace('"', '""')
     settings = {
         "config_file": request.config("postgresql.conf"),
@@ -232,18 +179,7 @@ def _configure(plan: Plan, port: int) -> list[str]:
         "cluster_name": f"{SERVICE} {os.path.basename(request.directory)}".strip()[:63],
         **plan.guards,
     }
-    return [plan.binaries.program("postgres"), "-D", plan.data.path, *_options(settings)]
-
-
-def _write(path: str, text: str, *, reader: int | None = None) -> None:
-    """Make a file anew in a directory of ours, for us alone, or also for a group."""
-    _unlink(path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        if reader is not None and reader != os.getegid():
-            os.fchown(descriptor, -1, reader)
-            os.fchmod(descriptor, 0o640)
-        file.write(text)
+    return [plan.programs.program("postgres"), "-D", plan.data.path, *_options(settings)]
 
 
 @dataclass(frozen=True)
@@ -306,7 +242,7 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
 
 def _tolerance(plan: Plan, left_out: Mapping[str, str]) -> dict[str, str]:
     """Settings by which recovery goes on where the copy has not everything."""
-    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.binaries.version) else {}
+    settings = {"allow_in_place_tablespaces": "on"} if allows_in_place_tablespaces(plan.programs.version) else {}
     if left_out and plan.data.major >= IGNORES_INVALID_PAGES:
         settings["ignore_invalid_pages"] = "on"  # those of a tablespace that is left out: the others are looked for
     return settings
@@ -429,39 +365,22 @@ def _start(
     deadline: float,
 ) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
-    log = plan.request.log
-    begin = os.path.getsize(log)
-    room = plan.serving(port)
-    session.claim(Claim(SERVER, "process", SERVER, signals=STOP_SIGNALS))
-    with _socket_for_clients(plan, port) as clients:
-        own = os.path.join(plan.request.socket_directory, _socket_name(port))
-        doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
-        if room.has_network():
-            doors.append((reserved.fileno(), port, _most_by_tcp(plan)))
-        else:
-            allow_another_bind(reserved)
-        process = room.start(
-            argv,
-            log=log,
-            env=prepared.environment,
-            claim=lambda process: session.amend_claim(SERVER, process=process),
-            doors=doors,
-        )
-    warden = running_server(session)
-    is_ready = False
+    server = Server(
+        argv,
+        prepared.environment,
+        room=plan.serving(port),
+        signals=STOP_SIGNALS,
+        socket_name=_socket_name(port),
+        most_by_tcp=_most_by_tcp(plan),
+        accepts=_accepts,
+    )
     try:
-        is_ready = warden is not None and _wait_until_ready(plan, port, warden, deadline)
-        if is_ready:
-            session.amend_claim(SERVER, shared_memory=tuple(shared_memory_of(process.pid)))
-            return process
-        is_late = warden is not None and warden.alive()
-    finally:
-        if warden is not None and not is_ready:
-            _end(warden)
-    said = log_tail(log, begin=begin)
-    late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
-    problem = late if is_late else f"did not start: {reason(said)}"
-    raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said)
+        return server.start(plan.request, session, port, reserved, deadline=deadline)
+    except NotReadyError as error:
+        said = log_tail(plan.request.log, begin=error.begin)
+        late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
+        problem = late if error.is_late else f"did not start: {reason(said)}"
+        raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said) from None
 
 
 def _most_by_tcp(plan: Plan) -> int:
@@ -470,37 +389,8 @@ def _most_by_tcp(plan: Plan) -> int:
     return max(1, (int(told) if told.isdecimal() else USUAL_CONNECTIONS) * 3 // 4)
 
 
-def _wait_until_ready(plan: Plan, port: int, process: Process, deadline: float) -> bool:
-    """Whether process accepts connections before the deadline; otherwise it has ended or takes too long."""
-    while process.alive() and time.monotonic() < deadline:
-        if _accepts(plan.request.client(_socket_name(port))):
-            return True
-        wait_for_any_end([process], timeout=LOOKS)
-    return False
-
-
 def _socket_name(port: int) -> str:
     return f".s.PGSQL.{port}"
-
-
-def _socket_for_clients(plan: Plan, port: int) -> socket.socket:
-    """A socket that listens, in the directory for clients. Our own programs come to it as the server's user.
-
-    The server's own socket lies where it could put another in its place, or a link to production's.
-    """
-    path = plan.request.client(_socket_name(port))
-    _unlink(path)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.bind(path)
-        os.chmod(path, 0o600)
-        if plan.account.uid != os.geteuid():
-            os.chown(path, plan.account.uid, plan.account.gid)
-        listening.listen(BACKLOG)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
 
 
 def _accepts(path: str) -> bool:
@@ -558,7 +448,7 @@ def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
     }
     quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in parts.items()}
     target = " ".join(f"{name}='{value}'" for name, value in quoted.items())
-    return [plan.binaries.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, target]
+    return [plan.programs.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, target]
 
 
 def _psql_environment(plan: Plan, encoding: str = "UTF8") -> dict[str, str]:
@@ -568,7 +458,7 @@ def _psql_environment(plan: Plan, encoding: str = "UTF8") -> dict[str, str]:
 
 def _client_room(plan: Plan, port: int) -> Sandbox:
     """Where our own programs talk to the server: it may answer with anything."""
-    programs = plan.binaries.trees()
+    programs = plan.programs.trees()
     return plan.sandbox.for_tool(readable=programs, writable=[plan.request.client(_socket_name(port))], network="unix")
 
 
@@ -593,7 +483,7 @@ def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:
             env = _psql_environment(plan, prepared.catalogs.encoding(database))
             return room.run(argv, timeout=timeout, env=env, limit=MOST_SAID).stdout
 
-        found = look_into(databases, ask=ask, bindir=plan.binaries.bindir)
+        found = look_into(databases, ask=ask, bindir=plan.programs.bindir)
     return Facts(
         checksums=control.data_checksum_version != 0,
         last_commit=prepared.recovered_to["time"],
@@ -611,7 +501,7 @@ def _result(
     catalogs = prepared.catalogs
     warnings = [*plan.warnings, *prepared.warnings, *facts.warnings()]
     result = {
-        "version": plan.binaries.version,
+        "version": plan.programs.version,
         "port": port,
         "socket_directory": plan.request.client(),
         "pid": process.pid,
@@ -621,7 +511,7 @@ def _result(
         "connection_string": _url(plan, port, database),
         "client_file": plan.request.client(SERVICE_FILE),
         "log": plan.request.log,
-        "bindir": plan.binaries.bindir,
+        "bindir": plan.programs.bindir,
         "read_only": plan.request.read_only,
         "network": plan.request.network,
         "settings": plan.settings,
@@ -635,11 +525,3 @@ def _result(
     told: dict[str, Any] = shown(result)
     # These are for people alone: nothing of what the copy says may act on their terminals.
     return {**told, **{name: text_shown(told[name]) for name in FOR_PEOPLE}}
-
-
-def _unlink(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True

@@ -10,14 +10,14 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import programs as _pg_binaries
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.programs import (
-    find_binaries,
+    find_programs,
     installed,
     library_directory,
     package_name,
     parse_version,
     require,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_binaries_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import server_programs_info
 
 from tests.support.cluster import server_directory
 from tests.support.modules import call
@@ -71,21 +71,21 @@ def test_a_server_in_path_is_found_where_its_link_leads(tmp_path: Path, monkeypa
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "postgres").symlink_to(tmp_path / "pg" / "postgres")
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    found = find_binaries(99)
+    found = find_programs(99)
     assert found is not None
     assert found.bindir == str(tmp_path / "pg")
-    assert find_binaries(98) is None
+    assert find_programs(98) is None
 
 
 def test_a_given_directory_must_fit(tmp_path: Path) -> None:
     with pytest.raises(PostgresError, match="has no program postgres and no program psql"):
-        find_binaries(15, bindir=str(tmp_path))
+        find_programs(15, bindir=str(tmp_path))
     program(tmp_path, "postgres (PostgreSQL) 14.2")
     with pytest.raises(PostgresError, match=r"holds PostgreSQL 14\.2, and PostgreSQL 15 is needed"):
-        find_binaries(15, bindir=str(tmp_path))
+        find_programs(15, bindir=str(tmp_path))
     program(tmp_path, "something else")
     with pytest.raises(PostgresError, match="holds something else"):
-        find_binaries(15, bindir=str(tmp_path))
+        find_programs(15, bindir=str(tmp_path))
 
 
 def test_the_libraries_of_this_host_are_found() -> None:
@@ -99,17 +99,20 @@ def test_the_module_tells_about_this_host() -> None:
     bindir = server_directory()
     major = Path(bindir).parent.name
     for version in (major, f"{major}.2"):
-        result = call(pg_binaries_info.main, version=version)
+        result = call(server_programs_info.main, engine="postgresql", version=version)
         assert result["found"] is True
         assert result["bindir"] == bindir
         assert result["version"].startswith(f"{major}.")
         assert not result["changed"]
-    missing = call(pg_binaries_info.main, version="12")
+    missing = call(server_programs_info.main, engine="postgresql", version="12")
     assert missing["found"] is False
     assert missing["package"].startswith("postgresql")
-    assert missing.keys() == result.keys() == call(pg_binaries_info.main).keys()
+    assert missing.keys() == result.keys() == call(server_programs_info.main, engine="postgresql").keys()
     for wrong in ("9.6", "latest", ""):
-        assert "is not a PostgreSQL version from 12 on" in call(pg_binaries_info.main, version=wrong)["msg"]
+        assert (
+            "is not a PostgreSQL version from 12 on"
+            in call(server_programs_info.main, engine="postgresql", version=wrong)["msg"]
+        )
 
 
 def program(directory: Path, prints: str) -> None:

@@ -6,20 +6,28 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: pg_plan_info
-short_description: Tell what the start of a PostgreSQL server from a Borg archive would do
+module: copy_plan_info
+short_description: Tell what the start of a server from a Borg archive would do
 version_added: 1.0.0
 author: phpBorg contributors (@phpborg)
 description:
-  - Looks at a data directory in an archive as M(phpborg.instant_recovery.pg_ephemeral) does before it starts a server,
-    and tells what that would cut loose from production, what it would carry over, and to which point it would recover.
-  - Fails with the same words where a start would be refused, for instance because WAL or a tablespace is missing.
+  - Looks at a data directory in an archive as the engine's module does before it starts a server, such as
+    M(phpborg.instant_recovery.pg_ephemeral), and tells what that would cut loose from production, what it would carry
+    over, and to which point it would recover.
+  - Fails with the same words where a start would be refused, for instance because logs or a tablespace are missing.
   - The archive is mounted read-only in a private temporary directory, and only while the module runs. Should it be
     killed, Borg unmounts by itself. Nothing is written, no server is started and no session is recorded.
 extends_documentation_fragment:
   - phpborg.instant_recovery.borg
+  - phpborg.instant_recovery.engine
   - phpborg.instant_recovery.postgresql
 options:
+  engine:
+    description:
+      - Whose data directory it is. Of the options below, those of other engines do not count.
+    type: str
+    choices: [postgresql]
+    required: true
   archive:
     description:
       - Name of the archive, or C(REPOSITORY::NAME). M(phpborg.instant_recovery.borg_archive_info) finds it.
@@ -44,11 +52,11 @@ options:
     default: {}
   configuration_directory:
     description:
-      - Directory of the C(postgresql.conf) in the archive, where that is not in O(data_directory).
+      - Directory of the configuration in the archive, where that is not in O(data_directory).
     type: str
   log_source:
     description:
-      - Directory of archived WAL on this host, or with O(log_archive) a path in that archive.
+      - Directory of archived logs on this host, or with O(log_archive) a path in that archive.
     type: str
   log_archive:
     description:
@@ -75,7 +83,7 @@ attributes:
     platforms: linux
 notes:
   - What is in the catalogs (settings of roles, subscriptions) can only be read by a server, so it is not told.
-  - Also the programs of the archived PostgreSQL version are needed, to read its WAL.
+  - Also the programs of the archived server's version are needed, to read its logs.
 seealso:
   - module: phpborg.instant_recovery.pg_ephemeral
   - module: phpborg.instant_recovery.borg_archive_info
@@ -89,7 +97,8 @@ EXAMPLES = r"""
   register: found
 
 - name: Look what a session of it would do
-  phpborg.instant_recovery.pg_plan_info:
+  phpborg.instant_recovery.copy_plan_info:
+    engine: "{{ found.database.engine }}"
     repository: "{{ found.archive.repository }}"
     archive: "{{ found.archive.name }}"
     paths: "{{ found.paths }}"
@@ -144,7 +153,7 @@ settings:
   returned: success
   sample: {fsync: "off", shared_buffers: 128MB, TimeZone: Europe/Berlin}
 recovery:
-  description: The point that would be recovered to. Null for the end of the copy's own WAL.
+  description: The point that would be recovered to. Null for the end of the copy's own logs.
   type: str
   returned: success
   sample: recovery_target_time 2026-11-22T14:05:00+01
@@ -160,6 +169,7 @@ import pwd
 import shutil
 import tempfile
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -168,16 +178,16 @@ from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.mount import ArchiveMount, unmount_archives
 from ..module_utils._borg.repository import ARGUMENTS as BORG_ARGUMENTS
 from ..module_utils._borg.repository import SECRETS, Repository, plain_path
+from ..module_utils._engine.interface import ARGUMENTS, Plan, Request
+from ..module_utils._engine.links import resolve_within
+from ..module_utils._engines.servers import ENGINES
 from ..module_utils._errors import RecoveryError, run_module, text_shown
 from ..module_utils._host.command import account
 from ..module_utils._host.mounts import unmounted_with_its_users
-from ..module_utils._postgresql.links import resolve_within
-from ..module_utils._postgresql.plan import ARGUMENTS, Plan, Request, make_plan
-from ..module_utils._postgresql.target import read_target
 from ..module_utils._session.directory import TEMPORARY
 
 GRACE = 30  # seconds
-NAMES = ("bindir", "settings", "read_only", "network", "missing_tablespaces", "accept_unconfined")
+ASKED = ("bindir", "settings", "read_only", "network", "accept_unconfined", "timeout", "links")
 
 
 def main() -> None:
@@ -186,6 +196,8 @@ def main() -> None:
         argument_spec={
             **BORG_ARGUMENTS,
             **ARGUMENTS,
+            **{name: spec for engine in ENGINES.values() for name, spec in engine.arguments.items()},
+            "engine": {"type": "str", "choices": list(ENGINES), "required": True},
             "archive": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "str", "required": True},
             "data_directory": {"type": "str", "required": True},
@@ -203,28 +215,30 @@ def main() -> None:
 
 
 def _result(options: dict[str, Any]) -> dict[str, Any]:
-    target = read_target(options)  # first: it needs no mount
+    engine = ENGINES[options["engine"]]
     with ExitStack() as undo:
         top = os.path.realpath(tempfile.mkdtemp(prefix="instant-recovery-"))
         undo.callback(_remove_directory, top)
         temporary = os.path.join(top, TEMPORARY)
         os.mkdir(temporary, 0o700)
         undo.callback(shutil.rmtree, temporary, ignore_errors=True)
-        tree = _mounted(options, options["archive"], options["paths"], os.path.join(top, "merged"), undo)
-        request = Request(
+        asked = Request(
             directory=top,
-            data_directory=_inside(tree, options["data_directory"]),
+            data_directory="",
             account=account(options["user"] or pwd.getpwuid(os.geteuid()).pw_name),
             as_archived=True,
-            target=target,
-            log_source=_log_source(options, os.path.join(top, "log_archive"), undo),
-            timeout=options["timeout"],
-            links=options["links"],
             configuration=options["configuration_directory"],
-            **{name: options[name] for name in NAMES},
+            **{name: options[name] for name in ASKED},
+        )
+        request = engine.request(asked, options)  # before anything is mounted: it need not be, to be refused
+        tree = _mounted(options, options["archive"], options["paths"], request.tree, undo)
+        request = replace(
+            request,
+            data_directory=_inside(tree, options["data_directory"]),
+            log_source=_log_source(options, os.path.join(top, "log_archive"), undo),
         )
         try:
-            told: dict[str, Any] = _named(_told(make_plan(request)), top)
+            told: dict[str, Any] = _named(_told(engine.plan(request)), top)
         except RecoveryError as error:
             failure = RecoveryError(_named(str(error), top), **_named(error.details, top))
         else:
@@ -246,11 +260,11 @@ def _inside(tree: str, path: str) -> str:
 def _told(plan: Plan) -> dict[str, Any]:
     return {
         "changed": False,
-        "version": plan.binaries.version,
+        "version": plan.version,
         "neutralised": text_shown(plan.neutralised),
         "carried_over": text_shown(plan.carried_over),
         "settings": plan.settings,
-        "recovery": str(plan.recovery.target) if plan.recovery else None,
+        "recovery": plan.target,
         **({"warnings": list(plan.warnings)} if plan.warnings else {}),
     }
 

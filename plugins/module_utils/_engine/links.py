@@ -13,8 +13,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._errors import RecoveryError
 from .._host.links import MOST_LINKS, leading, resolve
-from .cluster import PostgresError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ class Link:
 def find_links(directory: str) -> Iterator[Link]:
     """All symbolic links below directory, following none. Only directories are read, no file is opened.
 
-    Raises PostgresError for a device node: it would be one of this host.
+    Raises RecoveryError for a device node: it would be one of this host.
     """
     ahead = [directory]
     while ahead:
@@ -53,7 +53,7 @@ def _refuse_device(entry: os.DirEntry[str]) -> None:
         return
     mode = entry.stat(follow_symlinks=False).st_mode
     if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-        raise PostgresError(
+        raise RecoveryError(
             f"{entry.path} is a device node, and no database has one: use another archive, and find out who made this."
         )
 

@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: pg_binaries_info
-short_description: Find the PostgreSQL server programs of a major version
+module: server_programs_info
+short_description: Find the programs of a database server that can open a data directory
 version_added: 1.0.0
 author: phpBorg contributors (@phpborg)
 description:
-  - A PostgreSQL data directory can be opened only by a server of its own major version. This finds the programs of that
-    version where distributions put them, and names the package to install where they are missing.
-  - Debian and Ubuntu, the RPM packages of PostgreSQL itself, SUSE and Alpine keep versions side by side; a server in
+  - A data directory can be opened only by a server of its own version, which of PostgreSQL is the major version. This
+    finds the programs of that version where distributions put them, and names the package where they are missing.
+  - Debian and Ubuntu, the RPM packages of PostgreSQL itself, SUSE and Alpine keep versions side by side. A server in
     E(PATH) is found as well.
   - Not finding them is a result and no failure.
 options:
+  engine:
+    description: Whose server it is.
+    type: str
+    choices: [postgresql]
+    required: true
   version:
     description:
       - Major version that is needed, such as V(15). Of V(15.18) the first part counts.
@@ -45,7 +50,8 @@ seealso:
 
 EXAMPLES = r"""
 - name: See whether a copy of PostgreSQL 15 can be started here
-  phpborg.instant_recovery.pg_binaries_info:
+  phpborg.instant_recovery.server_programs_info:
+    engine: postgresql
     version: "15"
   register: binaries
 
@@ -107,43 +113,38 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._engine.interface import Engine
+from ..module_utils._engines.servers import ENGINES
 from ..module_utils._errors import run_module
-from ..module_utils._postgresql.cluster import OLDEST_MAJOR, PostgresError
-from ..module_utils._postgresql.programs import find_binaries, installed, package_name
 
 
 def main() -> None:
     """Wire the arguments to the search."""
     module = AnsibleModule(
-        argument_spec={"version": {"type": "str"}, "bindir": {"type": "path"}},
+        argument_spec={
+            "engine": {"type": "str", "choices": list(ENGINES), "required": True},
+            "version": {"type": "str"},
+            "bindir": {"type": "path"},
+        },
         required_by={"bindir": "version"},
         supports_check_mode=True,
     )
-    run_module(module, lambda: _find(module.params["version"], module.params["bindir"]))
+    params = module.params
+    run_module(module, lambda: _find(ENGINES[params["engine"]], params["version"], params["bindir"]))
 
 
-def _find(version: str | None, bindir: str | None) -> dict[str, Any]:
-    everything = installed()
-    if version is None:
-        major, found = None, everything[-1] if everything else None
-    else:
-        major = _major(version)
-        found = find_binaries(major, bindir=bindir)
+def _find(engine: Engine[Any, Any], version: str | None, bindir: str | None) -> dict[str, Any]:
+    everything = engine.installed()
+    newest = everything[-1] if everything else None
+    found = newest if version is None else engine.find_programs(version, bindir)
     return {
         "changed": False,
         "found": found is not None,
         "bindir": found.bindir if found else None,
         "version": found.version if found else None,
-        "package": package_name(major) if major else None,
-        "installed": [asdict(binaries) for binaries in everything],
+        "package": None if version is None else engine.package(version),
+        "installed": [asdict(programs) for programs in everything],
     }
-
-
-def _major(version: str) -> int:
-    first = version.strip().partition(".")[0]
-    if first.isdigit() and int(first) >= OLDEST_MAJOR:
-        return int(first)
-    raise PostgresError(f"version {version} is not a PostgreSQL version from {OLDEST_MAJOR} on; write for example 15.")
 
 
 if __name__ == "__main__":
