@@ -411,13 +411,11 @@ from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.repository import ARGUMENTS, SECRETS, Archive, BorgError, Repository, resolve_archive
 from ..module_utils._borg.suspects import TOO_MUCH, ArchiveRefusedError
 from ..module_utils._engine.database import Database, DatabaseChoiceError
-from ..module_utils._engines.contents import NAMES, choose_database, find_databases
+from ..module_utils._engines.contents import NAMES, choose_database, find_databases, needed_files
 from ..module_utils._errors import MORE_TIME, is_plain, run_module, shown, warn
 from ..module_utils._host.deadline import deadline
 from ..module_utils._host.limits import own_memory
 
-# Small files without which nobody knows how to start a server; the others tell where something is.
-NEEDED = ("PG_VERSION", "global/pg_control", "backup_label", "tablespace_map")
 NOTHING: dict[str, Any] = {
     "archive": None,
     "databases": [],
@@ -504,7 +502,7 @@ def _contents(options: dict[str, Any], repository: Repository, archive: Archive)
 def _tell(chosen: Database, lost: dict[str, BorgError], *, is_to_be_started: bool) -> None:
     """Say what is wrong with the database. lost: errors by the files that the repository has lost."""
     directory = "" if chosen.data_directory == "." else chosen.data_directory
-    for name in NEEDED:
+    for name in needed_files(chosen.engine):
         if (path := posixpath.join(directory, name)) in lost:
             raise lost[path]
     if not is_to_be_started:

@@ -7,11 +7,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
-import psycopg2
-from psycopg2.extensions import libpq_version
-
+from ._drivers import DRIVERS
 from ._errors import ConnectError, InstantRecoveryError
 
 if TYPE_CHECKING:
@@ -126,52 +123,27 @@ class Session:
         return self._logs(self.id, lines=lines, sources=sources, follow=follow, timeout=timeout)
 
     def connect(self, database: str | None = None, **options: Any) -> connection:
-        """A psycopg2 connection to the session's server, as a superuser.
+        """A connection to the session's server, as a superuser: for PostgreSQL of psycopg2.
 
-        `database` and `options` go to psycopg2.connect and win over the session's own, and those over the PG variables
+        `database` and `options` go to the driver's connect() and win over the session's own, and those over variables
         of the environment (a service that PGSERVICE names has to exist, though: libpq asks for it first). A session on
         this host is reached through its socket, by whoever started it. The server of a session elsewhere can only be
-        reached through a tunnel: give its end as `host` and `port`. Raises ConnectError, and psycopg2's errors.
+        reached through a tunnel: give its end as `host` and `port`. Raises ConnectError, and the driver's errors.
         """
-        if self.engine != "postgresql" or self.connection_string is None:
-            raise ConnectError(f"session {self.id} ({self.status}, engine {self.engine}) has no PostgreSQL server")
+        driver = DRIVERS.get(self.engine or "")
+        if driver is None or self.connection_string is None:
+            raise ConnectError(
+                f"session {self.id} ({self.status}, engine {self.engine}) has no server of {' or '.join(DRIVERS)}"
+            )
         if self.deployment_location == "remote" and "host" not in options:
             # How to log in there (jump hosts, keys, agents) is in Ansible's inventory, and would only be guessed here.
             raise ConnectError(
                 f"the server of session {self.id} listens on {self.host} only. Run beside this program, as a user who"
                 f" may enter {self.socket_directory} there: ssh -N -L"
-                f" {self.port}:{self.socket_directory}/.s.PGSQL.{self.port} {self.host}"
+                f" {self.port}:{driver.socket_of(self)} {self.host}"
                 f" and then: connect(host='127.0.0.1', port={self.port})"
             )
-        told = unquote(urlsplit(self.connection_string).path[1:])  # libpq may be too old for words of its query
-        # Through the socket, as the client line does: its port may be another's when the server has died.
-        parameters = {
-            **_own_words(),
-            "host": self.socket_directory,
-            "port": self.port,
-            "user": self.user,
-            "dbname": database or told,
-            # Whatever asks for one at the socket, PGPASSWORD and ~/.pgpass are not told: they are of other servers.
-            "password": "",
-            "passfile": f"{self.socket_directory}/pgpass",
-        }
-        connected: connection = psycopg2.connect(**{**parameters, **options})
-        return connected
-
-
-# What the environment may insist on, or take from the service that PGSERVICE names, and the server does not have: each
-# word with what it must say, and the first libpq that knows it.
-OWN_WORDS = (
-    *(("hostaddr", "", 0), ("sslmode", "disable", 0), ("sslrootcert", "", 0), ("requirepeer", "", 0)),
-    *(("options", "", 0), ("target_session_attrs", "any", 0), ("gssencmode", "disable", 12)),
-    *(("channel_binding", "disable", 13), ("require_auth", "", 16), ("sslcertmode", "disable", 16)),
-    *(("sslnegotiation", "postgres", 17), ("min_protocol_version", "3.0", 18)),
-)
-
-
-def _own_words() -> dict[str, str]:
-    known = libpq_version() // 10000
-    return {word: value for word, value, since in OWN_WORDS if since <= known}
+        return driver.connect(self, database, options)
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

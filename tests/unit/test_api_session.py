@@ -69,7 +69,7 @@ def test_remote_session_names_the_tunnel() -> None:
 
 @pytest.mark.parametrize("change", [{"engine": "mariadb"}, {"status": "starting", "connection_string": None}])
 def test_nothing_to_connect_to(change: dict[str, Any]) -> None:
-    with pytest.raises(ConnectError, match="no PostgreSQL server"):
+    with pytest.raises(ConnectError, match="no server of postgresql"):
         Session.from_record({**RECORD, **change}).connect()
 
 

@@ -34,15 +34,18 @@ MOST_TOLD = 32 << 20  # characters of what is told of all databases: of one with
 class Contents:
     """What a listing has of one engine: noted while the items stream by, and told when all have.
 
-    mark is what a data directory is known by, for people. readable and present are names of markers: of small files
-    that tell something by their content, and of those that tell something by being there. data_files are names by which
-    a tar file of a data directory is known.
+    names are those of the engines. mark is what a data directory is known by, for people. readable and present are
+    names of markers: of small files that tell something by their content, and of those that tell something by being there.
+    data_files are names by which a tar file of a data directory is known. needed are small files without which nobody
+    knows how to start a server.
     """
 
+    names: tuple[str, ...]
     mark: str
     readable: frozenset[str] = frozenset()
     present: frozenset[str] = frozenset()
     data_files: frozenset[str] = frozenset()
+    needed: tuple[str, ...] = ()
 
     def __init__(self, listing: Listing) -> None:
         self.listing = listing

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from .._engine.database import Database
     from .._engine.listing import Beginnings, Listing, Reader
 
-__all__ = ["NAMES", "choose_database", "find_databases"]
+__all__ = ["NAMES", "choose_database", "find_databases", "needed_files"]
 
-NAMES = ("postgresql", "mariadb", "mysql", "mongodb")
 CONTENTS = (PostgresqlContents, MysqlContents, MongodbContents)
+NAMES = tuple(name for one in CONTENTS for name in one.names)
 
 
 def find_databases(
@@ -34,3 +34,8 @@ def find_databases(
 def choose_database(databases: Sequence[Database], **given: Any) -> Database:
     """See _engine/database.py."""
     return engine_database.choose_database(databases, marks=[one.mark for one in CONTENTS], **given)
+
+
+def needed_files(name: str) -> Sequence[str]:
+    """Small files of a data directory without which nobody knows how to start the engine's server."""
+    return next(one.needed for one in CONTENTS if name in one.names)

@@ -24,6 +24,7 @@ DUMP = re.compile(rb"\A\x6d\xe2\x99\x81")  # the magic number of mongodump's arc
 class MongodbContents(Contents):
     """What a listing has of MongoDB."""
 
+    names = ("mongodb",)
     mark = "WiredTiger"
     readable = frozenset(("WiredTiger",))
     present = frozenset(("mongod.lock",))

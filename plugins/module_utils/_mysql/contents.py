@@ -28,6 +28,7 @@ STREAMS = (b"XBSTCK01", b"xbstck")
 class MysqlContents(Contents):
     """What a listing has of MariaDB and MySQL."""
 
+    names = ("mariadb", "mysql")
     mark = "ibdata1"
     readable = frozenset(("mysql_upgrade_info", "mariadb_upgrade_info"))
     present = frozenset(("ibdata1", "aria_log_control", "mysql.ibd"))

@@ -57,6 +57,7 @@ class PostgresqlDatabase(Database):
 class PostgresqlContents(Contents):
     """What a listing has of PostgreSQL."""
 
+    names = ("postgresql",)
     mark = f"PG_VERSION and {CONTROL}"
     readable = frozenset(
         (
@@ -66,6 +67,7 @@ class PostgresqlContents(Contents):
     )
     present = frozenset(("standby.signal", "recovery.signal", "backup_manifest"))
     data_files = frozenset(("PG_VERSION", "pg_control"))
+    needed = ("PG_VERSION", CONTROL, "backup_label", "tablespace_map")
 
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing)

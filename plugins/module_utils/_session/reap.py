@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["dead_sessions", "is_dead", "strays", "sweep"]
 
 # Where sessions mount, below their directory.
-POINTS = re.compile(r"merged|(archive|wal)(/[0-9]+)?")
+POINTS = re.compile(r"merged|(archive|log_archive)(/[0-9]+)?")
 
 
 def dead_sessions(root: str) -> list[tuple[Session, str]]:
