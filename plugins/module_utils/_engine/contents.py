@@ -35,9 +35,9 @@ class Contents:
     """What a listing has of one engine: noted while the items stream by, and told when all have.
 
     names are those of the engines. mark is what a data directory is known by, for people. readable and present are
-    names of markers: of small files that tell something by their content, and of those that tell something by being there.
-    data_files are names by which a tar file of a data directory is known. needed are small files without which nobody
-    knows how to start a server.
+    names of markers: of small files that tell something by their content, and of those that tell something by being
+    there. data_files are names by which a tar file of a data directory is known. needed are small files without which
+    nobody knows how to start a server.
     """
 
     names: tuple[str, ...]
