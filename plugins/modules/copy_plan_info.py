@@ -305,7 +305,7 @@ def _remove_directory(path: str) -> None:
 
 
 def _named(value: Any, top: str) -> Any:
-    """The same with the session's directory in place of ours, which will be gone."""
+    """A value with the session's directory in place of ours, which will be gone."""
     if isinstance(value, str):
         return value.replace(top, "SESSION")
     if isinstance(value, dict):

@@ -461,7 +461,7 @@ def _server_user(driver: str | None) -> str | None:
 
 
 def _warnings_of_user(user: str | None) -> list[str]:
-    """That a user who was named for the server has other things at work on this host."""
+    """Say that a user who was named for the server has other things at work on this host."""
     if user in (None, "nobody") or os.geteuid() != 0 or not processes_of(account(user).uid):
         return []
     return [

@@ -90,9 +90,9 @@ def playbook_events(
     cancel: threading.Event | None = None,
     module_grace: float = MODULE_GRACE,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """As run_playbook, for a caller who takes the events one by one: what the play left is the generator's value.
+    """Run a playbook like run_playbook, for a caller who takes the events one by one.
 
-    Without a `timeout` it may run for ever. Closing the generator ends the run; the module in flight then has
+    What the play left is the generator's value. Without a `timeout` it may run for ever. Closing the generator ends the run; the module in flight then has
     `module_grace` seconds to end by itself.
     """
     with (
@@ -327,7 +327,7 @@ def _end_workers(directory: Path, module_grace: float) -> None:
 
 
 def _still_running(processes: Sequence[int], patience: float) -> list[int]:
-    """Those of the processes (pidfds) that have not ended within `patience` seconds; the others' are closed."""
+    """Processes (pidfds) that have not ended within `patience` seconds; the others' are closed."""
     deadline = time.monotonic() + patience
     running = []
     for process in processes:

@@ -46,7 +46,7 @@ def socket_of(session: _Session) -> str:
 
 
 def connect(session: _Session, database: str | None, options: Mapping[str, Any]) -> connection:
-    """See Session.connect."""
+    """Connect; see Session.connect."""
     told = unquote(urlsplit(session.connection_string or "").path[1:])  # libpq may be too old for words of its query
     # Through the socket, as the client line does: its port may be another's when the server has died.
     parameters = {

@@ -54,7 +54,7 @@ class Container:
 
     @property
     def root(self) -> Path:
-        """Its root directory."""
+        """The container's root directory."""
         return self.directory / "root"
 
     def make(self) -> None:

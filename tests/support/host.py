@@ -92,7 +92,7 @@ def without(*paths: str) -> list[str]:
 
 
 def closed_fuse(directory: Path) -> list[str]:
-    """As without(), with a /dev/fuse that only root may open. `directory` is where the device node is made."""
+    """A host like without(), with a /dev/fuse that only root may open. `directory` is where the device node is made."""
     node = directory / "fuse"
     return _in_name_space(f"mknod -m 0600 '{node}' c 10 229 && mount --bind '{node}' /dev/fuse")
 

@@ -95,7 +95,7 @@ class Layer:
         self.process.wait(timeout=30)
 
     def said(self) -> str:
-        """Its log."""
+        """The layer's log."""
         return self.log.read_text()
 
     def complaints(self) -> list[str]:
@@ -120,7 +120,7 @@ class Layer:
 
 
 def _program(constants: Mapping[str, int]) -> bytes:
-    """As a session has it, or with other values of some constants."""
+    """The layer as a session has it, or with other values of some constants."""
     if not constants:
         return packed_cowfs()
     room = cowfs.__name__.rpartition(".")[0]

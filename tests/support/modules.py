@@ -36,7 +36,7 @@ def call(main: Callable[[], None], *, check: bool = False, **arguments: Any) -> 
 
 @contextlib.contextmanager
 def _host() -> Iterator[None]:
-    """As where modules run: to Ansible a process that has imported plugins is a controller, which shows warnings."""
+    """Look as where modules run. To Ansible a process that imported plugins is a controller, which shows warnings."""
     if not hasattr(_internal, "is_controller"):  # before ansible-core 2.19
         yield
         return

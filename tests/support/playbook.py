@@ -242,7 +242,7 @@ def _is_public(path: Path) -> bool:
 
 
 def _public_python() -> str:
-    """This interpreter, or the system's of the same version when others cannot run this one."""
+    """Our interpreter, or the system's of the same version when others cannot run this one."""
     own = Path(sys.executable).resolve()
     if _is_public(own.parent):
         return str(own)

@@ -43,7 +43,7 @@ class Repository:
         return {"BORG_PASSPHRASE": self.passphrase, "BORG_BASE_DIR": str(self.base)}
 
     def create(self) -> None:
-        """borg init."""
+        """Run borg init."""
         self.base.mkdir(parents=True, exist_ok=True)
         self.borg("init", "--encryption", self.encryption, self.location)
 

@@ -270,3 +270,16 @@ def test_what_other_hosts_have_told_goes_into_statistics_through_a_lookup() -> N
     told = {name for name in left if "hostvars" in str(known.get(name)) and "inventory_hostname" not in known[name]}
     assert told >= {"session_all_stopped", "session_all_listed", "session_all_extended", "session_all_reaped"}
     assert [name for name in told if "query('ansible.builtin.items'," not in known[name]] == []
+
+
+# What a reader of one function cannot know the meaning of.
+RIDDLE = re.compile(r"(They|It|Its|Them|Their|Those|These|This|That|The same|The opposite|As) ")
+
+
+def test_the_first_line_of_a_docstring_stands_alone() -> None:
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    for part in ("plugins", "src", "tests/support"):
+        for path in (CHECKOUT / part).rglob("*.py"):
+            nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+            first = [line.splitlines()[0] for node in nodes if (line := ast.get_docstring(node))]
+            assert [line for line in first if RIDDLE.match(line)] == [], path

@@ -276,7 +276,10 @@ class _Server:
     offset: int
 
     def said(self) -> str:
-        """Its words. Where they were too many the session's keeper has begun the log anew, and the last are there."""
+        """Return what a borg has logged.
+
+        Where that was too much the session's keeper has begun the log anew, and the last words are there.
+        """
         begun_anew = os.path.getsize(self.log) < self.offset
         offset = 0 if begun_anew else self.offset
         return read_beginning(self.log, LONGEST_SPEECH, offset=offset).decode("utf-8", "replace")

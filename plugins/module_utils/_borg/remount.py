@@ -103,7 +103,7 @@ class Remount:
         session.amend_claim(self.name, process=None, spent=used)
 
     def process(self, session: Session) -> Process | None:
-        """That of the claim; None where there is none, or the session does not have this mount any more."""
+        """Return the claim's process; None where there is none, or the session does not have this mount any more."""
         claim = session.record.claimed(self.name)
         return None if claim is None else claim.process
 

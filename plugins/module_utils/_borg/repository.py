@@ -200,7 +200,7 @@ class Repository:
         return contents
 
     def read_what_is_left(self, archive: str, items: Sequence[Item], lost: dict[str, BorgError]) -> dict[str, bytes]:
-        """The same without files of which the repository has lost content: these are noted in lost, by path.
+        """Read small files, without those of which the repository has lost content: these are noted in lost, by path.
 
         Each of them takes one more call of borg, so that too many are an error.
         """
@@ -345,7 +345,7 @@ class Repository:
 
     @contextmanager
     def _prepared(self) -> Iterator[tuple[dict[str, str], bytes]]:
-        """The same, with a directory for what borg puts aside: ended by force, it leaves that."""
+        """Prepare environment and input, with a directory for what borg puts aside: ended by force, it leaves that."""
         env, secret = self.environment()
         directory = tempfile.mkdtemp(prefix="instant-recovery-")
         try:

@@ -168,7 +168,7 @@ class Content:
         return self._content.get(self._sources.get(path, path), b"")
 
     def text(self, directory: str, name: str) -> str:
-        """The same as text."""
+        """Content of a file as text."""
         return self.get(directory, name).decode("utf-8", "replace")
 
 

@@ -178,7 +178,7 @@ class Engine(Protocol[R, P]):
         ...
 
     def find_programs(self, version: str, bindir: str | None) -> Programs | None:
-        """Those that can open data of that version; None where there are none."""
+        """Programs that can open data of that version; None where there are none."""
         ...
 
     def package(self, version: str) -> str:

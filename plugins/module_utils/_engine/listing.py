@@ -73,7 +73,7 @@ class _Largest:
             heapq.heapreplace(self._heap, (item.size, -place, item))
 
     def by_place(self) -> dict[int, Item]:
-        """Those that were kept, largest first."""
+        """Items that were kept, largest first."""
         return {-place: item for _size, place, item in sorted(self._heap, reverse=True)}
 
 
@@ -206,7 +206,7 @@ class Listing:
         return set(self.each_place(path))
 
     def each_place(self, path: str) -> Iterator[str]:
-        """The same one by one, some of them twice."""
+        """Where a path may lead to, one by one; some places come twice."""
         found = (self.resolve(path, root=root) for root in leading(path))
         return (place for place in found if place is not None)
 

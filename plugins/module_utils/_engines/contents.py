@@ -27,12 +27,12 @@ NAMES = tuple(name for one in CONTENTS for name in one.names)
 def find_databases(
     items: Iterable[Item], *, read: Reader, begin: Beginnings, relocated: Mapping[str, str] | None = None
 ) -> tuple[list[Database], Listing]:
-    """See _engine/contents.py."""
+    """Find databases of all engines; see _engine/contents.py."""
     return engine.find_databases(items, CONTENTS, read=read, begin=begin, relocated=relocated)
 
 
 def choose_database(databases: Sequence[Database], **given: Any) -> Database:
-    """See _engine/database.py."""
+    """Choose one database; see _engine/database.py."""
     return engine_database.choose_database(databases, marks=[one.mark for one in CONTENTS], **given)
 
 

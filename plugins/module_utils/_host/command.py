@@ -155,7 +155,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class CompletedBytes:
-    """As Completed, with stdout as it came."""
+    """A finished program like Completed, with stdout as it came."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -163,11 +163,11 @@ class CompletedBytes:
     stderr: str
 
     def text(self) -> Completed:
-        """The same as text."""
+        """The result with its output as text."""
         return Completed(self.argv, self.returncode, os.fsdecode(self.stdout), self.stderr)
 
     def checked(self) -> CompletedBytes:
-        """This, if the return code is 0. Raises CommandError for any other."""
+        """Return the result if the return code is 0. Raises CommandError for any other."""
         if self.returncode != 0:
             raise CommandError(self.argv, self.returncode, os.fsdecode(self.stdout), self.stderr)
         return self

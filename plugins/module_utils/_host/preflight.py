@@ -74,7 +74,7 @@ class Report:
     warnings: tuple[str, ...]
 
     def as_result(self) -> dict[str, Any]:
-        """As the module returns it; warnings go their own way."""
+        """Plain data for the module's result; warnings go their own way."""
         return {
             "problems": [{**asdict(problem), "packages": list(problem.packages)} for problem in self.problems],
             "packages": list(self.packages),
@@ -104,7 +104,7 @@ class Host:
 
     @classmethod
     def look(cls) -> Host:
-        """This host, as this process's user sees it."""
+        """Facts of the host, as this process's user sees it."""
         borg = find_program("borg")
         interpreter = None if borg is None else _script_interpreter(borg)
         pythons = [python for python in (interpreter, "/usr/bin/python3", sys.executable) if python]

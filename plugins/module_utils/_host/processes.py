@@ -88,7 +88,7 @@ def identify(pid: int) -> Process | None:
 
 
 def ancestors() -> list[int]:
-    """This process, the one that started it, and so on up to the first."""
+    """Our process, the one that started it, and so on up to the first."""
     return _ancestry(os.getpid(), _parents())
 
 
@@ -247,7 +247,7 @@ def stop(process: Process, signals: Sequence[tuple[str, float]]) -> bool:
 
 
 def stop_all(processes: Iterable[Process], signals: Sequence[tuple[str, float]]) -> list[Process]:
-    """As stop, for several at once; returns those that are still there."""
+    """Stop several processes at once, as stop() does; returns those that are still there."""
     left = [process for process in processes if process.alive()]
     for name, seconds in signals:
         for process in left:

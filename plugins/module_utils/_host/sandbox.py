@@ -104,7 +104,7 @@ class Sandbox:
         return cls(**{**fields, **trees, "account": Account(**fields["account"])})
 
     def for_tool(self, *, readable: Sequence[str] = (), writable: Sequence[str] = (), network: str = "none") -> Sandbox:
-        """The same user's room for a program that only looks at these paths."""
+        """A room of the same user, for a program that only looks at these paths."""
         return replace(self, readable=tuple(readable), writable=tuple(writable), private=(), network=network, port=0)
 
     def has_network(self) -> bool:
@@ -184,7 +184,7 @@ class Sandbox:
         return done.checked() if check else done
 
     def text(self, argv: Sequence[str], *, timeout: float, **options: Any) -> Completed:
-        """As run, with the output as text."""
+        """Run a program as run() does; the output is text."""
         return self.run(argv, timeout=timeout, **options).text()
 
     @contextmanager

@@ -116,7 +116,7 @@ def readable_label(content: bytes) -> bytes | None:
 
 
 def as_utf8(content: bytes) -> bytes:
-    """The same where a script's shell wrote it in UTF-16."""
+    """The content in UTF-8 where a script's shell wrote it in UTF-16."""
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16", "replace").encode() if is_utf16 else content
 

@@ -133,7 +133,7 @@ def has_locale(name: str) -> bool:
 
 
 def shown(value: Any) -> Any:
-    """The same for people and as JSON: bytes that are no UTF-8, which were surrogates, as in C strings."""
+    """A value for people and as JSON: bytes that are no UTF-8, which were surrogates, as in C strings."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, dict):

@@ -52,7 +52,7 @@ class Archived:
     unreadable: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
-        """That settings may be unknown."""
+        """Warnings that settings may be unknown."""
         return [*map(_not_there, self.missing), *map(_not_readable, self.unreadable)]
 
 

@@ -106,7 +106,7 @@ class Step:
     content: bytes = b""
 
     def as_dict(self) -> dict[str, str]:
-        """As the module reports it."""
+        """Plain data for the module's result."""
         return {"what": self.what, "why": self.why}
 
 

@@ -56,7 +56,7 @@ class Postgresql:
         return installed()
 
     def find_programs(self, version: str, bindir: str | None) -> Programs | None:
-        """Those of that major version."""
+        """Find the programs of that major version."""
         return find_programs(_major(version), bindir=bindir)
 
     def package(self, version: str) -> str:

@@ -88,7 +88,7 @@ class Facts:
     was_recovered: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """As the module returns it."""
+        """Plain data for the module's result."""
         return {
             "checksums": self.checksums,
             "last_commit": self.last_commit,

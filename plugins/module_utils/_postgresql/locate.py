@@ -91,7 +91,7 @@ class Locator:
     # -- tablespaces
 
     def tablespaces(self, tablespace_map: bytes) -> tuple[dict[str, Any], ...]:
-        """Those of pg_tblspc, and those that only tablespace_map names."""
+        """Tablespaces of pg_tblspc, and those that only tablespace_map names."""
         top = posixpath.join(self._directory, "pg_tblspc")
         targets = self._tablespace_targets(top, tablespace_map)
         limit(len(targets), MOST_TABLESPACES, f"tablespaces in {self._directory or '.'}")

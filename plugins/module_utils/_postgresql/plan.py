@@ -200,7 +200,7 @@ def _clone(
     program = find_program("pg_waldump", directories=(programs.bindir,))
 
     def waldump(directory: str, arguments: Sequence[str]) -> Completed:
-        """It parses what the archive holds: so it is locked up as the server is."""
+        """Run pg_waldump. It parses what the archive holds, so it is locked up as the server is."""
         room = sandbox.for_tool(readable=[*programs.trees(), directory])
         return room.text([program or "", *arguments], timeout=request.timeout, check=False, limit=WALDUMP_OUTPUT)
 

@@ -201,7 +201,7 @@ def check_invalid_pages(log: Sequence[str], left_out: Iterable[str]) -> None:
 
 
 def _unreadable(said: str) -> str | None:
-    """That recovery met WAL which cannot be read: to the server it ends there, as after a crash."""
+    """Say so where recovery met WAL that cannot be read: to the server it ends there, as after a crash."""
     match = re.search(r"could not read from (?:log|WAL) segment (\w+),.*: Input/output error", said)
     return f"Segment {match[1]} of the WAL cannot be read: Input/output error. Use another archive." if match else None
 

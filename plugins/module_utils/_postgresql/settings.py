@@ -66,7 +66,7 @@ class Guard:
         return {setting.name: setting.value for setting in self.settings if setting.known_to(major)}
 
     def as_dict(self, major: int) -> dict[str, str]:
-        """As the module reports it."""
+        """Plain data for the module's result."""
         pairs = (f"{name}={value}" if value else f"{name} emptied" for name, value in self.values(major).items())
         return {"what": ", ".join(pairs), "why": self.why}
 
@@ -273,7 +273,7 @@ def check_settings(settings: Mapping[str, Any], major: int) -> dict[str, str]:
 
 
 def carried(archived: Mapping[str, str]) -> dict[str, str]:
-    """Those of the archived settings that a session keeps."""
+    """Archived settings that a session keeps."""
     values = {name: archived[name.lower()] for name in CARRIED if name.lower() in archived}
     return {name: value for name, value in values.items() if _is_here(name, value)}
 

@@ -120,7 +120,7 @@ def format_position(position: int) -> str:
 
 
 def parse_position(lsn: str) -> int:
-    """The opposite."""
+    """Parse a position that format_position() wrote."""
     high, _slash, low = lsn.partition("/")
     return int(high, 16) << 32 | int(low, 16)
 
@@ -163,7 +163,7 @@ def _following(start: Start, number: int) -> list[str]:
 
 
 def scan(directory: str, start: Start, *, timeout: float = math.inf) -> Iterator[TablespaceRecord]:
-    """The same without pg_waldump, on all timelines."""
+    """Find tablespaces' records without pg_waldump, on all timelines."""
     size, effort = start.segment_size, Effort(timeout)
     check_memory(COPIES * size)
     by_timeline: dict[str, list[str]] = {}

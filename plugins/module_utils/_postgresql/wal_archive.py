@@ -192,7 +192,7 @@ def _bzip2(content: bytes, limit: int) -> bytes:
 
 
 def _xz(content: bytes, limit: int) -> bytes:
-    """As LZMAFile, which takes as much memory as the file says that its decompression needs."""
+    """Decompress as LZMAFile does, which takes as much memory as the file says that its decompression needs."""
     found = bytearray()
     for _stream in range(MOST_STREAMS):
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)

@@ -145,7 +145,7 @@ def _cut_off(session: Session) -> list[str]:
 
 
 def _pause(session: Session) -> list[str]:
-    """That perhaps nobody goes on with a start. A play that comes through ssh cannot be seen from its host."""
+    """Say that perhaps nobody goes on with a start. A play that comes through ssh cannot be seen from its host."""
     seconds, steps = unattended(session), _steps(session)
     if seconds < PAUSE:
         return []
@@ -167,7 +167,7 @@ def keeper_elsewhere(session: Session) -> Process | None:
 
 
 def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
-    """That nobody is left to end the session by itself."""
+    """Say that nobody is left to end the session by itself."""
     keepers = [claim.name for claim in session.record.parts(KEEPER)]
     if any(one["name"] in keepers and not one["alive"] for one in checks["processes"]):
         return ["Its keeper is gone, so it does not end by itself: extend it (which starts another one), or stop it"]
@@ -175,7 +175,7 @@ def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
 
 
 def _check_mount(claim: Claim, keeper: Process | None) -> dict[str, Any]:
-    """As the session's keeper sees it, who may live in another namespace of mounts: a job runner's, PrivateTmp."""
+    """Look at a mount as the session's keeper sees it, perhaps in another namespace of mounts (a job runner's, PrivateTmp)."""
     mountpoint = place = claim.mountpoint
     mounted = None if keeper is None else is_mounted_for(keeper, mountpoint)
     if keeper is not None and mounted is not None:

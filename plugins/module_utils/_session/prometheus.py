@@ -138,7 +138,7 @@ def render(sessions: Iterable[tuple[Record, Mapping[str, Any]]]) -> str:
 
 
 def _status(session: Session) -> str:
-    """As recorded, unless a process has ended that the session needs and nothing replaces; see _liveness."""
+    """The recorded status, unless a process has ended that the session needs and nothing replaces; see _liveness."""
     status = session.record.status
     needed = [one.process for one in session.record.claims if one.process and one.required and one.part != ARCHIVE]
     is_whole = all(process.alive() for process in needed)

@@ -58,7 +58,7 @@ ENDED_KEPT = 100
 
 @contextmanager
 def claiming_if_given(session_directory: str | None, *, timeout: float = 30) -> Iterator[Session | None]:
-    """As claiming; None where the module stands alone."""
+    """Open a session as claiming() does; None where the module stands alone."""
     if session_directory is None:
         yield None
         return
@@ -255,7 +255,7 @@ class Session:
             self.update(claims=self.record.with_claim(new))
 
     def keep_claim(self, new: Claim) -> None:
-        """As claim, for a process that goes through all of the session's states, and ends after all others."""
+        """Claim, for a process that goes through all of the session's states, and ends after all others."""
         with self.locked():
             others = [claim for claim in self.record.claims if claim.name != new.name]
             self.update(claims=(new, *others))
@@ -288,7 +288,7 @@ class Session:
             self.update(options={**self.record.options, module: kept})
 
     def remembered(self, module: str) -> dict[str, Any]:
-        """They. Raises SessionError where the module has not worked for the session before."""
+        """Options that a module was last called with. Raises SessionError where it has not worked for the session."""
         if module not in self.record.options:
             raise SessionError(f"Session {self.id} has not come as far as {module}: there is nothing to repeat.")
         return dict(self.record.options[module])

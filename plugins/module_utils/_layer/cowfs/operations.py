@@ -446,7 +446,7 @@ class Reporting:
             raise pyfuse3.FUSEError(self.failures.errno_of(error, self._path(error), self.offset)) from None
 
     def _path(self, error: OSError) -> bytes:
-        """What it is called; of what is lost, where the archive has it."""
+        """The name that a file has; of what is lost, where the archive has it."""
         content = self.node.content
         return content.below.path if isinstance(error, LostError) and content else self.node.path()
 
