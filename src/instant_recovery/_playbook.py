@@ -92,8 +92,8 @@ def playbook_events(
 ) -> Generator[Event, None, dict[str, Any]]:
     """Run a playbook like run_playbook, for a caller who takes the events one by one.
 
-    What the play left is the generator's value. Without a `timeout` it may run for ever. Closing the generator ends the run; the module in flight then has
-    `module_grace` seconds to end by itself.
+    What the play left is the generator's value. Without a `timeout` it may run for ever. Closing the generator ends the
+    run; the module in flight then has `module_grace` seconds to end by itself.
     """
     with (
         _private_directory() as directory,

@@ -328,13 +328,14 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
             assert number in subprocess.run(["ipcs", "-m"], check=True, capture_output=True, text=True).stdout.split()
         for program in ("unshare -Urn true", "unshare -m true"):
             assert UNREACHABLE.search(said_by(copy, program)), program
-        numbers = (250, 248, 425, 321, 298, 323, 272, 165, 240, 294, 300, 206, 162, 306)
+        numbers = (250, 248, 425, 321, 298, 323, 272, 165, 240, 294, 300, 206, 162, 306, 179, 443, 447)
         calls = [f"{number}, 0, 0, 0, 0, 0" for number in numbers]
         # Pages that the host has reserved for others (mmap, memfd_create, shmget), and a pair of sockets of TIPC.
         calls += ["9, 0, 2097152, 3, 0x40021, -1, 0", "319, 0, 4", "29, 0, 2097152, 0o5600", "53, 30, 1, 0, 0"]
         # Filters, and limits of core dumps, which may start a program of the host's.
         calls += [
             "157, 22, 2, 0",
+            "157, 62, 1, 0, 0, 0",
             "317, 1, 0, 0",
             "54, 1, 1, 26, 0, 0",
             "160, 4, 0",
@@ -346,6 +347,12 @@ def test_parts_of_the_kernel_are_closed(live: Cluster, copy: Confined) -> None:
             assert said_by(copy, f'python3 -c "{imports}; print({ask}, c.get_errno())"') == "-1 13", call
     finally:
         subprocess.run(["ipcrm", "-m", number], check=True)
+
+
+def test_the_program_is_the_first_to_go_when_memory_is_short(live: Cluster, copy: Confined) -> None:
+    """And its memory goes nowhere in a core dump: a socket would get it whatever the limit is."""
+    assert said_by(copy, "cat /proc/self/oom_score_adj") == "1000"
+    assert int(said_by(copy, "cat /proc/self/coredump_filter"), 16) == 0
 
 
 def test_no_lock_of_a_hosts_file_is_to_be_had(live: Cluster, copy: Confined) -> None:

@@ -621,6 +621,31 @@ def test_it_leaves_others_the_room_that_it_is_told_to(place: Path, lower: Path) 
         assert 100 << 20 <= _shown_as_free(disk) < 600 << 20
 
 
+@needs_root
+def test_who_does_not_ask_cannot_take_the_last_of_the_disk(place: Path, lower: Path) -> None:
+    """Pages of a mapping, and one write of any length, are nothing that the kernel asks about."""
+    reserve = 200 << 20
+    with (
+        _small_disk(place / "disk") as disk,
+        Layer(
+            lower=[lower], directory=place / "layer", upper=disk / "upper", options=["--reserve", str(reserve)]
+        ) as layer,
+    ):
+        size = _shown_as_free(disk)
+        (layer.root / "grown").touch()
+        os.truncate(layer.root / "grown", 2 * size)
+        writer = multiprocessing.get_context("fork").Process(
+            target=_map_and_write, args=(layer.root / "grown", 0, DATA * (size // len(DATA) + 1))
+        )
+        writer.start()
+        wait_for_mounts(lambda: "wait for space" in layer.said())
+        assert writer.is_alive()
+        assert _shown_as_free(disk) > reserve // 2 - (16 << 20)
+        layer.stop()
+        writer.join(30)
+        assert not writer.is_alive()
+
+
 def test_memory_and_cache_stay_bounded_with_large_files(memory: Path) -> None:
     size, cache = 3 << 30, 64 << 20
     (memory / "lower").mkdir()

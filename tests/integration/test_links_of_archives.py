@@ -122,6 +122,27 @@ def test_everything_is_found_and_answers(made: Made, runner: Playbooks) -> None:
     assert remains(runner.session_root) == []
 
 
+def test_what_the_server_could_not_open_in_production_it_cannot_here(made: Made, runner: Playbooks) -> None:
+    """Whoever may make links in the data directory would read all that a whole host's archive has, root's keys too."""
+    keys, way = made.top / "root/.ssh", made.cluster.data / "base/pgsql_tmp2"
+    keys.mkdir(mode=0o700, parents=True)
+    (keys / "id").write_text("a key of root's")
+    (keys / "id").chmod(0o600)
+    link(way, "/root/.ssh")
+    try:
+        run = runner.start(archive=made.archive("private"), data_directory=f"/{NAME}")
+    finally:
+        way.unlink()
+        shutil.rmtree(made.top / "root")
+    assert run.returncode == 0, run.output
+    connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
+    for attempt in ("pg_read_file('base/pgsql_tmp2/id')", "pg_ls_dir('base/pgsql_tmp2')"):
+        with pytest.raises(RuntimeError, match="Permission denied"):
+            connection.sql(f"select {attempt}")
+    assert connection.sql("select count(*) from t", database="own") == "1000"
+    assert runner.stop("all").returncode == 0
+
+
 def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
     found = call(borg_archive_info.main, **looking, archive=made.archive("told"), data_directory=NAME)
     database = found["database"]

@@ -32,7 +32,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import tear_down
 
 import instant_recovery as api
-from instant_recovery._session import OWN_WORDS
+from instant_recovery._postgresql import OWN_WORDS
 from tests.support.cluster import DATABASE, QUIET, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked

@@ -101,6 +101,14 @@ def test_items() -> None:
     assert (items["d/PG_VERSION"].type, items["d/PG_VERSION"].target) == ("h", "d/sub/PG_VERSION")
 
 
+def test_a_servers_own_words_are_no_advice() -> None:
+    said = {"message": "It is all fine.", "msgid": "BORG_RELOCATED_REPO_ACCESS_IS_OK"}
+    aborted = {"message": "x", "msgid": "Cache.RepositoryAccessAborted"}
+    log = "\n".join([json.dumps(said), json.dumps(aborted), '{"a":' + "[" * 100_000, '{"message": [], "msgid": {}}'])
+    _msgid, message = diagnose(parse_log(log), repository="/r", archive="a")
+    assert message == "/r was last opened at another place. Set accept_relocated if it was moved on purpose."
+
+
 def test_a_mount_of_many_paths_can_be_made_again() -> None:
     """What a mount was made with is handed on through no pipe, which would be full of it."""
     argv = ["borg", *(f"pp:{'x' * 200}/{number}" for number in range(2000))]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_the_mark_finds_what_was_never_recorded(start: Start, tmp_path: Path) ->
     assert marked(session) == [process]
     stop(process, KILL)
     assert marked(session) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root lends rights")
+def test_a_mark_that_somebody_else_gave_counts_for_nothing(tmp_path: Path) -> None:
+    """A setuid program is root's and has its caller's environment: so anybody could keep a session from ending."""
+    nobody, borrowed = 65534, tmp_path / "sleep"
+    shutil.copy("/usr/bin/sleep", borrowed)
+    for mode in (0o4755, 0o755):
+        os.chmod(borrowed, mode)
+        for path in (tmp_path, *tmp_path.parents[:-2]):
+            os.chmod(path, path.stat().st_mode | 0o011)
+        user = {"user": nobody, "group": nobody, "extra_groups": []} if mode == 0o4755 else {}
+        with subprocess.Popen([borrowed, "60"], env={MARKER: str(tmp_path)}, **user) as process:
+            until(Path(f"/proc/{process.pid}/environ").read_bytes)
+            is_found = process.pid in [found.pid for found in marked(str(tmp_path))]
+            process.kill()
+        assert is_found == (mode == 0o755)
 
 
 def test_who_reads_a_log_or_works_in_the_directory_is_not_of_the_session(start: Start, tmp_path: Path) -> None:

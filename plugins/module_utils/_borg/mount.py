@@ -128,7 +128,7 @@ class ArchiveMount:
                 name=self._name(mountpoint),
                 mountpoint=mountpoint,
                 archive=self.archive,
-                argv=self._command(mountpoint),
+                argv=self._command(mountpoint, session),
                 listing=listing,
                 env={**_server_environment(session), **env},
                 passphrase=passphrase,
@@ -149,18 +149,22 @@ class ArchiveMount:
         is_archive = session is None or self.mountpoint == session.path("archive")
         return os.path.join(logs, f"borg-{name.rpartition('-')[2] if is_archive else name}.log")
 
-    def _command(self, mountpoint: str) -> list[str]:
+    def _command(self, mountpoint: str, session: Session | None) -> list[str]:
         return self.repository.mount_command(
             self.archive,
             mountpoint,
             paths=self.paths,
             strip_components=self.strip_components,
-            owner=_owner_ids(self.owner),
+            owner=None if _shows_owners(session) else _owner_ids(self.owner),
             allow_other=self.allow_other,
         )
 
     def _start(self, mountpoint: str, logs: str, session: Session | None, undo: ExitStack) -> _Server:
-        name, argv, log = self._name(mountpoint), self._command(mountpoint), self._log(mountpoint, logs, session)
+        name, argv, log = (
+            self._name(mountpoint),
+            self._command(mountpoint, session),
+            self._log(mountpoint, logs, session),
+        )
         env = _server_environment(session)
         if self.temporary is not None:
             env["TMPDIR"] = self.temporary
@@ -342,6 +346,11 @@ def _is_crowded(session: Session | None) -> bool:
     if session is None:
         return False
     return len(Session.all(os.path.dirname(session.directory))) > len(os.sched_getaffinity(0))
+
+
+def _shows_owners(session: Session | None) -> bool:
+    """Whether the mount has to show archived owners, for the layer to tell the server's files from all others."""
+    return session is not None and session.record.driver == "block" and os.geteuid() == 0
 
 
 def _owner_ids(owner: str | None) -> tuple[int, int] | None:

@@ -577,9 +577,11 @@ REPLACED = (
     "{repository} is not what borg remembers of it on this host ({message}). If that is as it should be, remove what "
     "borg remembers (borg delete --cache-only, ~/.config/borg/security)."
 )
+PREVIOUSLY = re.compile(r"was previously located at [^\n]{1,1000}")  # of borg's question
 SEE_CHECK = "See what is damaged with borg check, and use an archive that is whole."
 LOST = f"{{repository}} is damaged. {SEE_CHECK} Borg says: {{message}}"
-# What borg's errors mean, by msgid. `message` is borg's own, `question` what it asked, `remote` what ssh last said.
+# What borg's errors mean, by msgid. `message` is borg's own, `previously` where the repository was, `remote` what ssh
+# last said.
 EXPLANATIONS = {
     "Repository.DoesNotExist": NO_REPOSITORY,
     "Repository.ParentPathDoesNotExist": NO_REPOSITORY,
@@ -600,7 +602,7 @@ EXPLANATIONS = {
         "{repository} is not encrypted and was never used from this host: it may not be the one that is meant. "
         "Set accept_unencrypted if it is."
     ),
-    "Cache.RepositoryAccessAborted": "{question} Set accept_relocated if it was moved there on purpose.",
+    "Cache.RepositoryAccessAborted": "{repository} {previously}. Set accept_relocated if it was moved on purpose.",
     "Cache.RepositoryReplay": REPLACED,
     "Cache.RepositoryIDNotUnique": REPLACED,
     "Cache.EncryptionMethodMismatch": REPLACED,
@@ -625,13 +627,14 @@ def diagnose(entries: Sequence[LogEntry], *, repository: str, archive: str) -> t
     """msgid and explanation of the error in a log of borg; for one that is not known, borg's own last words."""
     for entry in reversed(entries):
         if entry.msgid in EXPLANATIONS:
-            questions = [other.message for other in entries if other.msgid.endswith("_IS_OK")]
+            asked = (PREVIOUSLY.search(other.message) for other in entries if other.msgid.endswith("_IS_OK"))
+            previously = next((found[0] for found in asked if found), "was last opened at another place")
             remote = [other.message for other in entries if other.message.startswith("Remote: ")]
             explanation = EXPLANATIONS[entry.msgid].format(
                 repository=repository,
                 archive=archive,
                 message=entry.message,
-                question=questions[0].splitlines()[0] if questions else entry.message,
+                previously=previously,
                 remote=remote[-1][len("Remote: ") :].strip() if remote else "the connection was closed",
             )
             return entry.msgid, explanation
@@ -653,7 +656,7 @@ def parse_log(text: str) -> list[LogEntry]:
         try:
             entry = json.loads(brace + rest)
             found = [LogEntry(words.strip()), LogEntry(str(entry["message"]), str(entry.get("msgid") or ""))]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, RecursionError):  # a server's own words, perhaps
             found = [LogEntry(line.strip())]
         entries += [entry for entry in found if entry.message]
     return entries

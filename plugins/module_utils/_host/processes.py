@@ -12,6 +12,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import subprocess
 import time
 from contextlib import contextmanager, suppress
@@ -407,10 +408,23 @@ def _has_mark(pid: int, mark: bytes) -> bool:
 def _is_own(pid: int) -> bool:
     """Whether a process is of this user, and not in a sandbox: to read what such a one has in its memory may hang."""
     try:
-        is_here = os.geteuid() == 0 or os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid() and is_here
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return False
+        if os.geteuid() == 0:
+            return not _is_borrowed(pid)
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
     except OSError:
         return False
+
+
+def _is_borrowed(pid: int) -> bool:
+    """Whether root's rights were lent to a process: who started a setuid program chose its environment. Raises OSError.
+
+    Such a program may become root in every respect, as sudo does; its file tells, then.
+    """
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+        ids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
+    return set(ids) != {"0"} or bool(os.stat(f"/proc/{pid}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID))
 
 
 def _send(process: Process, number: signal.Signals) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -145,7 +146,7 @@ class Overlay:
         with open(program, "wb") as file:
             file.write(packed_cowfs())
         env = {MARKER: session.directory} if session is not None else {}
-        process = spawn(self._command(program, _told_of(session)), log=self.log, env=env)
+        process = spawn(self._command(program, [*_told_of(session), *self._owned(session)]), log=self.log, env=env)
         undo.callback(stop_all, [process], SIGNALS)
         if session is not None:
             session.amend_claim(CLAIM, process=process)
@@ -176,6 +177,24 @@ class Overlay:
                 command.append("--allow-other")
         told = ["--counters", counters_of(self.upper), "--failures", failures_of(self.upper)]
         return [*command, *others, *told, self.mountpoint]
+
+    def _owned(self, session: Session | None) -> list[str]:
+        """Options that say whose files are to become the owner's: those of the data directory's owner.
+
+        A link could lead to anything else that the archive has, and production's server could not open all of it.
+        """
+        if self.owner is None or session is None or session.record.data_directory is None:
+            return []
+        directory = os.path.join(self.lower[0], session.record.data_directory)
+        found = os.stat(directory)
+        if os.path.samefile(directory, self.lower[0]):  # of the archive's root Borg shows no owner
+            with os.scandir(directory) as entries:
+                states = [entry.stat(follow_symlinks=False) for entry in entries]
+            inside = Counter((state.st_uid, state.st_gid) for state in states)
+            owner = inside.most_common(1)[0][0] if inside else (found.st_uid, found.st_gid)
+        else:
+            owner = found.st_uid, found.st_gid
+        return ["--owned", f"{owner[0]}:{owner[1]}"]
 
     def _owner(self) -> Account | None:
         if self.owner is None:

@@ -175,7 +175,7 @@ def _keeper_note(session: Session, checks: dict[str, Any]) -> list[str]:
 
 
 def _check_mount(claim: Claim, keeper: Process | None) -> dict[str, Any]:
-    """Look at a mount as the session's keeper sees it, perhaps in another namespace of mounts (a job runner's, PrivateTmp)."""
+    """Look at a mount as the keeper sees it, perhaps in another namespace of mounts (a job runner's, PrivateTmp)."""
     mountpoint = place = claim.mountpoint
     mounted = None if keeper is None else is_mounted_for(keeper, mountpoint)
     if keeper is not None and mounted is not None:

@@ -65,8 +65,9 @@ class _Calls:
 _NEWER_ATTRIBUTES = (452, 463, 466, 469)
 _NEWER_OTHERS = (438, 440)  # pidfd_getfd, process_madvise
 # io_uring_setup, _enter and _register, behind which a filter sees nothing; open_tree, move_mount, fsopen, fsconfig,
-# fsmount, fspick, mount_setattr, open_tree_attr.
-_NEWER_KERNEL = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442, 467)
+# fsmount, fspick, mount_setattr, open_tree_attr; quotactl_fd; memfd_secret, whose pages are taken out of the kernel's
+# map of memory, which stays in pieces afterwards.
+_NEWER_KERNEL = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442, 467, 443, 447)
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 4, 0o4000
 _CLONE3 = 435  # its flags are in memory, where a filter cannot look; libc falls back to clone
 _CALLS = {
@@ -81,11 +82,11 @@ _CALLS = {
         others=(141, 142, 144, 203, 314, 251, 101, 310, 311, *_NEWER_OTHERS),
         # add_key, request_key, keyctl; unshare, setns; mount, umount2, pivot_root, chroot; bpf, perf_event_open,
         # userfaultfd; mq_open to mq_getsetattr; inotify_init, _init1, _add_watch; fanotify_init, _mark; io_setup, whose
-        # contexts the whole host shares; sync and syncfs, which write out everybody's; seccomp,
+        # contexts the whole host shares; sync, syncfs and quotactl, which write out everybody's; seccomp,
         # whose filters are counted for the whole host and can have it log each call
         kernel=(
             *(248, 249, 250, 272, 308, 165, 166, 155, 161, 321, 298, 323),
-            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, 306, 317, *_NEWER_KERNEL),
+            *(*range(240, 246), 253, 294, 254, 300, 301, 206, 162, 306, 179, 317, *_NEWER_KERNEL),
         ),
         limits=302,
         fcntl=72,
@@ -109,7 +110,7 @@ _CALLS = {
         others=(140, 118, 119, 122, 274, 30, 117, 270, 271, *_NEWER_OTHERS),  # in the same order
         kernel=(  # in the same order
             *(217, 218, 219, 97, 268, 40, 39, 41, 51, 280, 241, 282),
-            *(*range(180, 186), 26, 27, 262, 263, 0, 81, 267, 277, *_NEWER_KERNEL),
+            *(*range(180, 186), 26, 27, 262, 263, 0, 81, 267, 60, 277, *_NEWER_KERNEL),
         ),
         limits=261,
         fcntl=25,
@@ -135,7 +136,8 @@ _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 # for files that others use.
 _F_REFUSED = (1031, 1024, 1026, 1040)  # F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY, F_SETDELEG
 _F_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
-_RLIMIT_CORE, _PR_SET_SECCOMP, _SOL_SOCKET = 4, 22, 1
+_RLIMIT_CORE, _SOL_SOCKET = 4, 1
+_PR_SET_SECCOMP, _PR_SCHED_CORE = 22, 62  # the latter has a processor's other threads idle
 _SO_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
 _BTRFS_SYNC, _BTRFS_START_SYNC = 0x9408, 0x80089418  # write out the whole file system: linux/btrfs.h
 _SOCK_STREAM, _SOCK_DGRAM, _TCP, _UDP = 1, 2, 6, 17
@@ -179,7 +181,7 @@ def _filter(network: str) -> bytes:
         (_EQUAL, _CLONE3, "unknown", 0),
         *_with_argument(calls.clone, (_ANY_BIT, _ANY_NAMESPACE, "refuse", "allow")),
         *_limits(calls),
-        *_with_argument(calls.control, (_EQUAL, _PR_SET_SECCOMP, "refuse", "allow")),
+        *_with_value(calls.control, refused=(_PR_SET_SECCOMP, _PR_SCHED_CORE)),
         *_options(calls.option),
         *_with_command(calls.device, refused=(_BTRFS_SYNC, _BTRFS_START_SYNC)),
         # Huge pages are few, reserved by the host for its own, and in no limit of memory.
@@ -206,6 +208,16 @@ def _filter(network: str) -> bytes:
 def _with_argument(number: int, decision: _Line) -> list[_Line]:
     """Lines that decide about one call by the lower half of its first argument."""
     return [(_EQUAL, number, 0, 2), (_LOAD, _FIRST_ARGUMENT, 0, 0), decision]
+
+
+def _with_value(number: int, *, refused: tuple[int, ...]) -> list[_Line]:
+    """Lines that refuse one call with some values in the lower half of its first argument."""
+    return [
+        (_EQUAL, number, 0, len(refused) + 2),
+        (_LOAD, _FIRST_ARGUMENT, 0, 0),
+        *((_EQUAL, value, "refuse", 0) for value in refused),
+        (_EQUAL, 0, "allow", "allow"),
+    ]
 
 
 def _with_command(number: int, *, refused: tuple[int, ...], pretended: tuple[int, ...] = ()) -> list[_Line]:

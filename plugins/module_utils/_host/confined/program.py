@@ -77,6 +77,7 @@ def main(program: int, specification: int, status: int, go: int) -> None:
 def _begin(spec: Specification, status: int, go: int, life: int) -> None:
     """Be the namespace's init, where there is one, and have the program executed; never returns."""
     try:
+        _be_the_first_to_go()
         os.umask(0o022)  # a keeper has a stricter one, and its user could not enter what is made here
         program = 0
         if spec.namespaces:
@@ -107,6 +108,17 @@ def _be_init(spec: Specification, program: int, life: int) -> None:
         pid, code = os.wait()
         if pid == program:
             os._exit(128 + os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code))
+
+
+def _be_the_first_to_go() -> None:
+    """Have the kernel, when memory is short, end the program and not production's, nor what watches over it here.
+
+    Nor is there anything in a core dump, which a socket would get whatever the limit is (core(5)). What is started from
+    here on inherits both.
+    """
+    for name, value in (("oom_score_adj", "1000"), ("coredump_filter", "0")):
+        with suppress(OSError), open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # a kernel without it
+            file.write(value)
 
 
 def _become(spec: Specification, go: int, life: int) -> None:

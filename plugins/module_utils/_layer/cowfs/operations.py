@@ -31,6 +31,9 @@ NAME_MAX = 255
 #: Files, links and directories that can be made: what is known of them is in memory, and a link has up to 4 KB.
 MOST_NAMES = 300_000
 
+#: Whom nothing belongs to (overflowuid and overflowgid: the kernel's default, user_namespaces(7)).
+NOBODY = 65534
+
 log = logging.getLogger("cowfs")
 Base: Any = pyfuse3.Operations if pyfuse3 else object  # an object where this is only packed
 
@@ -43,14 +46,20 @@ class CowFs(Base):  # type: ignore[misc]
     enable_writeback_cache = True
 
     def __init__(
-        self, lower: Lower, upper: Upper, space: Space, failures: Failures, owner: tuple[int, int] | None
+        self,
+        lower: Lower,
+        upper: Upper,
+        space: Space,
+        failures: Failures,
+        owner: tuple[int, int] | None = None,
+        owned: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.lower = lower
         self.upper = upper
         self.space = space
         self.failures = failures
-        self.owner = owner
+        self.owner, self.owned = owner, owned
         self.names_made = self.nodes_made = 0
         self.was_told = False
         self.hard_links: dict[int, Node] = {}
@@ -214,6 +223,7 @@ class CowFs(Base):  # type: ignore[misc]
         node = self.nodes[fh]
         with self._reporting(node, off):
             self.space.check(fh)
+            await self.space.leave_the_last()
             while True:
                 try:
                     written: int = await node.content.write(off, buf)
@@ -274,10 +284,10 @@ class CowFs(Base):  # type: ignore[misc]
 
     # -- helpers: nodes
 
-    def _enter(self, mode: int, uid: int, gid: int, lower: bytes | None = None, size: int = 0) -> Node:
+    def _enter(self, mode: int, owner: tuple[int, int], lower: bytes | None = None, size: int = 0) -> Node:
         node = Node(self.next_ino, mode, lower)
         self.next_ino += 1
-        node.uid, node.gid = self.owner or (uid, gid)
+        node.uid, node.gid = owner
         if stat.S_ISREG(mode):
             node.content = Content(self.upper, self.lower, node.ino, lower, size)
         else:
@@ -285,8 +295,16 @@ class CowFs(Base):  # type: ignore[misc]
         self.nodes[node.ino] = node
         return node
 
+    def _presented(self, uid: int, gid: int) -> tuple[int, int]:
+        """Whose a file of the lower is to be. What was not the server's in production must not become so here."""
+        if self.owner is None:
+            return uid, gid
+        if self.owned is None:
+            return self.owner
+        return self.owner[0] if uid == self.owned[0] else NOBODY, self.owner[1] if gid == self.owned[1] else NOBODY
+
     def _enter_lower(self, found: os.stat_result, path: bytes) -> Node:
-        node = self._enter(found.st_mode, found.st_uid, found.st_gid, path, found.st_size)
+        node = self._enter(found.st_mode, self._presented(found.st_uid, found.st_gid), path, found.st_size)
         node.rdev = found.st_rdev
         if not node.is_directory:
             node.nlink = found.st_nlink
@@ -334,7 +352,7 @@ class CowFs(Base):  # type: ignore[misc]
         if self.space.is_low() or self._has_too_many_names():
             raise pyfuse3.FUSEError(errno.ENOSPC)
         # That the name is free is known: the kernel has just looked it up, and nobody else changes this tree.
-        node = self._enter(mode, ctx.uid, ctx.gid, size=len(target or b""))
+        node = self._enter(mode, self.owner or (ctx.uid, ctx.gid), size=len(target or b""))
         self.nodes_made += 1
         node.rdev, node.target = rdev, target
         if parent.mode & stat.S_ISGID:  # What is made in such a directory belongs to its group.

@@ -6,8 +6,8 @@
 
 A program of its own, packed by overlay.py, with the standard library and pyfuse3 only. ::
 
-    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--allow-other]
-          [--reserve BYTES] [--counters FILE] [--failures FILE] [--resume FIFO] MOUNTPOINT
+    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--owned UID:GID]
+          [--allow-other] [--reserve BYTES] [--counters FILE] [--failures FILE] [--resume FIFO] MOUNTPOINT
 
 Names, attributes and the maps of changed blocks are in memory: they live as long as the mount, and so does a session.
 
@@ -84,6 +84,7 @@ def assemble(options: argparse.Namespace) -> CowFs:
         Space(options.upper, cache, options.reserve),
         Failures(options.failures, counters),
         options.owner,
+        options.owned,
     )
 
 
@@ -93,7 +94,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--lower", action="append", required=True, help="read-only directory; again for identical mounts of it")
     add("--upper", required=True, help="existing directory for changed blocks")
     add("--cache-size", type=int, default=1 << 30, help="bytes of fetched windows kept on disk")
-    add("--owner", type=lambda text: tuple(map(int, text.split(":"))), help="UID:GID to present everything as")
+    add("--owner", type=ids, help="UID:GID to present everything as")
+    add("--owned", type=ids, help="UID:GID of that which is to be presented so, if not everything")
     add(
         "--reserve",
         type=int,
@@ -106,6 +108,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--resume", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
     return parser.parse_args(arguments)
+
+
+def ids(text: str) -> tuple[int, int]:
+    uid, _colon, gid = text.partition(":")
+    return int(uid), int(gid)
 
 
 def limit_memory() -> None:

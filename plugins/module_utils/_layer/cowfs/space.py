@@ -17,6 +17,8 @@ __all__ = ["Space"]
 
 #: Files that can be made in the upper are kept in reserve too: each file that is changed for the first time needs one.
 FILES_RESERVE = 256
+#: The share of the reserve that is left to others: writers that heed ENOSPC, and what is under way then, stay above.
+LAST_MARK = 2
 
 log = logging.getLogger("cowfs")
 
@@ -29,6 +31,9 @@ class Space:
     (``fuse_bdi_init`` in its fs/fuse/inode.c sets ``max_ratio``). Once free space has come down to the reserve, writers
     get ENOSPC: before it accepts a write, the kernel asks for the attributes of a file if it has been told that those
     it holds are outdated. Should something else take the reserve as well, writes wait until there is space.
+
+    Who writes through a map of memory, or very much at once, is not asked. So there is a last mark, below which all
+    writes wait: others on this disk come first.
     """
 
     def __init__(self, upper: str, cache: Cache, reserve: int = 0) -> None:
@@ -62,6 +67,12 @@ class Space:
         if self.is_low():
             self.refused.add(ino)
             pyfuse3.invalidate_inode(ino, attr_only=True)
+
+    async def leave_the_last(self) -> None:
+        """Wait before a write that would take what others on this disk are to have; raise OSError at the end."""
+        while self.low and self._free() < self.reserve // LAST_MARK:
+            await self.wait(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            self.is_low()
 
     def admit(self, ino: int) -> None:
         """Called when the kernel asks for attributes."""
