@@ -753,9 +753,14 @@ def test_a_label_in_the_form_that_scripts_write_is_read(
     [
         (b"", "backup_label is empty, so nobody knows where recovery has to begin"),
         (b"START WAL LOCATION: soon\n", "no line START WAL LOCATION, CHECKPOINT LOCATION, BACKUP METHOD, BACKUP FROM,"),
+        # The server would go on without a word, and not wait for the backup's end.
+        (
+            b"START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n",
+            "backup_label has no line BACKUP METHOD, BACKUP FROM,",
+        ),
         (b"(1 row)\n" * 300000, "and begins with b'(1 row)"),
     ],
-    ids=["empty", "cut off", "huge"],
+    ids=["empty", "cut off", "cut off later", "huge"],
 )
 def test_a_label_that_says_nothing_is_named(
     closed: Cluster, copy_of: Callable[..., Copy], written: bytes, said: str

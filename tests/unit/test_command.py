@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -182,6 +183,23 @@ def test_an_interrupt_ends_the_program_too(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert identify(int((tmp_path / "pid").read_text())) is None
+
+
+def test_a_caller_that_is_killed_takes_the_program_with_it(tmp_path: Path) -> None:
+    """A Borg in a session of its own would else wait for its repository for ever."""
+    told = tmp_path / "pid"
+    module = "ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command"
+    script = f"import sys; sys.path[:0] = {sys.path!r}\nfrom {module} import run\n"
+    script += f"run(['sh', '-c', 'echo $$ > {told}; exec sleep 60'], timeout=60)"
+    with subprocess.Popen([sys.executable, "-c", script]) as caller:
+        deadline = time.monotonic() + 30
+        while not (told.exists() and told.read_text().strip()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        caller.kill()
+    pid = int(told.read_text())
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_nothing_stays_open() -> None:

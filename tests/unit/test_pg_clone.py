@@ -131,6 +131,7 @@ def test_pg_wal_is_taken_from_the_archive_only_if_it_holds_wal(data: Path) -> No
 def test_the_wal_of_a_backup_is_looked_for_where_its_label_says(data: Path) -> None:
     (data / "backup_label").write_text(
         "START WAL LOCATION: 0/9000028 (file 000000020000000000000009)\nCHECKPOINT LOCATION: 0/9000060\n"
+        "BACKUP METHOD: streamed\nBACKUP FROM: primary\n"
     )
     assert "WAL segment 000000020000000000000009 (backup_label)" in problems(data)[0]
     (data / "pg_wal" / "000000020000000000000009").touch()
@@ -236,6 +237,19 @@ def test_blanks_without_end_take_no_time_without_end() -> None:
     )
     label = readable_label(needed + b"LABEL: " + blanks + b"x" + blanks + b"+|\r\n")
     assert label == needed[1:] + b"LABEL: " + blanks + b"x\n"
+
+
+def test_a_label_that_was_cut_off_is_none() -> None:
+    """Without the method recovery would not wait for the backup's end, and the copy be one of no moment."""
+    lines = [
+        b"START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n",
+        b"CHECKPOINT LOCATION: 0/2000060\n",
+        b"BACKUP METHOD: streamed\n",
+        b"BACKUP FROM: primary\n",
+    ]
+    for number in range(4):
+        assert readable_label(b"".join(lines[:number])) is None
+    assert readable_label(b"".join(lines)) == b"".join(lines)
 
 
 def test_alter_system_is_set_aside_once(data: Path) -> None:

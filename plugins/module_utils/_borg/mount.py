@@ -9,18 +9,16 @@ session's record claims.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from .._errors import MORE_TIME, RecoveryError
-from .._host.command import Bounds, account
+from .._host.command import Bounds, account, end_with_caller
 from .._host.files import read_beginning
 from .._host.limits import bounds_of_borg
 from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, tie, unmount, wait_until
@@ -47,7 +45,6 @@ THRIFTY = {
 SOURCE = "borgfs"  # as every borg mount is called in the mount table
 SERVER_ENDS = 10.0  # seconds that borg has to close its repository after its mount is gone
 LONGEST_SPEECH = 1 << 20  # bytes of a borg's log that are looked at for why it failed
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SIGNALS = (("SIGTERM", 5.0), ("SIGKILL", 5.0))
 
 
@@ -176,7 +173,7 @@ class ArchiveMount:
         with self.repository.environment_with_pipe() as (secret, descriptors):
             bound: dict[str, Any] = {}
             if self.tied_to is not None:
-                descriptors, bound = [*descriptors, self.tied_to], {"preexec_fn": _end_with_caller()}
+                descriptors, bound = [*descriptors, self.tied_to], {"preexec_fn": end_with_caller()}
             process = spawn(
                 argv, log=log, env={**env, **secret}, pass_fds=descriptors, bounds=_bounds(session), **bound
             )
@@ -227,17 +224,6 @@ class ArchiveMount:
         if problems:
             return BorgError(f"{self.archive} cannot be mounted: {problems[0].what}. To cure it, {problems[0].remedy}.")
         return error
-
-
-def _end_with_caller() -> Callable[[], None]:
-    """What a child has to do so that it is killed when its parent ends: it only reads, and holds no lock."""
-    # Looked up here: between fork and exec as little as possible is done.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    return bind
 
 
 def mounted_archives(mountpoint: str) -> list[str]:

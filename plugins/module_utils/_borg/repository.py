@@ -30,6 +30,7 @@ from .._host.command import (
     Bounds,
     CommandError,
     OutputError,
+    end_with_caller,
     environment,
     find_program,
     run,
@@ -410,6 +411,7 @@ class Repository:
                 stderr=subprocess.PIPE,
                 env=environment(env),
                 start_new_session=True,
+                preexec_fn=end_with_caller(),
             )
             bounds_of_borg().hold(process.pid)
             with self._read_from(process, secret, argv, archive) as output:

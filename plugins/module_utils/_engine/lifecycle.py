@@ -8,7 +8,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -78,7 +78,7 @@ def _start(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
         stop_server(session)  # what an earlier start that was cut off has left
         if request.port is None:  # it had one before
             request = dataclasses.replace(request, port=session.record.port)
-        with session.within(request.timeout + GRACE), _naming_lost_content(session):
+        with _noting_failure(session), session.within(request.timeout + GRACE), _naming_lost_content(session):
             plan = engine.plan(request)
             started = engine.start(plan, session, _ports_of_others(session))
         result = started.result
@@ -86,12 +86,25 @@ def _start(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
         session.timing(SERVER, time.monotonic() - begun)
         recorded = {key: result[key] for key in RECORDED}
         try:
-            session.activate(engine_version=result["version"], server=result, probe=started.probe, **recorded)
+            session.activate(
+                engine_version=result["version"], server=result, probe=started.probe, error_message=None, **recorded
+            )
         except BaseException:
             stop_server(session)
             raise
         shown = {**result, "session": session.record.public()}
     return {**shown, "changed": True, "diff": _difference(request, plan, result)}
+
+
+@contextmanager
+def _noting_failure(session: Session) -> Iterator[None]:
+    """Have the record say why there is no server: after a reset it is the keeper that ends the session."""
+    try:
+        yield
+    except (RecoveryError, OSError) as error:
+        with suppress(RecoveryError, OSError):
+            session.update(error_message=str(error))
+        raise
 
 
 @contextmanager

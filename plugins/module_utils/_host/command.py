@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 import re
@@ -31,6 +32,7 @@ __all__ = [
     "Inner",
     "OutputError",
     "account",
+    "end_with_caller",
     "environment",
     "find_program",
     "identity",
@@ -40,6 +42,7 @@ __all__ = [
     "search_path",
 ]
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Ansible often connects with a PATH that lacks these, and mount, umount or losetup live there.
 SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # Of Borg's variables, those that say where it keeps what is its own, how it reaches a repository, and what it may open
@@ -320,6 +323,7 @@ def _start(
             env=dict(env),
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=end_with_caller(),
             **identity(user),
         )
     except FileNotFoundError as error:
@@ -328,6 +332,21 @@ def _start(
         raise CommandError(argv, 127, problem=f"The program {argv[0]} was not found: install it") from error
     except OSError as error:
         raise CommandError(argv, 126, problem=f"{argv[0]} cannot be run ({error.strerror})") from error
+
+
+def end_with_caller() -> Callable[[], None]:
+    """Give what a child has to do so that it is killed when its parent ends, however that comes.
+
+    A program in a session of its own would else go on, perhaps for ever, when a module is killed with its play. Of a
+    change of user it is to be done after that, as Popen does it: the change takes it away (prctl(2)).
+    """
+    # Looked up here: between fork and exec as little as possible is done.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    return bind
 
 
 class _TooMuchError(Exception):

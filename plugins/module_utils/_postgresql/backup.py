@@ -41,7 +41,8 @@ LABEL_LINES = (
 )
 NEEDED_LINES = 4
 FRAME, BLANKS = b"+|", b" \t"  # what psql's table has at a line's end, and before that
-READABLE = re.compile(rb"%b\n%b(?:\n|\Z)" % LABEL_LINES[:2])
+# The server would do without the last two of these, and then not wait for the backup's end.
+READABLE = re.compile(rb"\n".join(LABEL_LINES[:NEEDED_LINES]) + rb"(?:\n|\Z)")
 LABEL_START = re.compile(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", re.MULTILINE)
 HISTORY_STOP = re.compile(rb"^STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
 EXCLUSIVE = b"\nBACKUP METHOD: pg_start_backup\n"

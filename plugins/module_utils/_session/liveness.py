@@ -140,6 +140,8 @@ def _cut_off(session: Session) -> list[str]:
     """Whether nobody goes on with a start, and how far it came."""
     if not is_abandoned(session) and unattended(session) <= IDLE:
         return []
+    if session.record.error_message:
+        return [f"The start failed: {session.record.error_message}"]
     steps = _steps(session)
     return [f"The start was cut off after {steps[-1]}" if steps else "The start was cut off"]
 
