@@ -131,7 +131,8 @@ elapsed:
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import run_module
-from ..module_utils._host.preflight import DRIVERS, Host, examine, parse_floor, parse_size
+from ..module_utils._host.preflight import DRIVERS, Host, examine
+from ..module_utils._host.sizes import parse_floor, parse_size
 from ..module_utils._session.directory import default_root
 
 

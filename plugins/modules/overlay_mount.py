@@ -153,7 +153,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._errors import run_module
 from ..module_utils._host.mounts import mount_at
-from ..module_utils._host.preflight import DRIVERS, Host, choose_driver, parse_size
+from ..module_utils._host.preflight import DRIVERS, Host, choose_driver
+from ..module_utils._host.sizes import parse_size
 from ..module_utils._layer.overlay import Overlay, OverlayError, remove_overlay
 from ..module_utils._session.session import Session, claiming_if_given
 

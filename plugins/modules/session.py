@@ -299,7 +299,8 @@ from ..module_utils._errors import RecoveryError, run_module
 from ..module_utils._host.command import account
 from ..module_utils._host.limits import LEAST_MEMORY, WEIGHTS, Limits
 from ..module_utils._host.ports import reserve_port
-from ..module_utils._host.preflight import DRIVERS, Host, Report, examine, parse_floor, parse_memory, parse_size
+from ..module_utils._host.preflight import DRIVERS, Host, Report, examine
+from ..module_utils._host.sizes import parse_floor, parse_memory, parse_size
 from ..module_utils._host.users import RANGE, processes_of
 from ..module_utils._keeper.archive import resume
 from ..module_utils._keeper.keeper import ensure_keeper

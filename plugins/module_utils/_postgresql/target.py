@@ -19,7 +19,11 @@ __all__ = ["POINTS", "Target", "parse_time", "read_target"]
 
 # The settings that name a point, of which there can be one: what each must look like, and how to say so.
 POINTS = {
-    "recovery_target": (re.compile(r"immediate"), "immediate, which is as soon as the copy is consistent"),
+    "recovery_target": (
+        re.compile(r"immediate"),
+        "immediate, which is the end of the backup, or one of recovery_target_time, recovery_target_xid, "
+        "recovery_target_name and recovery_target_lsn",
+    ),
     "recovery_target_time": (re.compile(r".+"), ""),  # see parse_time
     "recovery_target_xid": (re.compile(r"[1-9][0-9]{0,19}"), "the number of a transaction, such as 4711"),
     "recovery_target_lsn": (
@@ -27,10 +31,11 @@ POINTS = {
         "a position in the write-ahead log, such as 1A/2B3C4D5E",
     ),
     "recovery_target_name": (
-        re.compile(r"[^\0\n]{1,63}"),
-        "the name given to pg_create_restore_point(), at most 63 characters",
+        re.compile(r"[^\0\n]+"),
+        "the name that pg_create_restore_point() got, which has at most 63 bytes",
     ),
 }
+LONGEST_NAME = 63  # bytes of a restore point's
 TIMELINE = re.compile(r"latest|current|[1-9][0-9]{0,9}")
 TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,6}))?)?"
@@ -88,7 +93,8 @@ def read_target(options: Mapping[str, Any]) -> Target | None:
         )
     for name, value in given.items():
         pattern, meaning = POINTS[name]
-        if not pattern.fullmatch(value):
+        is_long = name == "recovery_target_name" and len(value.encode("utf-8", "surrogateescape")) > LONGEST_NAME
+        if is_long or not pattern.fullmatch(value):
             raise PostgresError(f"{name} is {value!r}: give {meaning}.")
     if "recovery_target_time" in given:
         parse_time(given["recovery_target_time"], "UTC")
@@ -124,8 +130,8 @@ def parse_time(text: str, time_zone: str) -> datetime:
     except ValueError as error:
         problem = str(error)
     raise PostgresError(
-        f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22T14:05:00+01. Without an "
-        "offset it is in the time zone of the archived configuration."
+        f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22T14:05:00+01, as a space "
+        "ends a value on the command line. Without an offset it is in the time zone of the archived configuration."
     )
 
 
