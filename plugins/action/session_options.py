@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.unsafe_proxy import AnsibleUnsafe, wrap_var
 from ansible.utils.vars import load_extra_vars
 
-from ..module_utils._errors import RecoveryError, text_shown
+from ..module_utils._errors import RecoveryError, shown
 from ..plugin_utils.options import check_host, check_options, refuse_misspelt
 from ..plugin_utils.table import ENTRY_POINTS, ROLE, all_variables, read_table, variables_of
 from ..plugin_utils.values import OptionError, is_given, read_value
@@ -62,7 +62,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         try:
             result = self._checked(read_table(arguments["entry_point"]), arguments["plain_names"], task_vars or {})
         except RecoveryError as error:
-            return {"failed": True, "msg": text_shown(str(error))}
+            return {"failed": True, "msg": shown(str(error))}
         # What is data stays data: nothing of it is to be looked at for templates again.
         return {"changed": False, **wrap_var(result)}
 

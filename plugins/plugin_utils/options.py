@@ -16,7 +16,7 @@ from ..module_utils._borg.location import LogPlace, parse_archive, parse_log_sou
 from ..module_utils._errors import RecoveryError
 from .engines import POINTS
 from .table import AUTO
-from .values import OptionError, is_given, read_value
+from .values import OptionError, check_value, is_given, read_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -56,6 +56,7 @@ def check_options(
     """
     given = _given(given)
     options = _read(table.options, given)
+    _check(table.options, options)
     _refuse_missing(table, options)
     _refuse_contradictions(given, options)
     if not table.engines:
@@ -115,6 +116,11 @@ def _read(options: Options, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in read.items() if value != 0 or name not in CHOSEN_BY_ZERO}
 
 
+def _check(options: Options, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        check_value(name, value, options[name])
+
+
 def _refuse_missing(table: Table, options: Mapping[str, Any]) -> None:
     if "archive" in table.options and "archive" not in options:
         raise OptionError(
@@ -160,6 +166,7 @@ def _of_engines(
             _refuse_others(engine, table, own, options)
             read = _read(known, own.get(engine, {}))
             found[engine] = {**read, "point": points[engine](read)}
+            _check(known, read)
             refusals[engine] = ""
         except RecoveryError as error:
             refusals[engine] = str(error)

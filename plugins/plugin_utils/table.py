@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible.module_utils.common.yaml import yaml_load
 
-__all__ = ["AUTO", "ENTRY_POINTS", "ROLE", "Table", "all_variables", "read_table", "variables_of"]
+__all__ = ["AUTO", "ENTRY_POINTS", "KEPT", "ROLE", "Table", "all_variables", "read_table", "variables_of"]
 
 ROLE = "session"
 ENTRY_POINTS = ("start", "stop", "list", "extend", "reset", "reap", "logs")

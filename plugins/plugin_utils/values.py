@@ -21,7 +21,7 @@ from ..module_utils._session.duration import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-__all__ = ["OptionError", "is_given", "read_value"]
+__all__ = ["OptionError", "check_value", "is_given", "read_value"]
 
 BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -77,20 +77,18 @@ def is_given(value: object) -> bool:
 
 
 def read_value(name: str, value: Any, spec: Mapping[str, Any]) -> Any:
-    """The value that an option of this specification is given. Raises RecoveryError where it cannot have it."""
-    read = TYPES[spec["type"]](name, value)
+    """What a value says that an option of this specification is given. Raises RecoveryError where it says nothing."""
+    return TYPES[spec["type"]](name, value)
+
+
+def check_value(name: str, value: Any, spec: Mapping[str, Any]) -> None:
+    """Raise RecoveryError where an option of this specification cannot have the value, as it was read."""
     choices = spec.get("choices")
-    if choices and read not in choices:
+    if choices and value not in choices:
         words = CHOICES.get(name, _enumerated(choices)).format(others=", ".join(choices[1:]))
         raise OptionError(f"{name} {value} is unknown: choose {words}.")
-    if name in FORMS:
-        _check(name, read, FORMS[name])
-    return read
-
-
-def _check(name: str, text: str, form: Callable[[str], object]) -> None:
     try:
-        form(text)
+        FORMS.get(name, str)(value)
     except RecoveryError as error:
         sentence = str(error)
         raise OptionError(sentence if sentence.startswith(name) else f"{name}: {sentence}") from error

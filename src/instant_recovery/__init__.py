@@ -15,7 +15,7 @@ ansible-runner. What goes wrong is raised as an `InstantRecoveryError`; what Ans
 
 from __future__ import annotations
 
-from ._client import InstantRecovery, StartOptions
+from ._client import InstantRecovery
 from ._errors import (
     CancelledError,
     ConnectError,
@@ -29,6 +29,7 @@ from ._errors import (
     UsageError,
 )
 from ._logs import LogLine
+from ._options import StartOptions
 from ._progress import Progress
 from ._session import Archive, Session, Status
 

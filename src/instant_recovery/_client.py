@@ -9,10 +9,11 @@ import logging
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
 from ._logs import LogLine, log_lines
+from ._options import StartOptions
 from ._playbook import Inventory, inventory_sources, playbook_events, run_playbook, with_secret
 from ._progress import ProgressCallback, Reporter
 from ._session import Session
@@ -23,63 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
     from typing import Unpack
 
-__all__ = ["InstantRecovery", "StartOptions"]
+__all__ = ["InstantRecovery"]
 
 LOGS_TIMEOUT = 300.0  # seconds, for the logs that there are already
 
 logger = logging.getLogger("instant_recovery")
-
-
-class StartOptions(TypedDict, total=False):
-    """The start playbook's variables, as docs/variables.md describes them."""
-
-    repository: str | None
-    deployment_location: Literal["local", "remote"] | None
-    source_host: str | None
-    engine: str | None
-    data_directory: str | None
-    port: int | None
-    driver: Literal["auto", "block", "overlayfs"] | None
-    read_only: bool | None
-    network: Literal["none", "host"] | None
-    missing_tablespaces: Literal["refuse", "leave_out"] | None
-    relocated: Mapping[str, str | None] | None
-    recovery_target_time: str | None
-    recovery_target_xid: str | int | None
-    recovery_target_name: str | None
-    recovery_target_lsn: str | None
-    recovery_target: Literal["immediate"] | None
-    recovery_target_inclusive: bool | None
-    recovery_target_timeline: str | int | None
-    recovery_target_action: Literal["promote"] | None
-    log_source: str | None
-    examine: bool | None
-    settings: Mapping[str, object] | None
-    readers: int | None
-    cache_size: str | None
-    ttl: str | None
-    idle_timeout: str | None
-    suspend_after: str | None
-    minimum_free: str | None
-    free_space_floor: str | None
-    max_upper_size: str | None
-    memory_max: str | None
-    cpu_weight: int | None
-    io_weight: int | None
-    max_sessions: int | None
-    metrics_textfile: str | None
-    server_user: str | None
-    install_packages: bool | None
-    borg_passphrase: str | None
-    borg_passcommand: str | None
-    borg_passphrase_file: str | None
-    borg_rsh: str | None
-    borg_remote_path: str | None
-    accept_unencrypted: bool | None
-    accept_relocated: bool | None
-    start_timeout: int | None
-    accept_unconfined: bool | None
-    lock: Literal["auto", "hold", "bypass"] | None
 
 
 class InstantRecovery:
@@ -224,7 +173,7 @@ class InstantRecovery:
             "instant_recovery_logs",
             collection=self._collection,
             inventory=self._inventory,
-            variables={**self._variables, **variables, "session_log_format": "json"},
+            variables={**self._variables, **variables, "format": "json"},
             timeout=LOGS_TIMEOUT if timeout is None and not follow else timeout,
             # It changes nothing: there is nothing to wait for.
             module_grace=0.0,

@@ -11,7 +11,6 @@ import subprocess
 from typing import Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.lookup import borg_location
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.location import (
     LocationError,
     LogPlace,
@@ -200,23 +199,6 @@ def test_sources_of_wal(text: str, place: LogPlace) -> None:
 def test_sources_of_wal_that_cannot_be(text: str) -> None:
     with pytest.raises(LocationError, match="log_source"):
         parse_log_source(text)
-
-
-def test_the_controller_reads_them_alike() -> None:
-    def read(text: str, option: str = "archive") -> dict[str, Any]:
-        found = borg_location.read(text, option)
-        assert set(found) == {"repository", "archive", "path", "is_own", "refusal"}
-        return {key: value for key, value in found.items() if value}
-
-    assert read("/srv/repo::latest") == {"repository": "/srv/repo", "archive": "latest"}
-    assert read("latest") == {"archive": "latest"}
-    assert read("") == read("", "repository") == read("", "log_source") == {}
-    assert read("/srv/repo", "repository") == {"repository": "/srv/repo"}
-    assert read("archive:wal", "log_source") == {"path": "wal", "is_own": True}
-    assert read("/r::a:/wal", "log_source") == {"path": "wal", "archive": "/r::a"}
-    for text in filter(None, HOSTILE):
-        for given, option in ((text, "repository"), (f"{text}::a", "archive"), (f"{text}::a", "log_source")):
-            assert list(read(given, option)) == ["refusal"], given
 
 
 PIECES = (

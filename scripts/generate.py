@@ -1,0 +1,128 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes from the table of options, the argument specs of the roles, what says the same elsewhere.
+
+That is the table in docs/variables.md, between its two comments, and the Python API's StartOptions. Whoever changes an
+option runs this; tests/unit/test_generated.py fails until then.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT / ".cache" / "collections"))
+
+from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import (  # noqa: E402
+    ENTRY_POINTS,
+    KEPT,
+    read_table,
+)
+
+BEGIN, END = "<!-- scripts/generate writes what follows -->", "<!-- up to here -->"
+# Not for Python's start(): its archive is an argument, it makes up the id, and knows which names there are.
+NOT_OF_PYTHON = ("archive", "accept_unknown", *KEPT)
+TYPES = {"str": "str", "int": "int", "bool": "bool", "dict": "Mapping[str, object]", "raw": "str | int"}
+COLLECTION = "phpborg.instant_recovery."
+MARKUP = re.compile(r"\b([CVOMEP])\(([^)]+)\)")
+
+MODULE = '''\
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a start can be asked for. Written by scripts/generate from the roles' argument specs: change those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypedDict
+
+__all__ = ["StartOptions"]
+
+
+class StartOptions(TypedDict, total=False):
+    """The start playbook's variables, as docs/variables.md describes them. None is as if it was not given."""
+
+'''
+
+
+def main() -> None:
+    for path, text in generated().items():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(CHECKOUT)}")
+
+
+def generated() -> dict[Path, str]:
+    """What the files that have something of the table in them must be."""
+    variables = CHECKOUT / "docs" / "variables.md"
+    before, _begin, rest = variables.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    return {
+        variables: f"{before}{BEGIN}\n\n{table_of_variables()}\n{END}{after}",
+        CHECKOUT / "src" / "instant_recovery" / "_options.py": start_options(),
+    }
+
+
+def table_of_variables() -> str:
+    """A heading and a table for each playbook, and for what only one engine knows."""
+    parts = []
+    for entry_point in ENTRY_POINTS:
+        table = read_table(entry_point)
+        parts += [rows(entry_point, table.options)]
+        parts += [rows(f"{entry_point}, of {engine} alone", options) for engine, options in table.engines.items()]
+    return "\n".join(parts)
+
+
+def rows(heading: str, options: dict[str, Any]) -> str:
+    lines = [
+        f"| `{name}` | {default_of(spec)} | {marked(spec['description']).replace('|', chr(92) + '|')} |\n"
+        for name, spec in options.items()
+    ]
+    return f"### {heading}\n\n| variable | default | meaning |\n|---|---|---|\n{''.join(lines)}"
+
+
+def start_options() -> str:
+    table = read_table("start")
+    every = [item for options in (table.options, *table.engines.values()) for item in options.items()]
+    fields = [
+        f"{comment(spec)}    {name}: {type_of(spec)} | None\n" for name, spec in every if name not in NOT_OF_PYTHON
+    ]
+    return MODULE + "".join(fields)
+
+
+def marked(description: str | list[str]) -> str:
+    """Ansible's markup as Markdown."""
+    text = " ".join([description] if isinstance(description, str) else description)
+    return MARKUP.sub(
+        lambda found: f"`{named(found[2]) if found[1] == 'O' else found[2].removeprefix(COLLECTION)}`", text
+    )
+
+
+def named(option: str) -> str:
+    """An option of the roles, as people call it."""
+    return option if option in KEPT else option.partition("_")[2]
+
+
+def default_of(spec: dict[str, Any]) -> str:
+    if spec.get("required"):
+        return "required"
+    default = spec.get("default")
+    return "" if default in (None, {}, []) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def type_of(spec: dict[str, Any]) -> str:
+    choices = ", ".join(f'"{choice}"' for choice in spec.get("choices", ()))
+    return f"Literal[{choices}]" if choices else TYPES[spec["type"]]
+
+
+def comment(spec: dict[str, Any]) -> str:
+    lines = textwrap.wrap(marked(spec["description"]), 113)
+    return textwrap.indent("\n".join(lines), "    # ") + "\n"
+
+
+if __name__ == "__main__":
+    main()
