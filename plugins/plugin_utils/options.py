@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..module_utils._borg.location import LogPlace, parse_archive, parse_log_source
+from ..module_utils._engines.options import POINTS
 from ..module_utils._errors import RecoveryError
-from .engines import POINTS
 from .table import AUTO
 from .values import OptionError, check_value, is_given, read_value
 
@@ -36,7 +36,6 @@ RESEMBLANCE = 0.83
 # What modules call options that have other names in the playbooks.
 MODULES_OWN = {
     "timeout": "start_timeout",
-    "wal_source": "log_source",
     **{name: f"borg_{name}" for name in ("passphrase", "passcommand", "passphrase_file", "rsh", "remote_path")},
 }
 
