@@ -128,7 +128,7 @@ def _boolean(name: str, value: object) -> bool:
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
-    """As it is, or as JSON: forms and command lines have nothing but texts."""
+    """A mapping, also one in JSON: forms and command lines have nothing but texts."""
     if isinstance(value, str):
         with suppress(ValueError):
             value = json.loads(value)

@@ -3,7 +3,7 @@
 """Input that cannot work: one clear message each, which names the value and the remedy, and a clean host after it.
 
 One play for each stage that can refuse. What else it refuses is tested where that is done: in tests/unit for what the
-playbooks' templates refuse (test_refusals.py) and for the host (test_preflight.py), in test_borg_modules.py for
+check of options refuses (test_options.py) and for the host (test_preflight.py), in test_borg_modules.py for
 archives, in test_pg_ephemeral.py and test_pg_point_in_time.py for what a server is to be.
 
 That the host is clean is checked by the fixture `playbooks` at the end of every test, too.
@@ -92,8 +92,8 @@ def test_a_port_that_is_taken(place: Path) -> None:
 
 def test_a_step_that_fails_undoes_the_others(playbooks: Playbooks, sample: Sample) -> None:
     """The archive is mounted by then."""
-    run = playbooks.start(archive=sample.name, cache_size="lots")
-    refuse(run, "lots", "was undone, and nothing of it is left on localhost")
+    run = playbooks.start(archive=sample.name, log_source=f"{sample.repository.location}::gone")
+    refuse(run, "has no gone", "was undone, and nothing of it is left on localhost")
     assert_failed_record(playbooks, run)
 
 

@@ -114,7 +114,7 @@ def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backu
 def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, backups: Backups, start: Any) -> None:
     """What the server's start has to say of it is in test_pg_point_in_time.py."""
     for variables, said in (
-        ({"log_source": f"{backups.of('base')}"}, "holds no archived WAL: name another archive"),
+        ({"log_source": f"{backups.of('base')}"}, "holds no archived logs: name another archive"),
         ({"log_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
         ({"log_source": "archive:/no/where"}, "no/where"),
     ):
