@@ -107,7 +107,7 @@ def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backu
         started = start(backups.of("base"), log_source=log_source, recovery_target_time=backups.time)
         assert ledger(started, backups) == "{1,2}"
         assert started.session["borg_mount_point"].endswith("/archive")
-        assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_wal"}
+        assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_log_archive"}
         playbooks.end(started.session["id"])
 
 
