@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..module_utils._borg.location import LogPlace, parse_archive, parse_log_source
-from ..module_utils._engines.options import POINTS
+from ..module_utils._engines.options import MISNAMED, POINTS
 from ..module_utils._errors import RecoveryError
 from .table import AUTO
 from .values import OptionError, check_value, is_given, read_value
@@ -33,8 +33,9 @@ CHOSEN_BY_ZERO = ("port", "readers")
 # As difflib measures it, twice the letters in common by the letters of both: with one letter wrong, names of six or
 # more are recognised, and my_archive is not taken for archive. Shorter names resemble too many others.
 RESEMBLANCE = 0.83
-# What modules call options that have other names in the playbooks.
+# What modules, or people who know an engine, call options that have other names in the playbooks.
 MODULES_OWN = {
+    **MISNAMED,
     "timeout": "start_timeout",
     **{name: f"borg_{name}" for name in ("passphrase", "passcommand", "passphrase_file", "rsh", "remote_path")},
 }

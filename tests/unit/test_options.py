@@ -325,6 +325,7 @@ def test_hosts_that_can() -> None:
         ("drvier", "driver"),
         ("Archive", "archive"),
         ("timeout", "start_timeout"),
+        ("wal_source", "log_source"),
         ("rsh", "borg_rsh"),
         ("passphrase", "borg_passphrase"),
         ("session_tll", "session_ttl"),

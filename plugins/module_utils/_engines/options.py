@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from .._postgresql.options import point_in_time
 
-__all__ = ["POINTS"]
+__all__ = ["MISNAMED", "POINTS"]
 
+# What an engine's own words suggest for an option that all have, and what it is called.
+MISNAMED = {"wal_source": "log_source", "binlog_source": "log_source"}
 # By engine: tells the point in time that its own options name, in words, and refuses what they cannot be.
 POINTS = {"postgresql": point_in_time}
