@@ -155,7 +155,9 @@ def started(stack: Stack) -> dict[str, Any]:
             answer: dict[str, Any] = {"failed": True, "msg": str(error)}
             clear(answer)
         else:
-            answer = {"failed": False, "msg": stack.connection().sql("select 1", database="template1")}
+            # Its template may be lost.
+            database = next(iter([*stack.served["databases"], "template1"]))
+            answer = {"failed": False, "msg": stack.connection().sql("select 1", database=database)}
             assert answer["msg"] == "1"
     finally:
         stopped = stack.change("absent")

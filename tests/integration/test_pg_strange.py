@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def a_client(copy: Copy, result: dict[str, Any], database: str) -> Iterator[None
         client.stdin.close()
 
 
-@pytest.mark.parametrize("template", ["template1", "template0", "all"])
+@pytest.mark.parametrize("template", ["template1", "template0", "all", "lost"])
 def test_clients_are_counted_where_nobody_may_connect(place: Path, copy_of: Callable[..., Copy], template: str) -> None:
     with Cluster(directory=place / "source") as source:
         ask = source.connection.sql
@@ -112,10 +113,12 @@ def test_clients_are_counted_where_nobody_may_connect(place: Path, copy_of: Call
         if template == "all":
             ask("update pg_database set datallowconn = false")
         source.stop()
+        if template == "lost":  # what template1 had; it is in the catalog still
+            shutil.rmtree(source.data / "base" / "1")
         copy = copy_of(source)
         result = copy.start()
         assert "failed" not in result, result
-        opened = "template1" if template == "all" else template
+        opened = {"all": "template1", "lost": "template0"}.get(template, template)
         assert f"database {opened} opened to connections" in whats(result)
         session = Session.open(str(copy.directory))
         first = measure(session)

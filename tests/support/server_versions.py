@@ -76,7 +76,8 @@ def _npm(*arguments: str) -> str:
 def _unpack(package: Path, directory: Path) -> Path:
     """The directory of the programs. npm packages have no links: those of libraries are in a list of their own."""
     with tarfile.open(package) as archive:
-        archive.extractall(directory, filter="data")
+        # Python 3.11.2, which Debian 12 has, is of before this was thought of.
+        archive.extractall(directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     root = directory / "package"
     for link in json.loads((root / "native" / "pg-symlinks.json").read_text()):
         target = root / link["target"]

@@ -25,6 +25,7 @@ __all__ = ["TOO_MUCH", "ArchiveRefusedError", "Suspects", "is_below", "limit"]
 
 TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
+NO_SUCH_THING = "no database has one: use another archive, and find out who made this."
 PIPES = {"p": "named pipe", "s": "socket"}  # left by programs that run no more; opened, a pipe is waited for
 
 
@@ -114,7 +115,7 @@ class Suspects:
                 raise ArchiveRefusedError(f"lists {path} {kinds}: {REMEDY}")
         for directory, path in self.nodes.items():
             if tree.has(directory):
-                raise ArchiveRefusedError(f"has the device node {path} among the database's files: {REMEDY}")
+                raise ArchiveRefusedError(f"has the device node {path} among the database's files, and {NO_SUCH_THING}")
         for path, kind in self.pipes.items():
             if tree.has(path) and is_opened(path):
                 raise ArchiveRefusedError(f"has a {PIPES[kind]} where the server opens a file, {path}: {REMEDY}")

@@ -25,9 +25,11 @@ __all__ = ["TEMPLATES", "Catalogs", "catalog_script", "parse_catalogs"]
 NO_SLOT = "instant_recovery_none"
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 # The database to ask in, none of whose users counts as a client: a template, even if nobody may connect to it. Without
-# any, some other one. One that a failed DROP DATABASE has left (-2) cannot be entered.
+# any, some other one. One that a failed DROP DATABASE has left (-2) cannot be entered, nor one whose directory is lost;
+# of one in a tablespace of its own it is not looked for.
 PROBED = """(select datname from pg_database where datconnlimit <> -2
-    order by datname <> 'template1', datname <> 'template0', not datallowconn, datname limit 1)"""
+    order by dattablespace = 1663 and (pg_stat_file('base/' || oid || '/PG_VERSION', true)).size is null,
+        datname <> 'template1', datname <> 'template0', not datallowconn, datname limit 1)"""
 TEMPLATES = ("template1", "template0")
 # Each unlogged relation has a file to be emptied from. The server looks for them, which may read its own copy.
 UNLOGGED = """

@@ -31,7 +31,8 @@ def reason(log: Sequence[str]) -> str:
     """Why the server ended, in its own words: its last FATAL or PANIC with what belongs to it, else its last line."""
     severe = [number for number, line in enumerate(log) if re.search(r"\b(?:FATAL|PANIC):  ", line)]
     if not severe:
-        return log[-1].strip() if log else "it said nothing."
+        said = [line.strip() for line in log if not any(word in line for word in FOR_NEW_CLUSTERS)]
+        return said[-1] if said else "it said nothing."
     last = log[severe[-1]]
     # What is wrong with a configuration file is said before "… contains errors", and before anything else.
     lines = [*(log[: severe[-1]] if re.search(r'"[^"]*\.conf"', last) else []), last]
