@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine import lifecycle
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import MARKER, identify, spawn
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     borg_mount,
-    pg_ephemeral,
     session_info,
     session_reap,
 )
@@ -444,7 +444,7 @@ def held_server(stack: Stack) -> int:
 def test_a_repository_that_does_not_answer_ends_the_start(
     root: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_ephemeral, "GRACE", 1.0)
+    monkeypatch.setattr(lifecycle, "GRACE", 1.0)
     stack = Stack(root, sample).start("layered")
     readers = [pid for name, pid in stack.processes().items() if name.startswith("archive")]
     for pid in readers:

@@ -36,7 +36,7 @@ from instant_recovery._postgresql import OWN_WORDS
 from tests.support.cluster import DATABASE, QUIET, Cluster, Connection
 from tests.support.copies import Copy
 from tests.support.forked import forked
-from tests.support.host import processes_below
+from tests.support.host import free_port, processes_below
 from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def test_what_databases_set_for_production_does_not_count_for_the_session(
     # Stopped and started again: what the user sets in the session is subject to the same.
     copy.sql("alter database postgres set role = 'app'; alter role instant_recovery set statement_timeout = 1")
     copy.stop()
-    again = copy.start(settings={"TimeZone": "UTC"})
+    again = copy.start(settings={"TimeZone": "UTC"}, port=free_port())  # the old one may be another test's by now
     shown = "select current_user, current_setting('statement_timeout'), current_setting('TimeZone')"
     assert psql(again, shown).stdout == "instant_recovery|0|UTC\n"
 

@@ -114,6 +114,7 @@ ELSEWHERE = {
     r"/dev/null": "keeps nothing",
     r"/dev/fuse": "how a FUSE mount is served",
     r"/proc/\d+/comm": "the layer's own name for ps",
+    r"/proc/\d+/(oom_score_adj|coredump_filter)": "who goes first when memory is short, and nothing to be dumped",
     r"/sys/(class|devices/virtual)/bdi/[0-9:]+/read_ahead_kb": "of the layer's own mount",
     r"{place}/temporary(/.*)?": "TMPDIR, where Ansible unpacks modules, and Borg and Python keep temporary files",
     r"/run/instant_recovery(/uids(/\d+)?)?": "which session has which user id",

@@ -69,6 +69,8 @@ class CowFs(Base):  # type: ignore[misc]
         self.nodes: dict[int, Node] = {}
         root = self._enter_lower(os.stat(lower.mounts.readers[0].mount), b"")
         root.parent, root.lookups = root, 1
+        # Borg shows no archive's root, where a data directory may be: it gives that to whoever mounts.
+        root.uid, root.gid = owner or (root.uid, root.gid)
 
     # -- names
 
