@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..plugin_utils.table import Table
 
-PASSPHRASE = "borg_passphrase"
+SECRETS = ("borg_passphrase", "borg_passcommand")
 BRACES = re.compile(r"\{[{%#]")
 WHOLE = re.compile(r"\s*\{\{(?:(?!\}\}|\{[{%#]).)*\}\}\s*", re.DOTALL)
 # What the role of the host takes comes from this one's options.
@@ -67,12 +67,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         return {"changed": False, **wrap_var(result)}
 
     def _checked(self, table: Table, plain: bool, variables: Mapping[str, Any]) -> dict[str, Any]:
-        _refuse_templates(variables_of(PASSPHRASE, plain=plain), variables)
+        for name in SECRETS:
+            _refuse_templates(variables_of(name, plain=plain), variables)
         given = self._given(table.options, ROLE, plain, variables)
         own = {engine: self._given(known, engine, plain, variables) for engine, known in table.engines.items()}
         if plain:
             self._refuse_misspelt(variables)
-            check_host(_values(given), variables["groups"]["all"])
+            check_host(_values(given), variables["groups"]["all"], variables["inventory_hostname"])
         checked = check_options(table, _values(given), {engine: _values(some) for engine, some in own.items()})
         secrets = {name: one.variable for name, one in given.items() if table.options[name].get("no_log")}
         return {**checked, "secrets": secrets, "engines": list(read_table("start").engines)}
@@ -82,11 +83,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         found = {}
         for name in options:
             for variable in variables_of(name, role, plain=plain):
-                value = self._templar.template(variables[variable]) if variable in variables else None
+                value = self._value(variable, variables, is_secret=name in SECRETS)
                 if is_given(value) and value != variables.get("omit"):
                     found[name] = Given(variable, value)
                     break
         return found
+
+    def _value(self, variable: str, variables: Mapping[str, Any], *, is_secret: bool) -> Any:
+        if variable not in variables:
+            return None
+        try:
+            return self._templar.template(variables[variable])
+        except Exception:  # whatever Ansible raises shows what it stumbled over, and what stands beside it
+            if not is_secret:
+                raise
+        raise OptionError(
+            f"{variable} is a template that cannot be filled in: look at the variables in its braces, or mark it with "
+            "!unsafe where it is none."
+        )
 
     def _refuse_misspelt(self, variables: Mapping[str, Any]) -> None:
         accepted = self._templar.template(variables.get("accept_unknown", False))
@@ -107,6 +121,8 @@ def _refuse_templates(names: Iterable[str], variables: Mapping[str, Any]) -> Non
     """
     for name in names:
         value = variables.get(name)
+        if isinstance(value, (list, dict)):  # what is of a vault is no str to every Ansible
+            raise OptionError(f"{name} is no text: give it as one.")
         text = str(value) if isinstance(value, str) and is_trusted_as_template(value) else ""
         if BRACES.search(text) and not WHOLE.fullmatch(text):
             raise OptionError(

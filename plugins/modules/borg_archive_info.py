@@ -200,6 +200,9 @@ databases:
     owner:
       description: Owner of the data directory, a name, or a number where the archive has no name.
       type: str
+    owner_id:
+      description: User id of the owner on the archive's host. Null where it is not known.
+      type: int
     size:
       description: Bytes of all its files, tablespaces and WAL included.
       type: int
@@ -286,6 +289,7 @@ databases:
       kind: crash_consistent
       state: in production
       owner: postgres
+      owner_id: 101
       size: 3979781632
       original_directory: /var/lib/postgresql/15/main
       markers: []

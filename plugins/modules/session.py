@@ -88,6 +88,14 @@ options:
   data_directory:
     description: Path of the data directory in the archive, for the record.
     type: str
+  owner_id:
+    description:
+      - User id of the data directory's owner on the archive's host, as M(phpborg.instant_recovery.borg_archive_info)
+        tells it.
+      - Where root starts the session, the layer presents only this user's files as the server's, with the driver
+        C(block). What else the archive has, and a link leads to, the server cannot open then, as in production.
+        Without it, everything is presented as the server's.
+    type: int
   timings:
     description: Seconds that steps have taken before there was a session, by the name of the step.
     type: dict
@@ -314,7 +322,17 @@ from ..module_utils._session.record import LAYER, Record
 from ..module_utils._session.session import Session
 from ..module_utils._session.teardown import drop_changes, tear_down
 
-FIELDS = ("host", "deployment_location", "engine", "engine_version", "archive", "data_directory", "timings", "began")
+FIELDS = (
+    "host",
+    "deployment_location",
+    "engine",
+    "engine_version",
+    "archive",
+    "data_directory",
+    "owner_id",
+    "timings",
+    "began",
+)
 KEPT = ("metrics_textfile", "requested_by")  # in the record, without being looked at
 
 
@@ -336,6 +354,7 @@ def main() -> None:
                 "options": {name: {"type": "str"} for name in ("repository", "name", "id", "time")},
             },
             "data_directory": {"type": "str"},
+            "owner_id": {"type": "int"},
             "timings": {"type": "dict", "default": {}},
             "began": {"type": "float"},
             "ttl": {"type": "str"},
@@ -375,6 +394,8 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
             pass  # it is free
     report = _ready_host(root, params)
     fields["python"] = report.python
+    if report.driver == "overlayfs":  # which presents everything as one user's
+        fields["owner_id"] = None
     user = params["server_user"] or _server_user(report.driver)
     warnings = [*report.warnings, *_warnings_of_user(user)]
     if check_mode:

@@ -66,8 +66,11 @@ def check_options(
     return {"options": options, **_of_engines(table, of_engines, options, points)}
 
 
-def check_host(given: Mapping[str, Any], inventory: Collection[str]) -> None:
-    """Whether the start playbook's host is meant and there: where it is not, the play runs on the controller."""
+def check_host(given: Mapping[str, Any], inventory: Collection[str], host_of_play: str) -> None:
+    """Whether the start playbook's host is meant and there: where it is not, the play runs on the controller.
+
+    It is chosen by the variables of these very names that are given to the play as a whole.
+    """
     host, location = given.get("source_host"), given.get("deployment_location")
     if is_given(host) and not is_given(location):
         raise OptionError(
@@ -83,6 +86,11 @@ def check_host(given: Mapping[str, Any], inventory: Collection[str]) -> None:
         raise OptionError(
             f"source_host {host} is not in the inventory: name one of its hosts ({names}), or choose the inventory "
             "with -i."
+        )
+    if host != host_of_play:
+        raise OptionError(
+            f"source_host is {host}, and the play runs on {host_of_play}: give source_host and deployment_location by "
+            "these names, with -e or in its file, and not in the inventory."
         )
 
 

@@ -122,7 +122,23 @@ def test_everything_is_found_and_answers(made: Made, runner: Playbooks) -> None:
     assert remains(runner.session_root) == []
 
 
-def test_what_the_server_could_not_open_in_production_it_cannot_here(made: Made, runner: Playbooks) -> None:
+def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, runner: Playbooks) -> None:
+    """As borg create makes it of main/*: Borg has to invent the directory, and gives it to root."""
+    data = made.cluster.data
+    inside = [str(path.relative_to(made.top)) for path in sorted(data.iterdir())]
+    others = [path.name for path in sorted(made.top.iterdir()) if path.name != "disk1"]
+    made.repository.archive("inside", *inside, *others, cwd=made.top)
+    run = runner.start(archive=f"{made.repository.location}::inside")
+    assert run.returncode == 0, run.output
+    connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
+    assert connection.sql("create table mine (); select count(*) from t", database="own") == "1000"
+    assert runner.stop("all").returncode == 0
+
+
+@pytest.mark.parametrize("given", [{}, {"server_user": "postgres"}, {"server_user": "nobody"}])
+def test_what_the_server_could_not_open_in_production_it_cannot_here(
+    made: Made, runner: Playbooks, given: dict[str, str]
+) -> None:
     """Whoever may make links in the data directory would read all that a whole host's archive has, root's keys too."""
     keys, way = made.top / "root/.ssh", made.cluster.data / "base/pgsql_tmp2"
     keys.mkdir(mode=0o700, parents=True)
@@ -130,7 +146,7 @@ def test_what_the_server_could_not_open_in_production_it_cannot_here(made: Made,
     (keys / "id").chmod(0o600)
     link(way, "/root/.ssh")
     try:
-        run = runner.start(archive=made.archive("private"), data_directory=f"/{NAME}")
+        run = runner.start(archive=made.archive("private"), data_directory=f"/{NAME}", **given)
     finally:
         way.unlink()
         shutil.rmtree(made.top / "root")

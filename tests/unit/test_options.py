@@ -304,17 +304,21 @@ def test_what_several_engines_know_counts_for_each() -> None:
             {"source_host": "db1", "deployment_location": ""},
             "source_host db1 is given without deployment_location: add deployment_location=remote",
         ),
+        (
+            {"source_host": "db1", "deployment_location": "remote"},
+            "source_host is db1, and the play runs on localhost: give source_host and deployment_location by these",
+        ),
     ],
 )
 def test_a_host_that_cannot_be_meant_is_refused(given: dict[str, Any], text: str) -> None:
     with pytest.raises(RecoveryError) as refusal:
-        check_host(given, ["localhost", "db1"])
+        check_host(given, ["localhost", "db1"], "localhost")
     assert str(refusal.value).startswith(text)
 
 
 def test_hosts_that_can() -> None:
     for given in ({}, {"deployment_location": "remote", "source_host": "db1"}, {"deployment_location": "local"}):
-        check_host(given, ["db1"])
+        check_host(given, ["db1"], "db1")
 
 
 @pytest.mark.parametrize(

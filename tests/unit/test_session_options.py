@@ -44,7 +44,12 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     ) -> dict[str, Any]:
         context.CLIARGS = ImmutableDict(extra_vars=())
         monkeypatch.setattr(session_options, "load_extra_vars", lambda _loader: dict.fromkeys(extra, "any"))
-        known = {"groups": {"all": ["localhost", "db1"]}, "omit": "__omit", **variables}
+        known = {
+            "groups": {"all": ["localhost", "db1"]},
+            "omit": "__omit",
+            "inventory_hostname": "localhost",
+            **variables,
+        }
         task = MagicMock(spec=Task, args={"entry_point": entry, "plain_names": plain}, action="session_options")
         task.async_val, task.check_mode, task.diff = 0, False, False
         loader = DataLoader()
@@ -98,6 +103,17 @@ def test_a_value_is_looked_at_for_templates_once(check: Callable[..., dict[str, 
     again = Templar(DataLoader(), variables={"session_options": options})
     assert again.template(given("{{ session_options.data_directory }}")) == TEMPLATE
     assert again.template(given("{{ session_options.settings }}"))["search_path"] == TEMPLATE
+
+
+@pytest.mark.parametrize("value", ["{{ canary_4711 }}", "{{canary_4711}}", ["canary_4711"], "printf 'canary_4711{{'"])
+@pytest.mark.parametrize("name", ["borg_passphrase", "borg_passcommand"])
+def test_a_secret_that_cannot_be_meant_is_not_shown(
+    check: Callable[..., dict[str, Any]], name: str, value: object
+) -> None:
+    result = check(archive=ARCHIVE, **{name: given(value) if isinstance(value, str) else value})
+    assert result["failed"]
+    assert name in result["msg"]
+    assert "canary_4711" not in str(result)
 
 
 def test_a_refusal_is_one_sentence(check: Callable[..., dict[str, Any]]) -> None:

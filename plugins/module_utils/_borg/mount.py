@@ -153,6 +153,7 @@ class ArchiveMount:
             paths=self.paths,
             strip_components=self.strip_components,
             owner=None if _shows_owners(session) else _owner_ids(self.owner),
+            numeric_ids=_shows_owners(session),
             allow_other=self.allow_other,
         )
 
@@ -335,8 +336,11 @@ def _is_crowded(session: Session | None) -> bool:
 
 
 def _shows_owners(session: Session | None) -> bool:
-    """Whether the mount has to show archived owners, for the layer to tell the server's files from all others."""
-    return session is not None and session.record.driver == "block" and os.geteuid() == 0
+    """Whether the mount has to show archived owners, for the layer to tell the server's files from all others.
+
+    By their numbers: of two users the host may know one by the other's number, and take them for one.
+    """
+    return session is not None and session.record.owner_id is not None and os.geteuid() == 0
 
 
 def _owner_ids(owner: str | None) -> tuple[int, int] | None:

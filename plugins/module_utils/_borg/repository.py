@@ -307,11 +307,13 @@ class Repository:
         paths: Sequence[str] = (),
         strip_components: int = 0,
         owner: tuple[int, int] | None = None,
+        numeric_ids: bool = False,
         allow_other: bool = False,
     ) -> list[str]:
         """argv of a borg that stays in the foreground and serves the archive, or only `paths`, at `mountpoint`.
 
-        `owner` (uid, gid) is who is to own everything, instead of the archived owners. Where any of `paths` begins with
+        `owner` (uid, gid) is who is to own everything, instead of the archived owners, which are taken by name unless
+        `numeric_ids`. Where any of `paths` begins with
         `./`, those of the archive do, and they are served without it: a mount has no way to an entry called `.`.
         """
         is_dotted = any(path.startswith("./") for path in paths)
@@ -322,9 +324,10 @@ class Repository:
         if allow_other:
             options.append("allow_other")
         components = strip_components + is_dotted
+        ids = ["--numeric-ids"] if numeric_ids else []
         strip = ["--strip-components", str(components)] if components else []
         what = [self.archive_location(archive), mountpoint, *_patterns(paths, is_dotted=is_dotted)]
-        return self.command("mount", "--foreground", "-o", ",".join(options), *strip, of=what)
+        return self.command("mount", "--foreground", "-o", ",".join(options), *ids, *strip, of=what)
 
     def command(self, name: str, *options: str, of: Sequence[str]) -> list[str]:
         """argv of one of borg's commands; none of what it is to be done `of` is taken for an option."""
@@ -536,6 +539,7 @@ def parse_item(line: bytes | str) -> Item:
         target=target[2:] if kind == "h" and target.startswith("./") else target,
         healthy=entry.get("healthy", True),
         is_dotted=is_dotted,
+        uid=entry.get("uid"),
     )
 
 

@@ -36,11 +36,12 @@ class Database:
 
     `data_directory` is its path in the archive (`.`: the archive's root); of a logical dump, the file. `kind` is
     clean_shutdown, crash_consistent, backup_label, standby, logical_dump or unknown. `version` is as the files spell
-    it. `state` is the server's own word. `original_directory` is where the server that wrote it had it. `size` is
-    bytes. `markers` are the files found that change how it has to be started. `configuration_directory` is where its
-    configuration is in the archive, if it is outside of the data directory. `links`: where the archive has what
-    symbolic links lead to, by the links' paths. `needs_logs`: it has no logs of its own to recover with. `problems`
-    are sentences for people; `refusals` those on what only the user can settle. An engine's own class may have more.
+    it. `state` is the server's own word. `owner` and `owner_id` are whose it was. `original_directory` is where the
+    server that wrote it had it. `size` is bytes. `markers` are the files found that change how it has to be started.
+    `configuration_directory` is where its configuration is in the archive, if it is outside of the data directory.
+    `links`: where the archive has what symbolic links lead to, by the links' paths. `needs_logs`: it has no logs of its
+    own to recover with. `problems` are sentences for people; `refusals` those on what only the user can settle. An
+    engine's own class may have more.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Database:
     version: str | None = None
     state: str | None = None
     owner: str | None = None
+    owner_id: int | None = None
     size: int = 0
     original_directory: str | None = None
     markers: tuple[str, ...] = ()

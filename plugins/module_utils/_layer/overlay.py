@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -183,18 +182,11 @@ class Overlay:
 
         A link could lead to anything else that the archive has, and production's server could not open all of it.
         """
-        if self.owner is None or session is None or session.record.data_directory is None:
+        record = None if session is None else session.record
+        if self.owner is None or record is None or record.owner_id is None or os.geteuid() != 0:
             return []
-        directory = os.path.join(self.lower[0], session.record.data_directory)
-        found = os.stat(directory)
-        if os.path.samefile(directory, self.lower[0]):  # of the archive's root Borg shows no owner
-            with os.scandir(directory) as entries:
-                states = [entry.stat(follow_symlinks=False) for entry in entries]
-            inside = Counter((state.st_uid, state.st_gid) for state in states)
-            owner = inside.most_common(1)[0][0] if inside else (found.st_uid, found.st_gid)
-        else:
-            owner = found.st_uid, found.st_gid
-        return ["--owned", f"{owner[0]}:{owner[1]}"]
+        directory = os.path.normpath(record.data_directory or "")
+        return ["--owned", str(record.owner_id), "--always", "" if directory == "." else directory]
 
     def _owner(self) -> Account | None:
         if self.owner is None:

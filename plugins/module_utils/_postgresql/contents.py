@@ -140,6 +140,7 @@ class PostgresqlContents(Contents):
             version=shown(version[:LONGEST_VERSION]) or None,
             state=control.state if control else None,
             owner=listing.markers[posixpath.join(directory, "PG_VERSION")].user,
+            owner_id=listing.markers[posixpath.join(directory, "PG_VERSION")].uid,
             size=sum(listing.size_below(part) for part in parts),
             original_directory=names.original,
             markers=markers,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
+from .._errors import text_shown
 from .._host.limits import Limits
 from .._host.processes import Process
 
@@ -108,9 +109,10 @@ class Record:
     archive has repository, name, id and time. timings are seconds by step. ttl and idle_timeout are seconds,
     max_upper_size bytes, free_space_floor bytes or such as C(5%): 0 is no limit. suspend_after is seconds, 0 never and
     None by what mounting took. began is when the start began, in seconds since the epoch. due is when a step is cut
-    off, by the clock that nobody sets. options are those that modules were called with, by module. probe asks the
-    server for its clients. server is what the engine's module told, recovered how far its recovery had come. ending is
-    what the last record will say.
+    off, by the clock that nobody sets. owner_id is the user id of the data directory's owner on the archive's host, by
+    which the layer tells what is the server's. options are those that modules were called with, by module. probe asks
+    the server for its clients. server is what the engine's module told, recovered how far its recovery had come. ending
+    is what the last record will say.
     """
 
     id: str
@@ -151,6 +153,7 @@ class Record:
 
     began: float = 0
     data_directory: str | None = None
+    owner_id: int | None = None
     server_user: str | None = None
     server: Mapping[str, Any] | None = None
     recovered: Mapping[str, Any] | None = None
@@ -165,7 +168,7 @@ class Record:
     claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "error_message", brief(self.error_message))
+        object.__setattr__(self, "error_message", text_shown(brief(self.error_message)))
 
     @classmethod
     def from_json(cls, content: bytes) -> Record:

@@ -31,8 +31,8 @@ NAME_MAX = 255
 #: Files, links and directories that can be made: what is known of them is in memory, and a link has up to 4 KB.
 MOST_NAMES = 300_000
 
-#: Whom nothing belongs to (overflowuid and overflowgid: the kernel's default, user_namespaces(7)).
-NOBODY = 65534
+#: Whose everything is that was not the server's: with its modes it is as closed to it as it was in production.
+OTHERS = (0, 0)
 
 log = logging.getLogger("cowfs")
 Base: Any = pyfuse3.Operations if pyfuse3 else object  # an object where this is only packed
@@ -52,14 +52,15 @@ class CowFs(Base):  # type: ignore[misc]
         space: Space,
         failures: Failures,
         owner: tuple[int, int] | None = None,
-        owned: tuple[int, int] | None = None,
+        owned: int | None = None,
+        always: bytes = b"",
     ) -> None:
         super().__init__()
         self.lower = lower
         self.upper = upper
         self.space = space
         self.failures = failures
-        self.owner, self.owned = owner, owned
+        self.owner, self.owned, self.always = owner, owned, always
         self.names_made = self.nodes_made = 0
         self.was_told = False
         self.hard_links: dict[int, Node] = {}
@@ -69,8 +70,6 @@ class CowFs(Base):  # type: ignore[misc]
         self.nodes: dict[int, Node] = {}
         root = self._enter_lower(os.stat(lower.mounts.readers[0].mount), b"")
         root.parent, root.lookups = root, 1
-        # Borg shows no archive's root, where a data directory may be: it gives that to whoever mounts.
-        root.uid, root.gid = owner or (root.uid, root.gid)
 
     # -- names
 
@@ -297,16 +296,15 @@ class CowFs(Base):  # type: ignore[misc]
         self.nodes[node.ino] = node
         return node
 
-    def _presented(self, uid: int, gid: int) -> tuple[int, int]:
+    def _presented(self, found: os.stat_result, path: bytes) -> tuple[int, int]:
         """Whose a file of the lower is to be. What was not the server's in production must not become so here."""
         if self.owner is None:
-            return uid, gid
-        if self.owned is None:
-            return self.owner
-        return self.owner[0] if uid == self.owned[0] else NOBODY, self.owner[1] if gid == self.owned[1] else NOBODY
+            return found.st_uid, found.st_gid
+        # What Borg has no entry for, as the archive's root, it gives to whoever mounts.
+        return self.owner if self.owned in (None, found.st_uid) or path == self.always else OTHERS
 
     def _enter_lower(self, found: os.stat_result, path: bytes) -> Node:
-        node = self._enter(found.st_mode, self._presented(found.st_uid, found.st_gid), path, found.st_size)
+        node = self._enter(found.st_mode, self._presented(found, path), path, found.st_size)
         node.rdev = found.st_rdev
         if not node.is_directory:
             node.nlink = found.st_nlink

@@ -6,7 +6,7 @@
 
 A program of its own, packed by overlay.py, with the standard library and pyfuse3 only. ::
 
-    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--owned UID:GID]
+    cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--owned UID] [--always PATH]
           [--allow-other] [--reserve BYTES] [--counters FILE] [--failures FILE] [--resume FIFO] MOUNTPOINT
 
 Names, attributes and the maps of changed blocks are in memory: they live as long as the mount, and so does a session.
@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import os
 import resource
 import signal
 import sys
@@ -85,6 +86,7 @@ def assemble(options: argparse.Namespace) -> CowFs:
         Failures(options.failures, counters),
         options.owner,
         options.owned,
+        os.fsencode(options.always),
     )
 
 
@@ -95,7 +97,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--upper", required=True, help="existing directory for changed blocks")
     add("--cache-size", type=int, default=1 << 30, help="bytes of fetched windows kept on disk")
     add("--owner", type=ids, help="UID:GID to present everything as")
-    add("--owned", type=ids, help="UID:GID of that which is to be presented so, if not everything")
+    add("--always", default="", help="a directory, by its path below, that is to be presented so in any case")
+    add("--owned", type=int, help="UID of that which is to be presented so, if not everything")
     add(
         "--reserve",
         type=int,
