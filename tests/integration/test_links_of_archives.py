@@ -135,7 +135,7 @@ def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, runner: Playb
     assert runner.stop("all").returncode == 0
 
 
-@pytest.mark.parametrize("given", [{}, {"server_user": "postgres"}, {"server_user": "nobody"}])
+@pytest.mark.parametrize("given", [{}, {"server_user": "nobody"}])
 def test_what_the_server_could_not_open_in_production_it_cannot_here(
     made: Made, runner: Playbooks, given: dict[str, str]
 ) -> None:

@@ -204,7 +204,8 @@ def unmount(mountpoint: str, *, timeout: float = 10.0) -> None:
             said = last_line(done.stderr) or said
         except CommandError as error:
             said = str(error)
-        if all(other.mount_id != mount.mount_id for other in mounts()):
+        # The kernel gives the number of one that is gone to the next one, wherever that is.
+        if all((other.mount_id, other.mountpoint) != (mount.mount_id, mount.mountpoint) for other in mounts()):
             return
     raise MountError(
         f"{mount.mountpoint} ({mount.fstype}) cannot be unmounted: {said or 'it is still mounted'}. "
