@@ -135,7 +135,7 @@ def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, runner: Playb
     assert runner.stop("all").returncode == 0
 
 
-@pytest.mark.parametrize("given", [{}, {"server_user": "nobody"}])
+@pytest.mark.parametrize("given", [{}, {"server_user": "nobody"}, {"server_user": "postgres"}])
 def test_what_the_server_could_not_open_in_production_it_cannot_here(
     made: Made, runner: Playbooks, given: dict[str, str]
 ) -> None:
@@ -146,7 +146,9 @@ def test_what_the_server_could_not_open_in_production_it_cannot_here(
     (keys / "id").chmod(0o600)
     link(way, "/root/.ssh")
     try:
-        run = runner.start(archive=made.archive("private"), data_directory=f"/{NAME}", **given)
+        run = runner.start(
+            archive=made.archive("-".join(["private", *given.values()])), data_directory=f"/{NAME}", **given
+        )
     finally:
         way.unlink()
         shutil.rmtree(made.top / "root")

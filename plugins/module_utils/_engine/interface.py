@@ -156,31 +156,24 @@ class Engine(Protocol[R, P]):
 
     def request(self, asked: Request, options: Mapping[str, Any]) -> R:
         """What is asked for with the engine's own options, which are checked; nothing is mounted yet."""
-        ...
 
     def plan(self, request: R) -> P:
         """Look at everything that the start depends on; changes nothing."""
-        ...
 
     def start(self, plan: P, session: Session, avoid: frozenset[int]) -> Started:
         """Do what plan says. Unless it has a port, those in avoid are passed over.
 
         session gets a claim before each process is started. When this raises, everything that was started has ended.
         """
-        ...
 
     def differences(self, request: R, result: Mapping[str, Any]) -> list[str]:
         """What of the running server is otherwise than asked for, in words. result: what its start returned."""
-        ...
 
     def installed(self) -> list[Programs]:
         """The programs that are on this host, oldest first."""
-        ...
 
     def find_programs(self, version: str, bindir: str | None) -> Programs | None:
         """Programs that can open data of that version; None where there are none."""
-        ...
 
     def package(self, version: str) -> str:
         """The package that brings them on this distribution."""
-        ...
