@@ -9,20 +9,13 @@ option runs this; tests/unit/test_generated.py fails until then.
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import ENTRY_POINTS, KEPT, read_table
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / ".cache" / "collections"))
-
-from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import (  # noqa: E402
-    ENTRY_POINTS,
-    KEPT,
-    read_table,
-)
-
 BEGIN, END = "<!-- scripts/generate writes what follows -->", "<!-- up to here -->"
 # Not for Python's start(): its archive is an argument, it makes up the id, and knows which names there are.
 NOT_OF_PYTHON = ("archive", "accept_unknown", *KEPT)

@@ -45,6 +45,9 @@ options:
     description:
       - User to whom, and to whose group, everything seems to belong, whatever the lower says. Only root can name
         another than itself, and lets that user in.
+      - Where root starts a session whose record knows the data directory's
+        O(phpborg.instant_recovery.session#module:owner_id), V(block) shows what others owned in the archive as root's,
+        with its modes.
       - With V(overlayfs) it holds for the top directory; the lower must be mounted so that it shows the rest rightly.
     type: str
   cache_size:

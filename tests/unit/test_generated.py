@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ def generate() -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    before = list(sys.path)
     specification.loader.exec_module(module)
-    sys.path[:] = before
     return module
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.warden import Warden
@@ -17,6 +17,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.con
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.specification import (
+        Specification,
+    )
 
 ANSWER = os.urandom(1 << 18)  # more than is passed on at once, less than the sockets on the way have room for
 
@@ -36,12 +40,12 @@ def way(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
     warden = os.fork()
     if not warden:
         os.close(writing)
-        spec = SimpleNamespace(logged=(), namespaces=True)
+        spec = cast("Specification", SimpleNamespace(logged=(), namespaces=True))  # what of it a warden looks at
         child = os.fork()
         if not child:
             signal.pause()
         try:
-            Warden(spec, child, reading, [(door, str(tmp_path / "behind"), 10)]).watch()  # type: ignore[arg-type]
+            Warden(spec, child, reading, [(door, str(tmp_path / "behind"), 10)]).watch()
         finally:
             os._exit(0)
     os.close(reading)

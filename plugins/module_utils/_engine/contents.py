@@ -11,6 +11,7 @@ read of it is bounded, see also _borg/suspects.py.
 from __future__ import annotations
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ MOST_DATABASES = 1000
 MOST_TOLD = 32 << 20  # characters of what is told of all databases: of one with 100 tablespaces, some 50,000
 
 
-class Contents:
+class Contents(ABC):
     """What a listing has of one engine: noted while the items stream by, and told when all have.
 
     names are those of the engines. mark is what a data directory is known by, for people. readable and present are
@@ -55,10 +56,12 @@ class Contents:
         return name in self.readable or name in self.present
 
     def note_directory(self, path: str) -> None:
-        """Note a directory."""
+        """Note a directory, if any is of interest."""
+        return
 
     def note_file(self, path: str, directory: str, name: str) -> None:
-        """Note the path of a file that is a marker, or of nobody else's kind."""
+        """Note the path of a file that is a marker, or of nobody else's kind, if its name is of interest."""
+        return
 
     def takes(self, item: Item, directory: str, name: str) -> bool:
         """Note a file that is no marker, and whether it is the engine's, such as one of archived logs."""
@@ -69,17 +72,17 @@ class Contents:
         """Whether it has another tool's repository, whose files say no more than its name."""
         return False
 
+    @abstractmethod
     def directories(self) -> Sequence[str]:
         """The data directories; `` is the archive's root."""
-        raise NotImplementedError
 
     def wanted(self) -> Iterable[str]:
         """Paths of small files to be read."""
         return (posixpath.join(directory, name) for directory in self.directories() for name in self.readable)
 
+    @abstractmethod
     def databases(self, content: Content, relocated: Mapping[str, str], begin: Beginnings) -> Iterator[Database]:
         """What is told of them. relocated: where in the archive directories are that links lead to, says the user."""
-        raise NotImplementedError
 
     def is_opened(self, path: str, database: Database) -> bool:
         """Whether the server of the database, if it is this engine's, opens what is at the path."""
