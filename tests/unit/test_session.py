@@ -255,6 +255,7 @@ BARE = {
     "required": True,
     "mountpoint": "",
     "signals": [["SIGTERM", 10.0], ["SIGKILL", 5.0]],
+    "notice": None,
     "suspended": False,
     "spent": {},
     "shared_memory": [],

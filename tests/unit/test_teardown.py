@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.mounts import mounts_below
@@ -30,7 +30,12 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim, Record
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import remove_tree, tear_down
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import (
+    cut_off,
+    drop_changes,
+    remove_tree,
+    tear_down,
+)
 
 from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked
@@ -94,6 +99,27 @@ def test_a_whole_session_goes_in_reverse_order(session: Session, root: str, tmp_
     assert remains(root) == []
     assert (last(session).status, last(session).port) == ("stopped", 15432)
     assert last(session).stopped_at
+
+
+def _layer_of(session: Session, process: Process) -> Claim:
+    point = session.path("merged")
+    return Claim("merged", "mount", "layer", mountpoint=point, process=process, notice="SIGUSR1", signals=QUICK)
+
+
+@pytest.mark.parametrize("way", [tear_down, drop_changes, lambda one: cut_off(one, "Enough.")])
+def test_who_wants_to_know_is_told_before_anything_ends(session: Session, way: Any, tmp_path: Path) -> None:
+    told, ready, order = tmp_path / "told", tmp_path / "ready", tmp_path / "order"
+    listens = f"trap 'touch {told}' USR1; touch {ready}; while :; do sleep 0.05; done"
+    layer = start(session, ["sh", "-c", listens])
+    session.claim(_layer_of(session, layer))
+    script = f"trap 'sleep 0.2; ls {told} > {order}; exit' INT; touch {ready}.too; while :; do sleep 0.05; done"
+    server = start(session, ["sh", "-c", script])
+    session.claim(Claim("server", "process", "server", process=server, signals=(("SIGINT", 10), ("SIGKILL", 5))))
+    while not (ready.exists() and os.path.exists(f"{ready}.too")):
+        time.sleep(0.01)
+    way(session)
+    assert not server.alive()
+    assert order.read_text().split() == [str(told)]
 
 
 def test_a_failed_start_keeps_its_reason(session: Session, root: str) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "open_log",
     "open_pidfd",
     "secret_pipe",
+    "send",
     "spawn",
     "stop",
     "stop_all",
@@ -239,6 +240,22 @@ def open_log(path: str, argv: Sequence[str]) -> int:
         raise CommandError(argv, 126, problem=problem) from error
 
 
+def send(process: Process, name: str) -> None:
+    """Send a signal to process and to no other that may have its pid by now; silent when it ended or is not ours."""
+    number, pidfd = signal.Signals[name], open_pidfd(process)
+    try:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        elif process.alive():
+            os.kill(process.pid, number)
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EPERM):
+            raise
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
 def stop(process: Process, signals: Sequence[tuple[str, float]]) -> bool:
     """Send the named signals one after the other, each followed by a wait of so many seconds, until process has ended.
 
@@ -252,7 +269,7 @@ def stop_all(processes: Iterable[Process], signals: Sequence[tuple[str, float]])
     left = [process for process in processes if process.alive()]
     for name, seconds in signals:
         for process in left:
-            _send(process, signal.Signals[name])
+            send(process, name)
         left = wait_for_end(left, timeout=seconds)
         if not left:
             break
@@ -425,19 +442,3 @@ def _is_borrowed(pid: int) -> bool:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
         ids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
     return set(ids) != {"0"} or bool(os.stat(f"/proc/{pid}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID))
-
-
-def _send(process: Process, number: signal.Signals) -> None:
-    """Send a signal to process and to no other that may have its pid by now; silent when it ended or is not ours."""
-    pidfd = open_pidfd(process)
-    try:
-        if pidfd is not None:
-            signal.pidfd_send_signal(pidfd, number)
-        elif process.alive():
-            os.kill(process.pid, number)
-    except OSError as error:
-        if error.errno not in (errno.ESRCH, errno.EPERM):
-            raise
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)

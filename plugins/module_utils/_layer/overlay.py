@@ -148,7 +148,7 @@ class Overlay:
         process = spawn(self._command(program, [*_told_of(session), *self._owned(session)]), log=self.log, env=env)
         undo.callback(stop_all, [process], SIGNALS)
         if session is not None:
-            session.amend_claim(CLAIM, process=process)
+            session.amend_claim(CLAIM, process=process, notice=cowfs.NOTICE.name)
         wait_until(
             lambda: mount_at(self.mountpoint) is not None or not process.alive(),
             timeout=self.timeout,

@@ -57,7 +57,8 @@ class Claim:
     """What the session is about to have, or has: a process, or a mount with the process that serves it.
 
     part is what it is of: KEEPER, ARCHIVE, LOGS (archived logs), LAYER or SERVER; mounts of one part can stand in for
-    one another. Without what is not required the session goes on. process is None before it is known. signals end it.
+    one another. Without what is not required the session goes on. process is None before it is known. signals end it;
+    notice is a signal that tells it beforehand that the session ends, so that it keeps nobody waiting.
     suspended: its Borg was ended on purpose, until somebody reads. spent: what the processes before this one have used.
     shared_memory: ids of System V segments that it made.
     """
@@ -69,6 +70,7 @@ class Claim:
     process: Process | None = None
     mountpoint: str = ""  # of a mount: an absolute path
     signals: tuple[tuple[str, float], ...] = SIGNALS
+    notice: str | None = None
     suspended: bool = False
     spent: Mapping[str, float] = field(default_factory=dict)
     shared_memory: tuple[Any, ...] = ()

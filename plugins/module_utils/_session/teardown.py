@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._host.mounts import MountError, mount_at, mounts_below, unmount
-from .._host.processes import Process, descendants, describe, end_family, identify, marked, stop_all, wait_for_end
+from .._host.processes import Process, descendants, describe, end_family, identify, marked, send, stop_all, wait_for_end
 from .._host.shared_memory import release
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
@@ -69,6 +69,7 @@ def tear_down(
         _note(session, status="stopping", error_message=None, ending=ending)
         with suppress(FileNotFoundError):  # nobody is going to mount the archive again: who waits for it need not
             os.unlink(session.path(RESUME))
+        _give_notice(session)
         for claim in reversed(session.record.claims):
             _undo(session, claim)
         _sweep(session)
@@ -96,6 +97,7 @@ def cut_off(session: Session, reason: str, *, with_mounts: bool = False) -> None
     """
     with suppress(OSError):  # a full disk
         session.refuse(reason)
+    _give_notice(session)
     for claim in session.record.claims:
         is_due = claim.kind == "process" or with_mounts
         if is_due and claim.part != KEEPER and claim.process:
@@ -127,6 +129,7 @@ def drop_changes(session: Session) -> list[str]:
     """
     parts = [claim.part for claim in session.record.claims]
     later = session.record.claims[parts.index(LAYER) :] if LAYER in parts else []
+    _give_notice(session)
     for claim in reversed(later):
         _undo(session, claim)
         session.release_claim(claim.name)
@@ -155,6 +158,13 @@ def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
         return remains
     finally:
         os.close(top)
+
+
+def _give_notice(session: Session) -> None:
+    """Tell those that want to know it that the session ends: a server that waits for one of them would not end."""
+    for claim in session.record.claims:
+        if claim.notice and claim.process:
+            send(claim.process, claim.notice)
 
 
 def _undo(session: Session, claim: Claim) -> None:

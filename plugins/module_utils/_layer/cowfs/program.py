@@ -37,7 +37,7 @@ from .operations import CowFs
 from .space import Space
 from .windows import Cache, Windows
 
-__all__ = ["main"]
+__all__ = ["NOTICE", "main"]
 
 #: Bytes of memory that the layer may take. It needs some 100 MB, and 2 KB for each file that is made or changed.
 MOST_MEMORY = 2 << 30
@@ -45,6 +45,8 @@ MOST_MEMORY = 2 << 30
 M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
 #: What asks the program to end.
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: What tells it that the end is near: whoever waits for room for a write gets an error from now on.
+NOTICE = signal.SIGUSR1
 #: Seconds that requests under way have when the end has come; a lower mount may hang, its repository being elsewhere.
 GRACE = 2
 
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.allow_other:
         mount_options.add("allow_other")
     # Held back until somebody listens to them: between mounting and that they would leave a dead mount.
-    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*END_SIGNALS, NOTICE))
     pyfuse3.init(filesystem, options.mountpoint, mount_options)
     log.info("%s on %s, changes in %s", ", ".join(options.lower), options.mountpoint, options.upper)
     try:
@@ -154,10 +156,12 @@ async def serve(filesystem: CowFs) -> None:
 
 
 async def end_on_signal(space: Space, scope: Any) -> None:
-    with trio.open_signal_receiver(*END_SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    heard = (*END_SIGNALS, NOTICE)
+    with trio.open_signal_receiver(*heard) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             space.ending = True
-            pyfuse3.terminate()
-            scope.deadline = trio.current_time() + GRACE
+            if number in END_SIGNALS:
+                pyfuse3.terminate()
+                scope.deadline = trio.current_time() + GRACE
