@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -12,10 +14,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.warden import Warden
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.warden import Warden, _Client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.confined.specification import (
@@ -93,3 +95,61 @@ def test_a_client_that_hangs_up_is_gone_at_the_server(way: tuple[Path, socket.so
     with server:
         assert server.recv(100) == b"x" * 10
         assert server.recv(100) == b""
+
+
+class Registered:
+    """What a connection asks its warden to wait for."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[int, tuple[int, Callable[[int], None]]] = {}
+
+    def on(self, descriptor: int, events: int, handler: Callable[[int], None] | None) -> None:
+        self.wanted.pop(descriptor, None)
+        if handler is not None:
+            self.wanted[descriptor] = events, handler
+
+    def poll(self, *only: int) -> list[tuple[Callable[[int], None], int]]:
+        """What would be called now, in this order, as one look of the warden has it."""
+        poller = select.poll()
+        for descriptor, (events, _handler) in self.wanted.items():
+            poller.register(descriptor, events)
+        found = dict(poller.poll(0))
+        return [(self.wanted[one][1], found[one]) for one in only or found if one in found]
+
+
+def test_a_hang_up_that_is_seen_together_with_room_for_what_came_before_it() -> None:
+    """By the time that it is told of the hang-up what came before has been passed on, and more can be read."""
+    client, outside = socket.socketpair()
+    server, inside = socket.socketpair()
+    warden, ends = Registered(), (outside.fileno(), inside.fileno())
+    for end in (server, inside):
+        end.setblocking(False)
+    forgotten: list[_Client] = []
+    _Client(cast("Warden", warden), memoryview(bytearray(1 << 16)), outside, inside, forgotten.append).begin()
+    sent = said = 0
+    while warden.wanted[ends[1]][0] & select.POLLIN:  # until the client has no room for more
+        sent += server.send(bytes(1 << 16))
+        for handler, events in warden.poll():
+            handler(events)
+    with contextlib.suppress(BlockingIOError):  # and the warden has not read all
+        while True:
+            sent += server.send(bytes(1 << 12))
+    server.close()
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            said += len(client.recv(1 << 20))
+    both = warden.poll(*ends)
+    assert len(both) == 2
+    for handler, events in both:
+        handler(events)
+    while not forgotten and (more := warden.poll()):
+        for handler, events in more:
+            handler(events)
+        with contextlib.suppress(BlockingIOError):
+            said += len(client.recv(1 << 20))
+        client.shutdown(socket.SHUT_WR)
+    while chunk := client.recv(1 << 20):
+        said += len(chunk)
+    assert said == sent
+    client.close()

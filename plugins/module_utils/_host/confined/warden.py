@@ -324,14 +324,14 @@ class _Client:
     def _go_on(self, number: int, events: int) -> None:
         """Something has come from one end, or what goes there finds room, or it has hung up."""
         coming, going = self._flows[number], self._flows[1 - number]
-        if not events & self._wanted[number]:  # a hang-up
-            if not coming.rest and coming.is_read:
-                self._close()
-            else:  # what came before it waits for room at the other end
-                self._warden.on(self._sockets[number].fileno(), 0, None)
-                self._wanted[number] = -1
-            return
-        self._move(coming, *([going] if going.rest else []))
+        has_hung_up = not events & self._wanted[number]
+        if has_hung_up and coming.rest:  # what came before it waits for room at the other end
+            self._warden.on(self._sockets[number].fileno(), 0, None)
+            self._wanted[number] = -1
+        elif has_hung_up and coming.is_read:
+            self._close()
+        else:  # of what it said before it hung up, some may not have been read
+            self._move(coming, *([going] if going.rest else []))
 
     def _move(self, *flows: _Flow) -> None:
         try:
