@@ -161,6 +161,7 @@ from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.mount import ArchiveMount, mounted_archives, unmount_archives
 from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository
 from ..module_utils._errors import run_module
+from ..module_utils._host.links import is_within
 from ..module_utils._host.mounts import mount_at
 from ..module_utils._keeper.keeper import ensure_keeper
 from ..module_utils._session.session import Session, claiming_if_given
@@ -217,7 +218,7 @@ def _record(session: Session, request: ArchiveMount, mounted_now: list[str], sec
     mountpoint = request.mountpoint
     first = session.record.borg_mount_point
     mounted = [claim.mountpoint for claim in session.record.claims if claim.kind == "mount"]
-    if mountpoint != first and any(f"{other}/".startswith(f"{first}/") for other in mounted):
+    if mountpoint != first and first and any(is_within(other, first) for other in mounted):
         session.timing(f"borg_mount_{os.path.basename(mountpoint)}", seconds)
         return
     session.update(borg_mount_point=mountpoint)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 from .._errors import MORE_TIME, RecoveryError
 from .._host.command import Bounds, account, end_with_caller
 from .._host.files import read_beginning
+from .._host.fuse_server import await_servers, end_servers
 from .._host.limits import bounds_of_borg
-from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, tie, unmount, wait_until
+from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, tie, unmount
 from .._host.preflight import Host, mounting_problems
-from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
+from .._host.processes import MARKER, Process, command_lines, spawn
 from .._session.directory import TEMPORARY
 from .._session.record import LOGS, Claim
 from .._session.session import Session
@@ -188,19 +188,13 @@ class ArchiveMount:
 
     def _await(self, servers: Sequence[_Server]) -> None:
         """Wait until all serve, and see that they serve what was asked for."""
-        mounted = wait_until(
-            lambda: all(mount_at(server.mountpoint) is not None for server in servers),
-            timeout=self.repository.timeout,
-            processes=[server.process for server in servers],
+        missing = await_servers(
+            {server.mountpoint: server.process for server in servers}, timeout=self.repository.timeout
         )
         for server in servers:
             if not server.process.alive():
                 raise self._failure(server)
-        timeout = self.repository.timeout
-        with ThreadPoolExecutor() as pool:
-            responding = list(pool.map(lambda server: is_responding(server.mountpoint, timeout=timeout), servers))
-        for server, responds in zip(servers, responding):
-            if not mounted or not responds:
+            if server.mountpoint in missing:
                 raise BorgError(
                     f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s: "
                     f"{MORE_TIME}, or see what borg waits for.",
@@ -243,9 +237,7 @@ def unmount_archives(mountpoint: str, session: Session | None) -> list[str]:
     mounted = mounted_archives(mountpoint)
     serving = _serving(session)
     servers = [serving[point].process for point in mounted if point in serving]
-    for point in mounted:
-        unmount(point)
-    stop_all(wait_for_end(servers, timeout=SERVER_ENDS), SIGNALS)
+    end_servers(mounted, servers, SIGNALS, ends_within=SERVER_ENDS)
     for point in mounted:
         if os.path.dirname(point) == mountpoint:
             with suppress(OSError):
@@ -277,9 +269,7 @@ class _Server:
 
     def end(self) -> None:
         """Undo what it did, however far it came."""
-        unmount(self.mountpoint)
-        stop_all(wait_for_end([self.process], timeout=0), SIGNALS)
-        unmount(self.mountpoint)  # it may have mounted just before it ended
+        end_servers([self.mountpoint], [self.process], SIGNALS)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from .._host.command import CommandError, run
+from .._host.fuse_server import end_servers
 from .._host.limits import bounds_of_borg
 from .._host.mounts import mount_at, unmount, wait_until
-from .._host.processes import Process, secret_pipe, spawn, stop_all
+from .._host.processes import Process, secret_pipe, spawn
 from .._session.metrics import spent
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class Remount:
             wait_until(is_over, timeout=min(SLICE, deadline - time.monotonic()), processes=[process])
         if mount_at(self.mountpoint) is not None and process.alive():
             return True
-        stop_all([process], SIGNALS)
-        unmount(self.mountpoint)
+        end_servers([self.mountpoint], [process], SIGNALS)
         return False
 
     def suspend(self, session: Session) -> None:
@@ -98,8 +98,7 @@ class Remount:
             return
         used = spent(claim.process, claim.spent)
         session.amend_claim(self.name, suspended=True)  # said first: then nobody takes it for dead
-        unmount(self.mountpoint)
-        stop_all([claim.process], SIGNALS)
+        end_servers([self.mountpoint], [claim.process], SIGNALS)
         session.amend_claim(self.name, process=None, spent=used)
 
     def process(self, session: Session) -> Process | None:

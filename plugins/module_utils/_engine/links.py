@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._errors import RecoveryError
-from .._host.links import MOST_LINKS, leading, resolve
+from .._host.links import MOST_LINKS, is_within, leading, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Link", "archived_places", "find_links", "is_within", "leads_within", "places_of", "resolve_within"]
+__all__ = ["Link", "archived_places", "find_links", "leads_within", "places_of", "resolve_within"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ def _refuse_device(entry: os.DirEntry[str]) -> None:
         raise RecoveryError(
             f"{entry.path} is a device node, and no database has one: use another archive, and find out who made this."
         )
-
-
-def is_within(path: str, directory: str) -> bool:
-    """Whether path is directory or below it; both as os.path.realpath gives them."""
-    return path == directory or path.startswith(os.path.join(directory, ""))
 
 
 def leads_within(path: str, tree: str) -> bool:

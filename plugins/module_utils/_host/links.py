@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["LONGEST_PATH", "MOST_LINKS", "leading", "moved", "resolve"]
+__all__ = ["LONGEST_PATH", "MOST_LINKS", "is_within", "leading", "moved", "resolve"]
 
 MOST_LINKS = 40  # on one way, as the kernel has it
 LONGEST_PATH = 4095  # bytes: PATH_MAX without the NUL at its end (linux/limits.h)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether path is directory or below it; both without links, dots and doubled slashes."""
+    return path == directory or path.startswith(posixpath.join(directory, ""))
 
 
 def resolve(

@@ -18,6 +18,7 @@ from typing import Any
 
 from .command import CommandError, find_program, run
 from .disk import floor_of, free_space, in_words
+from .links import is_within
 from .mounts import mounts
 from .ownership import exposure
 
@@ -236,7 +237,7 @@ def _place_problem(session_root: str, *, needed: tuple[int, str], is_root: bool,
 
 def _overlay_on_overlay(session_root: str) -> Problem | None:
     place = str(_nearest_existing(Path(session_root)))
-    holding = [mount for mount in mounts() if _is_within(place, mount.mountpoint)]
+    holding = [mount for mount in mounts() if is_within(place, mount.mountpoint)]
     # The longest mount point holds the path, the last one listed when several are stacked.
     holding.sort(key=lambda mount: len(mount.mountpoint))
     if not holding or holding[-1].fstype != "overlay":
@@ -261,10 +262,6 @@ def _closed_ancestor(place: Path) -> Path | None:
 
 def _is_read_only(place: Path) -> bool:
     return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return directory == "/" or path == directory or path.startswith(f"{directory}/")
 
 
 def _script_interpreter(program: str) -> str | None:

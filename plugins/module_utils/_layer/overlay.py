@@ -19,8 +19,9 @@ from .._errors import RecoveryError
 from .._host.command import Account, account, find_program, last_line, run
 from .._host.disk import floor_of, free_space
 from .._host.files import read_end
-from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unmount, wait_until
-from .._host.processes import MARKER, Process, command_lines, spawn, stop_all, wait_for_end
+from .._host.fuse_server import await_servers, end_servers
+from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unmount
+from .._host.processes import MARKER, Process, command_lines, spawn, stop_all
 from .._host.programs import packed
 from .._session.counters import counters_of
 from .._session.directory import RESUME
@@ -149,12 +150,7 @@ class Overlay:
         undo.callback(stop_all, [process], SIGNALS)
         if session is not None:
             session.amend_claim(CLAIM, process=process, notice=cowfs.NOTICE.name)
-        wait_until(
-            lambda: mount_at(self.mountpoint) is not None or not process.alive(),
-            timeout=self.timeout,
-            processes=[process],
-        )
-        if mount_at(self.mountpoint) is None or not is_responding(self.mountpoint, timeout=self.timeout):
+        if await_servers({self.mountpoint: process}, timeout=self.timeout):
             said = _said(self.log)
             raise OverlayError(
                 f"The copy-on-write layer did not start at {self.mountpoint}: {last_line(said) or 'it said nothing'}. "
@@ -228,8 +224,7 @@ def remove_overlay(mountpoint: str, session: Session | None) -> bool:
     if mount.fstype not in FSTYPES.values():
         raise OverlayError(f"{mountpoint} holds {mount.source} ({mount.fstype}), which is no layer of ours.")
     servers = _servers(mountpoint, session)
-    unmount(mountpoint)
-    left = stop_all(wait_for_end([process for process, _upper in servers], timeout=SIGNALS[0][1]), SIGNALS)
+    left = end_servers([mountpoint], [process for process, _upper in servers], SIGNALS, ends_within=SIGNALS[0][1])
     if left:
         raise OverlayError(f"Process {left[0].pid}, which served {mountpoint}, does not end.")
     for _process, upper in servers:

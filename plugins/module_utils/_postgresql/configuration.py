@@ -13,8 +13,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .._engine.links import Link, archived_places, is_within, places_of, resolve_within
+from .._engine.links import Link, archived_places, places_of, resolve_within
 from .._errors import shown
+from .._host.links import is_within
 from .cluster import PostgresError, read_regular_file
 from .detach import AUTO_CONF, OPTIONS, OPTIONS_ASIDE, SET_ASIDE
 

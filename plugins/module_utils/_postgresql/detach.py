@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .._engine.links import Link, archived_places, find_links, is_within, leads_within
+from .._engine.links import Link, archived_places, find_links, leads_within
 from .._host.files import open_inside, place_inside
+from .._host.links import is_within
 from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .recovery import CURE, missing_wal

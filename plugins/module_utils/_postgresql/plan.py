@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Programs, Request
-from .._engine.links import is_within, resolve_within
+from .._engine.links import resolve_within
 from .._errors import MORE_TIME
 from .._host.command import find_program
 from .._host.deadline import deadline
 from .._host.files import open_inside
 from .._host.limits import own_memory
+from .._host.links import is_within
 from .._host.ports import check_port, check_socket_path
 from .._host.sandbox import Sandbox
 from .build import check_build

@@ -8,6 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from .._host.links import is_within
 from .._host.mounts import MountError, mounts_below, unmount
 from .._host.processes import describe, marked, marks_below, stop_all
 from .directory import GENERATED_IDENTIFIER, IDENTIFIER
@@ -77,7 +78,7 @@ def _lost(root: str) -> list[str]:
 def _lost_mounts(root: str) -> list[Mount]:
     known = {session.directory for session in Session.all(root)}
     top = os.path.realpath(root)
-    return [mount for mount in mounts_below(top) if _is_ours(mount, top) and not _is_within(mount, known)]
+    return [mount for mount in mounts_below(top) if _is_ours(mount, top) and not _belongs(mount, known)]
 
 
 def _is_ours(mount: Mount, top: str) -> bool:
@@ -89,9 +90,9 @@ def _is_ours(mount: Mount, top: str) -> bool:
     if mount.fstype == "overlay":
         return f"upperdir={directory}/upper/" in mount.options
     if mount.fstype == "fuse.cowfs":
-        return mount.source.startswith(f"{directory}/")
+        return is_within(mount.source, directory)
     return mount.source == "borgfs" and GENERATED_IDENTIFIER.fullmatch(name) is not None
 
 
-def _is_within(mount: Mount, directories: set[str]) -> bool:
-    return any(mount.mountpoint.startswith(f"{directory}/") for directory in directories)
+def _belongs(mount: Mount, sessions: set[str]) -> bool:
+    return any(is_within(mount.mountpoint, directory) for directory in sessions)
