@@ -699,6 +699,43 @@ def test_memory_stays_bounded_with_many_readers_and_writers_at_once(memory: Path
         assert not layer.complaints()
 
 
+def test_no_link_of_any_mount_leads_out_of_it(place: Path) -> None:
+    """Mounts of one archive are alike, unless the repository's server gave one of them another archive."""
+    outside, lowers = place / "outside", [place / "first", place / "second"]
+    for directory in (outside, *lowers):
+        directory.mkdir()
+    for directory, content in ((outside, b"secret"), (lowers[0] / "names", b"public")):
+        directory.mkdir(exist_ok=True)
+        for number in range(20):
+            (directory / f"{number}").write_bytes(content * 200_000)
+    (lowers[1] / "names").symlink_to(outside)
+    with Layer(lower=lowers, directory=place / "layer") as layer:
+        paths = [layer.root / "names" / f"{number}" for number in range(20)]
+        with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+            read = list(pool.map(_beginning, paths))
+    assert set(read) == {b"public", b"EIO"}  # by either mount
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        return path.read_bytes()[:6]
+    except OSError as error:
+        return errno.errorcode[error.errno].encode()
+
+
+def test_what_small_writes_take_is_counted(place: Path, lower: Path) -> None:
+    """By the counter the keeper sees when to add up what the upper takes."""
+    counters = place / "counters"
+    with Layer(lower=[lower], directory=place / "layer", options=["--counters", str(counters)]) as layer:
+        descriptor = os.open(layer.root / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        for block in range(500):
+            os.pwrite(descriptor, b"x", block * BLOCK)
+        os.close(descriptor)
+        _fetched, written, _cached, _errors = struct.unpack("4Q", counters.read_bytes())
+        taken = sum(path.stat().st_blocks * 512 for path in layer.upper.rglob("*") if path.is_file())
+    assert 500 * BLOCK <= taken <= written
+
+
 def _scan_once(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.read(128 << 10):

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from tests.support.playbook import Playbooks, Run
 
 WAL_ARCHIVE = "wal-2026-11-22T14:05:00"
+LINK = "leads-to-this-host"
 
 
 @dataclass(frozen=True)
 class Backups:
     """`both` holds a base backup without WAL and the WAL archive; `base` the backup alone; WAL_ARCHIVE the WAL alone.
 
-    `time` is when the ledger had two rows of three, `wal` the WAL archive on the host.
+    LINK, in either repository, has a link of that name, which leads to the WAL archive on the host. `time` is when the
+    ledger had two rows of three, `wal` the WAL archive on the host.
     """
 
     repository: Repository
@@ -71,13 +73,16 @@ def backups(shared_place: Path) -> Iterator[Backups]:
         repository.archive("both", base, wal)
         repository.archive("base", base)
         other.archive(WAL_ARCHIVE, wal)
+        (place / LINK).symlink_to(wal)
+        repository.archive(LINK, base, place / LINK)
+        other.archive(LINK, place / LINK)
         yield Backups(repository, other, wal, cluster.bindir, time)
 
 
 @pytest.fixture
 def start(playbooks: Playbooks) -> Any:
-    def start(archive: str, **variables: Any) -> Run:
-        return playbooks.start(archive=archive, **variables)
+    def start(archive: str, *options: str, **variables: Any) -> Run:
+        return playbooks.start(*options, archive=archive, **variables)
 
     return start
 
@@ -122,6 +127,17 @@ def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, ba
         assert failed.returncode != 0
         assert said in failed.message, failed.message
         assert "nothing of it is left" in failed.message, failed.message
+
+
+def test_no_link_of_an_archive_leads_to_wal_of_this_host(backups: Backups, start: Any) -> None:
+    """Its WAL would be replayed: what production has written since, for whoever looks into an old backup."""
+    link = backups.wal.with_name(LINK)
+    of_another = f"{backups.wal_repository.location}::{LINK}:{link}"
+    for archive, log_source in (("base", of_another), (LINK, f"archive:{link}")):
+        for options in ((), ("--check",)):
+            refused = start(backups.of(archive), *options, log_source=log_source)
+            assert refused.returncode != 0, refused.output
+            assert "is not in the archive: name a directory that it has." in refused.message, refused.message
 
 
 @needs_root

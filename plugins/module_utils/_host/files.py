@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HeldDirectory", "open_inside", "open_regular", "place_inside", "read_beginning", "read_end", "replace_file"]
+__all__ = [
+    "HeldDirectory",
+    "open_below",
+    "open_inside",
+    "open_regular",
+    "place_inside",
+    "read_beginning",
+    "read_end",
+    "replace_file",
+]
 
 TEMPORARY = ".tmp"  # appended to the name of a file that is being replaced
 
@@ -44,16 +53,30 @@ def open_inside(path: str, flags: int) -> int:
 
     So nothing that the archive has put there can lead to a file of this host.
     """
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_below(top, path, flags)
+    finally:
+        os.close(top)
+
+
+def open_below(directory: int, path: str, flags: int) -> int:
+    """A descriptor of a path below an open directory, on which no part is a link; empty, the directory itself.
+
+    Raises OSError, ELOOP or ENOTDIR for a link.
+    """
     *parents, name = [part for part in path.split("/") if part] or ["."]
-    directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    held = directory
     try:
         for part in parents:
-            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            os.close(directory)
-            directory = below
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held)
+            if held != directory:
+                os.close(held)
+            held = below
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held)
     finally:
-        os.close(directory)
+        if held != directory:
+            os.close(held)
 
 
 @contextmanager

@@ -263,21 +263,28 @@ def _check_recovered(request: PostgresqlRequest) -> None:
 
 
 def _wal_archive(request: PostgresqlRequest, data: DataDirectory, sandbox: Sandbox) -> WalArchive | None:
-    """The WAL of log_source. Within the tree, links mean what they meant on the host the archive is from."""
+    """The WAL of log_source. In an archive, links mean what they meant on the host that it is from."""
     source = request.log_source
     if source is None:
         return None
-    if is_within(source, request.tree):
-        within = resolve_within(request.tree, os.path.relpath(source, request.tree))
-        if within is None:  # followed as it stands, a link might lead to a directory of this host
-            raise PostgresError(f"log_source {source} is not in the archive: name a directory that it has.")
-        source = within
     return open_archive(
-        source,
+        _archived(request, source) if is_within(source, request.directory) else os.path.realpath(source),
         segment_size=data.control.wal_segment_size,
         system_identifier=data.control.system_identifier,
         room=sandbox.for_tool(),
     )
+
+
+def _archived(request: PostgresqlRequest, source: str) -> str:
+    """Where a log_source in the session's directory leads: only archives are there, each mounted at a place of its own.
+
+    Followed as it stands, a link might lead to a directory of this host.
+    """
+    place, _slash, path = os.path.relpath(source, request.directory).partition("/")
+    within = resolve_within(os.path.join(request.directory, place), path or ".")
+    if within is None:
+        raise PostgresError(f"log_source {source} is not in the archive: name a directory that it has.")
+    return within
 
 
 def _recovery(

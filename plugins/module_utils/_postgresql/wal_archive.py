@@ -121,10 +121,13 @@ class WalArchive:
 def open_archive(
     directory: str, *, segment_size: int, system_identifier: int, room: Sandbox | None = None
 ) -> WalArchive:
-    """The WAL in directory. Raises PostgresError where there is none, RecoveryError for more than memory can hold."""
+    """The WAL in directory, by whose path no link leads.
+
+    Raises PostgresError where there is none, RecoveryError for more than memory can hold.
+    """
     check_memory(COPIES * segment_size)
     try:
-        archive = WalArchive(HeldDirectory(os.path.realpath(directory)), segment_size, system_identifier, room)
+        archive = WalArchive(HeldDirectory(directory), segment_size, system_identifier, room)
         if archive.segments:
             return archive
     except OSError as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["COUNTERS", "Counters", "counters_of", "layer_counters"]
 
 # What the file holds, in this order, 64 bits each in the machine's byte order: bytes fetched from the lower, bytes
-# written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
+# of blocks written to the upper (again and again, if so), bytes of windows on disk, and failed requests (EIO).
 COUNTERS = ("fetched_bytes", "written_bytes", "cache_bytes", "io_errors")
 
 

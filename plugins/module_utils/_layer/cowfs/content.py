@@ -153,7 +153,10 @@ class Content:
             done = start
             while done < stop:
                 done += os.pwrite(self._file(), view[done:stop], offset + done)
-            self.upper.counters.add(written_bytes=stop - start)
+            blocks = (
+                (offset + stop - 1) // BLOCK - (offset + start) // BLOCK + 1
+            )  # a disk takes no less than whole ones
+            self.upper.counters.add(written_bytes=blocks * BLOCK)
         return len(data)
 
     def _mark(self, start: int, stop: int) -> None:

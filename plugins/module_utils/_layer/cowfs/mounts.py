@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..._host.clock import monotonic
+from ..._host.files import open_below
 from .failures import LostError, LowerError
 from .files import FileTable
 from .fuse import in_thread, trio
@@ -63,7 +64,7 @@ class Mounts:
         self.on_trial, self.trials = trio.open_memory_channel(math.inf)
 
     async def call(self, function: Callable[..., Any], path: bytes, *names: bytes) -> Any:
-        """A system call on a path of the lower, in a worker thread; a mount that lives answers."""
+        """function of a mount's root and a path below it, in a worker thread; a mount that lives answers."""
         piece = (path, function.__name__, names)
         self.check(piece)
         for _attempt in range(ATTEMPTS):
@@ -223,7 +224,11 @@ class Mounts:
 
 
 class Reader:
-    """One lower mount: serves one request at a time, because Borg would decode a chunk again for each of several."""
+    """One lower mount: serves one request at a time, because Borg would decode a chunk again for each of several.
+
+    No link of it is followed, and no pipe waited for. Mounts need not be as alike as they are said to be: whoever can
+    write to the repository may give each of them another archive, in which a directory of the first is a link.
+    """
 
     def __init__(self, mount: str) -> None:
         self.mount = mount
@@ -239,10 +244,6 @@ class Reader:
         self.root = os.open(mount, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = os.fstat(self.root).st_dev
         self.retired: tuple[FileTable, int] | None = None
-
-    def path(self, path: bytes) -> bytes:
-        """A path of the lower as system calls take it."""
-        return b"/proc/self/fd/%d/%s" % (self.root, path)
 
     def next(self) -> Any:
         """What is not planned first; but where somebody waits for a plan, plans have every second turn."""
@@ -291,9 +292,9 @@ class Reader:
         log.info("the lower mount %s is back", self.mount)
 
     def call(self, function: Callable[..., Any], path: bytes, *names: bytes) -> Any:
-        """Runs in a worker thread, beside others."""
+        """Return what function says of path. Runs in a worker thread, beside others."""
         with self._told_apart():
-            return function(self.path(path), *names)
+            return function(self.root, os.fsdecode(path), *names)
 
     def fetch(self, path: bytes, index: int) -> bytes:
         """Runs in a worker thread, one at a time."""
@@ -307,7 +308,7 @@ class Reader:
             yield
         except OSError as error:
             if error.errno == errno.EIO:
-                os.statvfs(self.path(b""))
+                os.statvfs(self.root)
             raise
 
     def _fetched(self, path: bytes, index: int) -> bytes:
@@ -321,10 +322,10 @@ class Reader:
         return self._fetch(path, index, 0)
 
     def _fetch(self, path: bytes, index: int, flags: int) -> bytes:
-        files, name = self.files, self.path(path)  # taken together: they change when the mount is replaced
+        files, root = self.files, self.root  # taken together: they change when the mount is replaced
 
         def opened() -> int:
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags)
+            return open_below(root, os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK | flags)
 
         return os.pread(files.get(path, opened), WINDOW, index * WINDOW)
 

@@ -12,9 +12,10 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..._host.files import open_below
 from .content import Content, Upper
 from .failures import Failures, LostError, LowerError
 from .fuse import pyfuse3
@@ -167,7 +168,7 @@ class CowFs(Base):  # type: ignore[misc]
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         node = self.nodes[inode]
         if node.target is None:
-            node.target = await self._ask(os.readlink, node.lower)
+            node.target = await self._ask(_target, node.lower)
         return node.target
 
     # -- attributes
@@ -412,7 +413,7 @@ class CowFs(Base):  # type: ignore[misc]
     # -- helpers: directories
 
     async def _names(self, directory: Node) -> list[bytes]:
-        archived = [] if directory.lower is None else await self._ask(os.listdir, directory.lower)
+        archived = [] if directory.lower is None else await self._ask(_names_in, directory.lower)
         known = directory.children
         return [name for name in archived if name not in known] + [name for name in known if known[name] is not None]
 
@@ -423,7 +424,7 @@ class CowFs(Base):  # type: ignore[misc]
             raise pyfuse3.FUSEError(errno.ENOTEMPTY)
 
     async def _ask(self, function: Callable[..., Any], path: bytes | None, *names: bytes) -> Any:
-        """A system call on a path of the lower."""
+        """What the lower says of a path."""
         try:
             return await self.lower.mounts.call(function, path or b"", *names)
         except OSError as error:
@@ -469,10 +470,33 @@ class Reporting:
         return content.below.path if isinstance(error, LostError) and content else self.node.path()
 
 
-def _stat_all(directory: bytes, *names: bytes) -> list[tuple[bytes, os.stat_result]]:
-    """The attributes of those names that exist."""
+@contextlib.contextmanager
+def _held(root: int, path: str, flags: int) -> Iterator[int]:
+    """A directory below the root of a mount of the lower."""
+    directory = open_below(root, path, flags | os.O_DIRECTORY)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _stat_all(root: int, path: str, *names: bytes) -> list[tuple[bytes, os.stat_result]]:
+    """The attributes of those names in a directory that exist."""
     found = []
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            found.append((name, os.lstat(os.path.join(directory, name))))
+    with _held(root, path, os.O_PATH) as directory:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, os.stat(name, dir_fd=directory, follow_symlinks=False)))
     return found
+
+
+def _names_in(root: int, path: str) -> list[bytes]:
+    with _held(root, path, os.O_RDONLY) as directory:
+        return [os.fsencode(name) for name in os.listdir(directory)]
+
+
+def _target(root: int, path: str) -> bytes:
+    """What the symbolic link at path says."""
+    above, name = os.path.split(path)
+    with _held(root, above, os.O_PATH) as directory:
+        return os.fsencode(os.readlink(name, dir_fd=directory))
