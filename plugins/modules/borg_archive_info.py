@@ -365,6 +365,14 @@ paths:
   elements: str
   returned: success
   sample: [var/lib/postgresql/15/main, srv/fast]
+directories:
+  description:
+    - Directories above RV(paths) of which the entry is to be mounted as well, so that they are as closed as they were.
+      Those above what links of the data directory lead to, other than tablespaces and the like.
+  type: list
+  elements: str
+  returned: success
+  sample: [mnt]
 began:
   description: When the module began, in seconds since the epoch by this host's clock.
   type: float
@@ -426,6 +434,7 @@ NOTHING: dict[str, Any] = {
     "other_backups": [],
     "database": None,
     "paths": [],
+    "directories": [],
     "log_archives": [],
 }
 
@@ -499,6 +508,7 @@ def _contents(options: dict[str, Any], repository: Repository, archive: Archive)
         "other_backups": [other.as_dict() for other in catalogue.others],
         "database": chosen.as_dict() if chosen else None,
         "paths": paths,
+        "directories": catalogue.as_mounted(chosen.directories()) if chosen else [],
         "log_archives": catalogue.log_archives(databases),
     }
 

@@ -41,6 +41,13 @@ options:
     type: list
     elements: str
     default: []
+  directories:
+    description:
+      - Directories above O(paths), as Borg lists them. Of each the entry alone is mounted: who may enter it.
+      - Directories that are not named are open to everybody in the mount, as Borg makes them up.
+    type: list
+    elements: str
+    default: []
   strip_components:
     description:
       - How many leading components to remove from the archive's paths.
@@ -177,6 +184,7 @@ def main() -> None:
             "archive": {"type": "str"},
             "mountpoint": {"type": "path", "required": True},
             "paths": {"type": "list", "elements": "str", "default": []},
+            "directories": {"type": "list", "elements": "str", "default": []},
             "strip_components": {"type": "int", "default": 0},
             "readers": {"type": "int", "default": 1},
             "owner": {"type": "str"},
@@ -255,6 +263,7 @@ def _request(options: dict[str, Any]) -> ArchiveMount:
         archive=parse_archive(options["archive"])[1],
         mountpoint=_real(options["mountpoint"]),
         paths=tuple(options["paths"]),
+        directories=tuple(options["directories"]),
         strip_components=options["strip_components"],
         readers=options["readers"],
         owner=options["owner"],

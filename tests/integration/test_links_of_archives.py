@@ -145,16 +145,25 @@ def test_what_the_server_could_not_open_in_production_it_cannot_here(
     (keys / "id").write_text("a key of root's")
     (keys / "id").chmod(0o600)
     link(way, "/root/.ssh")
+    # Open to all, but in a closed home.
+    project, other_way = made.top / "home/bob/project", made.cluster.data / "base/pgsql_tmp3"
+    project.mkdir(parents=True)
+    (project / "notes").write_text("bob's own")
+    project.parent.chmod(0o700)
+    link(other_way, "/home/bob/project")
     try:
         run = runner.start(
             archive=made.archive("-".join(["private", *given.values()])), data_directory=f"/{NAME}", **given
         )
     finally:
-        way.unlink()
-        shutil.rmtree(made.top / "root")
+        for made_here in (way, other_way):
+            made_here.unlink()
+        for directory in ("root", "home"):
+            shutil.rmtree(made.top / directory)
     assert run.returncode == 0, run.output
     connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
-    for attempt in ("pg_read_file('base/pgsql_tmp2/id')", "pg_ls_dir('base/pgsql_tmp2')"):
+    attempts = ("pg_read_file('base/pgsql_tmp2/id')", "pg_ls_dir('base/pgsql_tmp2')")
+    for attempt in (*attempts, "pg_read_file('base/pgsql_tmp3/notes')"):
         with pytest.raises(RuntimeError, match="Permission denied"):
             connection.sql(f"select {attempt}")
     assert connection.sql("select count(*) from t", database="own") == "1000"
@@ -172,6 +181,7 @@ def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
         f"{data}/base/{made.oids['linked']}": f"disks/ssd/dbs/{made.oids['linked']}",
     }
     assert found["paths"] == [data, *sorted([*database["links"].values()]), "etc/postgresql/15/main"]
+    assert found["directories"] == ["disks", "disks/ssd", "disks/ssd/dbs"]  # above the link of no known kind
     assert (database["problems"], database["refusals"]) == ([], [])
 
 

@@ -53,16 +53,18 @@ class ArchiveMount:
     """What is to be mounted where.
 
     With one reader at `mountpoint` itself, with more at `mountpoint`/1, /2 and so on. `paths` are those of the archive
-    (none: all of it). `owner` is the user to whom everything shall seem to belong. Without a session's directory the
-    logs go to `log_directory`, and without that they are kept only for an error message. `tied_to` is a descriptor that
-    borg inherits (_mounts.unmounted_with_its_users): a mount for as long as this process needs it, should it be killed.
-    `temporary` is where borg puts aside what it does not keep in memory, in place of TMPDIR; a session has its own.
+    (none: all of it), and of `directories` the entry alone is mounted besides. `owner` is the user to whom everything
+    shall seem to belong. Without a session's directory the logs go to `log_directory`, and without that they are kept
+    only for an error message. `tied_to` is a descriptor that borg inherits (_mounts.unmounted_with_its_users): a mount
+    for as long as this process needs it, should it be killed. `temporary` is where borg puts aside what it does not
+    keep in memory, in place of TMPDIR; a session has its own.
     """
 
     repository: Repository
     archive: str
     mountpoint: str
     paths: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
     strip_components: int = 0
     readers: int = 1
     owner: str | None = None
@@ -151,6 +153,7 @@ class ArchiveMount:
             self.archive,
             mountpoint,
             paths=self.paths,
+            directories=self.directories,
             strip_components=self.strip_components,
             owner=None if _shows_owners(session) else _owner_ids(self.owner),
             numeric_ids=_shows_owners(session),

@@ -305,6 +305,7 @@ class Repository:
         mountpoint: str,
         *,
         paths: Sequence[str] = (),
+        directories: Sequence[str] = (),
         strip_components: int = 0,
         owner: tuple[int, int] | None = None,
         numeric_ids: bool = False,
@@ -312,9 +313,10 @@ class Repository:
     ) -> list[str]:
         """argv of a borg that stays in the foreground and serves the archive, or only `paths`, at `mountpoint`.
 
-        `owner` (uid, gid) is who is to own everything, instead of the archived owners, which are taken by name unless
-        `numeric_ids`. Where any of `paths` begins with
-        `./`, those of the archive do, and they are served without it: a mount has no way to an entry called `.`.
+        Of `directories`, which are above paths, the entry alone is served, and so their modes. `owner` (uid, gid) is
+        who is to own everything, instead of the archived owners, which are taken by name unless `numeric_ids`. Where
+        any of `paths` begins with `./`, those of the archive do, and they are served without it: a mount has no way to
+        an entry called `.`.
         """
         is_dotted = any(path.startswith("./") for path in paths)
         # As libfuse does by itself, as far as we know: the archive's nodes are not this host's devices.
@@ -326,7 +328,7 @@ class Repository:
         components = strip_components + is_dotted
         ids = ["--numeric-ids"] if numeric_ids else []
         strip = ["--strip-components", str(components)] if components else []
-        what = [self.archive_location(archive), mountpoint, *_patterns(paths, is_dotted=is_dotted)]
+        what = [self.archive_location(archive), mountpoint, *_patterns(paths, directories, is_dotted=is_dotted)]
         return self.command("mount", "--foreground", "-o", ",".join(options), *ids, *strip, of=what)
 
     def command(self, name: str, *options: str, of: Sequence[str]) -> list[str]:
@@ -717,17 +719,22 @@ def _answer(accepted: bool, name: str) -> str:
     return "yes" if accepted else os.environ.get(name, "no")
 
 
-def _patterns(paths: Sequence[str], *, is_dotted: bool) -> list[str]:
-    """Paths of an archive as patterns of borg's that mean them and everything below; the root needs no pattern."""
+def _patterns(paths: Sequence[str], directories: Sequence[str], *, is_dotted: bool) -> list[str]:
+    """Patterns of borg's that mean paths and everything below, and directories alone; the root needs no pattern."""
     plain = [plain_path(path) for path in paths]
-    if is_dotted:
-        return [DOTTED] if "." in plain else [f"{DOTTED}{re.escape(path)}(?:/|\\Z)" for path in plain]
-    return [] if "." in plain else [f"pp:{path}" for path in plain]
+    if "." in plain:
+        return [DOTTED] if is_dotted else []
+    whole = [f"{DOTTED}{re.escape(path)}(?:/|\\Z)" if is_dotted else f"pp:{path}" for path in plain]
+    return [*whole, *(_single(plain_path(path), is_dotted=is_dotted) for path in directories)]
 
 
 def _pattern(item: Item) -> str:
     """A pattern of borg's that means this item alone."""
-    return f"{DOTTED}{re.escape(item.path)}\\Z" if item.is_dotted else f"pf:{item.path}"
+    return _single(item.path, is_dotted=item.is_dotted)
+
+
+def _single(path: str, *, is_dotted: bool) -> str:
+    return f"{DOTTED}{re.escape(path)}\\Z" if is_dotted else f"pf:{path}"
 
 
 def _read_secret(path: str) -> str:

@@ -12,7 +12,7 @@ from .._borg.suspects import is_below
 from .._errors import RecoveryError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .other_backups import OtherBackup
 
@@ -70,6 +70,24 @@ class Database:
         """What to mount to start it: the data directory, and whatever of it is elsewhere in the archive."""
         elsewhere = outside(self.data_directory, self.links.values())
         return [self.data_directory, *elsewhere, *filter(None, [self.configuration_directory])]
+
+    def directories(self) -> list[str]:
+        """What to mount besides, of each the entry alone: directories above what links of no known kind lead to.
+
+        Without it they would be open to all in the mount, whoever could enter them on the archive's host. Not those
+        that are also on the way to something that every server of this kind reaches: a container has it elsewhere.
+        """
+        unknown = {link.path: link.archived_path for link in self.symlinks if link.archived_path is not None}
+        known = [self.data_directory, self.configuration_directory or self.data_directory]
+        known += [place for path, place in self.links.items() if path not in unknown]
+        above = {parent for place in unknown.values() for parent in _above(place)}
+        return sorted(parent for parent in above if not any(is_below(place, parent) for place in known))
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories above a path of an archive, without its root."""
+    while path := posixpath.dirname(path):
+        yield path
 
 
 def outside(directory: str, places: Iterable[str]) -> list[str]:
