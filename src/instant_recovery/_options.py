@@ -27,7 +27,7 @@ class StartOptions(TypedDict, total=False):
     # called it. Needed when the archive holds several databases.
     data_directory: str | None
     # Port on 127.0.0.1, from 1024 to 65535. One that is taken is an error. Left out or `0`, it is the first free one
-    # from 15432.
+    # from 15432. Ansible warns of a variable called `port`; as `session_port` it is the same without a warning.
     port: int | None
     # The copy-on-write layer, `block`, or `overlayfs`, which needs root and copies whole files. `auto` is `block`
     # where the host has pyfuse3.

@@ -32,6 +32,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
     report_carried,
     report_limits,
     tuning,
+    warn_of_carried,
 )
 
 from tests.support.cluster import server_directory
@@ -136,7 +137,22 @@ def test_what_is_carried_over_must_exist_here() -> None:
     }
     assert carried(archived) == {"TimeZone": "Europe/Berlin", "lc_time": "C", "DateStyle": "iso, dmy"}
     assert carried({"timezone": "../../../etc/passwd"}) == {}
-    assert carried({"timezone": "Nowhere/Land"}) == {}
+    for wrong in ("Nowhere/Land", "tzdata.zi", "right/UTC", "/etc/localtime", "", "UTC+"):
+        assert carried({"timezone": wrong}) == {}
+    for name in ("europe/berlin", "utc", "UTC-3", "<+05>-05", "CET-1CEST,M3.5.0,M10.5.0/3"):  # a server takes them all
+        assert carried({"timezone": name}) == {"TimeZone": name}
+
+
+def test_what_is_not_carried_over_is_warned_of() -> None:
+    windows = dict.fromkeys(("lc_monetary", "lc_numeric", "lc_time"), "English_United States.1252")
+    zone, of_windows = warn_of_carried({"timezone": "Nowhere/Land", **windows})
+    assert zone.startswith("Production's time zone Nowhere/Land is not known to this host: times are shown in GMT.")
+    assert of_windows.startswith(
+        "Production's locale English_United States.1252 (lc_monetary, lc_numeric, lc_time) is not known to this host"
+    )
+    assert of_windows.endswith("start the session on a host of the kind that the copy is from.")
+    (debian,) = warn_of_carried({"lc_time": "xx_XX.UTF-8", "datestyle": "iso, dmy"})
+    assert "add the line xx_XX.UTF-8 UTF-8 to /etc/locale.gen" in debian
 
 
 def test_what_was_kept_and_what_was_not_is_said() -> None:

@@ -18,7 +18,7 @@ from .cluster import PostgresError, has_locale
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["DIRECTORY", "Locales", "missing_locale"]
+__all__ = ["DIRECTORY", "Locales", "how_to_install", "missing_locale"]
 
 DIRECTORY = "locale"  # of the session's directory config
 INSTALLED = "/usr/lib/locale"
@@ -27,6 +27,10 @@ PATIENCE = 120  # seconds for localedef, which takes one or two
 MOST = 20  # locales that are made for one session
 # language_TERRITORY.codeset@modifier: what a name may look like before it becomes a part of a path.
 NAME = re.compile(r"(?P<place>[A-Za-z]{2,3}_[A-Z]{2})(?:\.(?P<codeset>[A-Za-z0-9_-]+))?(?P<modifier>@[a-z0-9]+)?")
+BY_ITSELF = (
+    " Where the sources of locales are installed (package locales, or glibc-locale-source) a session makes it by "
+    "itself."
+)
 MISSING = (
     re.compile(r'LC_(?:COLLATE|CTYPE) "([^"]*)", +which is not recognized by setlocale'),
     re.compile(r'could not create locale "([^"]*)"'),  # from PostgreSQL 18 on
@@ -54,7 +58,8 @@ class Locales:
         """Make a locale that a server missed. Raises PostgresError, with the cure, where that does not help."""
         if name in self._made or name in self.missing([name]):
             raise PostgresError(
-                f"The copy needs the locale {name[:100]}, which this host does not have. {_cure([name])}"
+                f"The copy needs the locale {name[:100]}, which this host does not have. "
+                f"{how_to_install([name])}{BY_ITSELF}"
             )
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -74,7 +79,7 @@ class Locales:
             if lacking:
                 yield (
                     f"Database {database} needs the locale {' and '.join(lacking)}, which this host does not have: "
-                    f"nobody can connect to it. {_cure(lacking)}"
+                    f"nobody can connect to it. {how_to_install(lacking)}{BY_ITSELF}"
                 )
 
     def _make(self, name: str) -> bool:
@@ -165,7 +170,8 @@ def _listed(directory: str) -> list[str]:
         return []
 
 
-def _cure(names: Sequence[str]) -> str:
+def how_to_install(names: Sequence[str]) -> str:
+    """What to do where this host lacks locales."""
     lines, packages = [], []
     for match in filter(None, map(NAME.fullmatch, names)):
         charmap = "UTF-8" if _plain(match["codeset"] or "") in ("", "utf8") else match["codeset"]
@@ -176,6 +182,5 @@ def _cure(names: Sequence[str]) -> str:
     return (
         f"Install it and start the session again: on Debian and Ubuntu apt-get install locales, add the line "
         f"{' and the line '.join(lines)} to /etc/locale.gen, locale-gen; on Fedora and RHEL dnf install "
-        f"{' '.join(packages)}. Where the sources of locales are installed (package locales, or glibc-locale-source) "
-        "a session makes it by itself."
+        f"{' '.join(packages)}."
     )

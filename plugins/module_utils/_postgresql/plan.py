@@ -34,6 +34,7 @@ from .settings import (
     report_guards,
     report_limits,
     tuning,
+    warn_of_carried,
 )
 from .target import POINTS, Target
 from .wal import WALDUMP_OUTPUT
@@ -162,7 +163,7 @@ def _planned(request: PostgresqlRequest) -> Plan:
         ),
         carried_over=tuple(report_carried(data, archived, libraries)),
         sandbox=sandbox,
-        warnings=(*warnings, *found.warnings(), *map(_cannot_be_read, clone.left_out)),
+        warnings=(*warnings, *found.warnings(), *warn_of_carried(archived), *map(_cannot_be_read, clone.left_out)),
         clone=clone,
         recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
         recovered=request.recovered,

@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .cluster import OLDEST_MAJOR, PostgresError, has_locale, quote_setting
+from .cluster import OLDEST_MAJOR, PostgresError, has_locale, quote_setting, shown
+from .locales import how_to_install
 from .programs import library_directory
 
 if TYPE_CHECKING:
@@ -191,7 +192,12 @@ CARRIED = (
 )
 # Of CARRIED, those that name something the host may not have. The server does not start with such a value.
 LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
-TIME_ZONES = "/usr/share/zoneinfo"
+TIME_ZONES, MAGIC = "/usr/share/zoneinfo", b"TZif"  # of each of its files (RFC 9636)
+# A zone by its offset, perhaps with a name and rules for summer (POSIX, "TZ"): <+03>-3, or CET-1CEST,M3.5.0,M10.5.0/3.
+OFFSET = r"[+-]?\d{1,2}(?::\d{2}){0,2}"
+ABBREVIATION = r"(?:<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})"
+RULE = rf",M\d{{1,2}}\.\d\.\d(?:/{OFFSET})?"
+POSIX_ZONE = re.compile(rf"{ABBREVIATION}{OFFSET}(?:{ABBREVIATION}(?:{OFFSET})?(?:{RULE}{RULE})?)?")
 
 # Limits where production's are lower; each prepared transaction takes about a kilobyte.
 SPARE_PREPARED, SPARE_LOCKS = 64, 64  # the latter is PostgreSQL's own default
@@ -225,7 +231,7 @@ def report_carried(
     """
     kept, limits = carried(archived), _limits(data.control)
     del limits["min_wal_size"]  # of the session's own choice
-    missing = {name: archived[name.lower()] for name in CARRIED if name.lower() in archived and name not in kept}
+    missing = _not_carried(archived)
     checksums = "on" if data.control.data_checksum_version else "off"
     entries = (
         (_assignments(kept), "results of queries depend on it"),
@@ -235,6 +241,26 @@ def report_carried(
         *((f"{name}={value} not carried over", "this host does not know it") for name, value in missing.items()),
     )
     return [{"what": what, "why": why} for what, why in entries if what]
+
+
+def warn_of_carried(archived: Mapping[str, str]) -> list[str]:
+    """What results of queries depend on that this host cannot give a session as production had it."""
+    by_value: dict[str, list[str]] = {}
+    for name, value in _not_carried(archived).items():
+        by_value.setdefault(value, []).append(name)
+    return [
+        f"Production's time zone {shown(value)} is not known to this host: times are shown in GMT. Install the package "
+        'tzdata, or give another one, such as settings={"timezone": "Europe/Berlin"}.'
+        if "TimeZone" in names
+        else f"Production's locale {shown(value)} ({', '.join(names)}) is not known to this host: numbers, money and "
+        f"names of days are formatted as in C. {how_to_install([value])}"
+        for value, names in by_value.items()
+    ]
+
+
+def _not_carried(archived: Mapping[str, str]) -> dict[str, str]:
+    kept = carried(archived)
+    return {name: archived[name.lower()] for name in CARRIED if name.lower() in archived and name not in kept}
 
 
 def report_limits(data: DataDirectory, archived: Mapping[str, str]) -> list[dict[str, str]]:
@@ -328,5 +354,23 @@ def _assignments(settings: Mapping[str, str]) -> str:
 def _is_here(name: str, value: str) -> bool:
     """Whether this host has the time zone or locale that a carried setting names."""
     if name == "TimeZone":
-        return not value.startswith("/") and ".." not in value and os.path.isfile(os.path.join(TIME_ZONES, value))
+        return POSIX_ZONE.fullmatch(value) is not None or _has_time_zone(value)
     return name not in LOCALES or has_locale(value)
+
+
+def _has_time_zone(name: str) -> bool:
+    """Whether a server finds the zone, in any case of letters as PostgreSQL does (its src/timezone/pgtz.c).
+
+    None that counts leap seconds: it would refuse that.
+    """
+    place = TIME_ZONES
+    parts = name.split("/")
+    if parts[0].lower() == "right":
+        return False
+    try:
+        for part in parts:
+            place = os.path.join(place, next(one for one in os.listdir(place) if one.lower() == part.lower()))
+        with open(place, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, StopIteration):
+        return False
