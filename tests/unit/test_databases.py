@@ -459,6 +459,19 @@ def test_archived_wal_is_found_however_it_is_kept() -> None:
     ]
 
 
+def test_a_lack_of_wal_is_told_where_a_start_does_not_know_where_it_is() -> None:
+    items, contents = cluster("pg")
+    items = [item for item in items if not item.path.startswith("pg/pg_wal")]
+    assert find(items, contents)[0].problems == ("The archive holds no WAL of it.",)
+    items.append(file("a/wal/000000010000000000000001"))
+    assert find(items, contents)[0].problems == ()
+    items.append(file("b/wal/000000010000000000000001"))
+    assert find(items, contents)[0].problems == (
+        "The archive holds no WAL of it but in several archives of WAL (a/wal, b/wal): name one, such as "
+        "log_source=archive:/a/wal.",
+    )
+
+
 @pytest.mark.parametrize("prefix", ["", "mnt/snap/"])
 def test_debians_configuration_is_mounted_with_the_data(prefix: str) -> None:
     items, contents = cluster(f"{prefix}var/lib/postgresql/15/main")

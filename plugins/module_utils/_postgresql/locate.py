@@ -181,8 +181,19 @@ class Locator:
             self._note({path: archived})
         segments = self._files.segments(archived) if archived is not None else None
         if target is None and not segments:
-            self.problems.append("The archive holds no WAL of it.")
+            self._note_lack_of_wal()
         return {"target": target, "archived_path": archived, "segments": segments or 0}
+
+    def _note_lack_of_wal(self) -> None:
+        """A start uses the only archived WAL that there is; of several the user has to name one."""
+        archives = [shown(one["path"]) for one in self._files.log_archives([])]
+        if len(archives) > 1:
+            self.problems.append(
+                f"The archive holds no WAL of it but in several archives of WAL ({listed(archives)}): name one, such as "
+                f"log_source=archive:/{archives[0]}."
+            )
+        elif not archives:
+            self.problems.append("The archive holds no WAL of it.")
 
     def _has_segments(self, place: str) -> bool:
         return bool(self._files.segments(place))
