@@ -189,8 +189,8 @@ class Locator:
         archives = [shown(one["path"]) for one in self._files.log_archives([])]
         if len(archives) > 1:
             self.problems.append(
-                f"The archive holds no WAL of it but in several archives of WAL ({listed(archives)}): name one, such as "
-                f"log_source=archive:/{archives[0]}."
+                f"The archive holds no WAL of it but in several archives of WAL ({listed(archives)}): name one, such "
+                f"as log_source=archive:/{archives[0]}."
             )
         elif not archives:
             self.problems.append("The archive holds no WAL of it.")
