@@ -27,7 +27,7 @@ options:
     type: str
   passcommand:
     description:
-      - Command that prints the passphrase. Borg runs it, without a shell, on the host where the module runs.
+      - Command that prints the passphrase. It is run once, without a shell, on the host where the module runs.
     type: str
   passphrase_file:
     description:

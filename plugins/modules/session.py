@@ -167,8 +167,8 @@ options:
       - V(auto) is ten times what mounting the archive took, but a minute at least. So what is slow to come back is held
         for longer.
       - What cannot be resumed so easily stays mounted - an archive whose lock is held (option C(lock) of
-        M(phpborg.instant_recovery.borg_mount)), whose repository is opened with an agent of ssh or a passcommand, or
-        that took more than 30 seconds to mount.
+        M(phpborg.instant_recovery.borg_mount)), whose repository is reached with an agent of ssh, or that took
+        more than 30 seconds to mount.
       - An archive that is deleted or renamed meanwhile cannot be mounted again, whether or not the repository was
         compacted.
     type: str

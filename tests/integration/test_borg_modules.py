@@ -246,7 +246,7 @@ BAD_INPUT = [
     ({"archive": "/usr::a"}, "There is no Borg repository at /usr. Check the path"),
     ({"archive": "{repo}::app-1", "passphrase": "false"}, "The passphrase for {repo} is "),
     ({"archive": "{repo}::app-1", "passphrase": None}, "needs a passphrase, and none was given. Give one of"),
-    ({"archive": "{repo}::app-1", "passcommand": "false"}, "The passcommand for {repo} failed. Run it"),
+    ({"archive": "{repo}::app-1", "passcommand": "false"}, "The passcommand for {repo} failed, or took more than"),
     ({"archive": "{repo}::app-1", "passphrase_file": "/none"}, "passphrase_file /none cannot be read (No such file"),
     ({"archive": "app-1"}, "No repository was given. Set repository, or write archive as REPOSITORY::NAME."),
     # In ssh's own words, or in Borg's, where it saw the connection end before it read them.

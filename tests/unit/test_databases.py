@@ -379,6 +379,17 @@ def test_archived_wal_alone_is_told_and_not_read() -> None:
     )
 
 
+def test_a_link_without_what_it_leads_to_is_told() -> None:
+    """As `borg create` makes it of a data directory that is a link."""
+    found, catalogue = find_databases([link("main", "/data/pg")], read=lambda _: {}, begin=lambda *_: {})
+    with pytest.raises(DatabaseChoiceError) as caught:
+        choose_database(found, archive="a", others=catalogue.others)
+    assert str(caught.value) == (
+        "Archive a holds no data directory to start a server on. main is a symbolic link to /data/pg, without what is "
+        "there: archive the directory that it leads to (borg create follows no links)."
+    )
+
+
 @pytest.mark.parametrize("path", ["stdin", "borgmatic/postgresql_databases/localhost/shop", "x/mysql_databases/h/all"])
 def test_dumps_whose_names_say_nothing_are_looked_at_first(path: str) -> None:
     items = [file(path, len(PG_DUMP)), *(file(f"{number}", 1 << 20) for number in range(100))]

@@ -65,6 +65,14 @@ def test_work_that_was_not_done_is_noticed(output: str) -> None:
         parse_catalogs(output, ["x ERROR:  role exists", "x FATAL:  no room left"])
 
 
+def test_an_answer_that_is_nested_without_end_is_refused() -> None:
+    """Whoever goes through it later would end in the middle of a sentence."""
+    output = OUTPUT.replace('"probed" : "template1"', f'"probed" : {"[" * 700}{"]" * 700}')
+    assert output != OUTPUT
+    with pytest.raises(PostgresError, match="answered with what no server says"):
+        parse_catalogs(output)
+
+
 def test_the_script_is_one_statement_a_line() -> None:
     settings = RoleSettings(settings={"search_path": "a,\n  'b'"}, given=["TimeZone"], read_only=True)
     script = catalog_script(major=15, verifier="SCRAM-SHA-256$4096:c2FsdA==$a=:b=", settings=settings)

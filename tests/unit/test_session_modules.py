@@ -282,6 +282,11 @@ def test_a_start_or_stop_that_was_cut_off(root: str) -> None:
     assert info(root)[0]["status"] == "orphaned"
     one.update(status="stopping")
     assert info(root)[0]["error_message"].startswith("Stopping was cut off.")
+    one.remember("server", {})
+    one.update(status="starting")
+    os.utime(one.path("session.json"), (0, 0))
+    assert "The reset was cut off, when its changes may have been dropped" in info(root)[0]["error_message"]
+    one.update(status="stopping")
     with one.locked():
         assert info(root)[0]["status"] == "stopping"
 

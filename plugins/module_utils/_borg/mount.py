@@ -118,10 +118,10 @@ class ArchiveMount:
         """How to make again what mount() has made for the session, or found there."""
         env, passphrase = self.repository.environment_and_secret()
         listing = self.repository.command("list", "--json", "--consider-checkpoints", of=[self.repository.location])
-        # Not where somebody counts on Borg's lock, and not where it may take somebody to open the repository: an agent
-        # of ssh can go with whoever started the session, and a command for the passphrase can ask one.
+        # Not where somebody counts on Borg's lock, and not where it may take somebody to reach the repository: an agent
+        # of ssh can go with whoever started the session.
         has_agent = not self.repository.is_local and "SSH_AUTH_SOCK" in os.environ
-        may_suspend = self.repository.bypass_lock and not has_agent and "BORG_PASSCOMMAND" not in env
+        may_suspend = self.repository.bypass_lock and not has_agent
         return [
             Remount(
                 name=self._name(mountpoint),

@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import IO, Any
 
 from .._errors import MORE_TIME, RecoveryError, shown
@@ -347,7 +349,7 @@ class Repository:
         env["BORG_FUSE_IMPL"] = "none"
         if passphrase is None:
             return env, b""
-        return {**env, "BORG_PASSPHRASE_FD": "0"}, passphrase.encode()
+        return {**env, "BORG_PASSPHRASE_FD": "0"}, passphrase.encode("utf-8", "surrogateescape")
 
     @contextmanager
     def _prepared(self) -> Iterator[tuple[dict[str, str], bytes]]:
@@ -369,13 +371,11 @@ class Repository:
     def error(self, argv: Sequence[str], returncode: int | None, stderr: str, *, archive: str = "") -> BorgError:
         """What a failed borg's log means."""
         entries = parse_log(stderr)
-        # The complaint about a passcommand quotes it, and it may hold a secret. A server's own words may follow.
-        failed = [entry for entry in entries if entry.msgid == "PasscommandFailure"]
-        msgid, message = diagnose(failed or entries, repository=self.location, archive=archive)
+        msgid, message = diagnose(entries, repository=self.location, archive=archive)
         if msgid is None and stderr.startswith("usage:"):
             message = _unsupported_version() or message
-        said = "" if failed else _in_words(entries)
-        return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said[-DETAIL_CHARACTERS:])
+        said = _in_words(entries)[-DETAIL_CHARACTERS:]
+        return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said)
 
     def environment_and_secret(self) -> tuple[dict[str, str], str | None]:
         """What to add to a borg's environment, and the passphrase, which goes another way."""
@@ -397,13 +397,27 @@ class Repository:
             env["BORG_REMOTE_PATH"] = self.remote_path
         if self.passphrase is not None:
             return env, self.passphrase
-        passcommand = self.passcommand
-        if passcommand is None and "BORG_PASSPHRASE" in os.environ:
+        if self.passcommand is None and "BORG_PASSPHRASE" in os.environ:
             return env, os.environ["BORG_PASSPHRASE"]
-        passcommand = passcommand or os.environ.get("BORG_PASSCOMMAND")
-        if passcommand is not None:
-            env["BORG_PASSCOMMAND"] = passcommand
-        return env, None
+        return env, self._printed_passphrase
+
+    @cached_property
+    def _printed_passphrase(self) -> str | None:
+        """What the passcommand prints, where there is one. It is run once, and not by each borg.
+
+        A borg whose passcommand fails quotes it in its log, and it may hold a secret.
+        """
+        passcommand = self.passcommand or os.environ.get("BORG_PASSCOMMAND")
+        if not passcommand:
+            return None
+        try:
+            printed = run(shlex.split(passcommand), timeout=self.timeout, limit=PIPE_HOLDS).stdout
+        except (CommandError, ValueError, IndexError):  # the latter two: quotes without an end, or nothing at all
+            raise BorgError(
+                f"The passcommand for {self.location} failed, or took more than {self.timeout:g} s. Run it on that "
+                "host, as the user that runs borg."
+            ) from None
+        return printed.rstrip("\n")
 
     @contextmanager
     def _output(self, argv: Sequence[str], *, archive: str) -> Iterator[IO[bytes]]:
@@ -600,7 +614,6 @@ EXPLANATIONS = {
     "PassphraseWrong": "The passphrase for {repository} is wrong. Correct it, or the command or file that gives it.",
     "NoPassphraseFailure": NO_PASSPHRASE,
     "PasswordRetriesExceeded": NO_PASSPHRASE,
-    "PasscommandFailure": "The passcommand for {repository} failed. Run it on that host, as the user that runs borg.",
     "KeyfileNotFoundError": "The key of {repository} is not on this host. Copy it to ~/.config/borg/keys there.",
     "LockTimeout": "{repository} is locked by another borg. Wait until that has finished, or set lock to bypass.",
     "LockFailed": "{message} Act as a user that may write there (become), or set lock to bypass.",

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._borg.suspects import limit
-from .._errors import listed
+from .._errors import listed, shown
 from .database import Database
 from .listing import MOST_FILES, Beginnings, Listing, Reader
 from .other_backups import BEGINNING, Dump, OtherBackup, dump_header, of_no_engine, tar_members, unseen
@@ -198,9 +198,16 @@ def _without_data_directory(
             dumps.append(_dump(item, found))
         elif found is not None:
             others.setdefault(item.path, found)
+    if not listing.files:  # borg create of a directory that was a link
+        others |= {path: _link_alone(path, target) for path, target in sorted(listing.links.items())[:MOST_FILES]}
     if dumps or others:
         return dumps, list(others.values())
     return [], [other for one in contents for other in one.remains()][:MOST_FILES]
+
+
+def _link_alone(path: str, target: str) -> OtherBackup:
+    what = f"a symbolic link to {shown(target)}, without what is there"
+    return OtherBackup(path, what, "archive the directory that it leads to (borg create follows no links)")
 
 
 def look_at(path: str, size: int, beginning: Beginning, contents: Sequence[Contents]) -> Dump | OtherBackup | None:

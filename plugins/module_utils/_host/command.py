@@ -56,7 +56,7 @@ FOR_BORG = (
 )
 # What a caller's shell, virtual environment or module system sets for programs of its own: where code, libraries and
 # locales come from, what a shell does first, and which server a database's client goes to. The system's Borg ends with
-# another Python's modules. What is left is for the program that BORG_PASSCOMMAND names, whatever that needs.
+# another Python's modules. What is left is for the passcommand, whatever that needs.
 FOREIGN = re.compile(
     r"(?:BORG|PYTHON|VIRTUAL_ENV|__PYVENV|CONDA|PYENV|UV_|PIP_|LD_|DYLD_|MALLOC_|GLIBC_|PERL|RUBY|GEM_|NODE_|JAVA_"
     r"|PG|MYSQL|MARIADB|MONGO|LC_|BASH_|SHELLOPTS|BASHOPTS|GCONV_PATH|LOCPATH|NLSPATH|LANG|OPENSSL_|_MODULES|LOADEDMODULES"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TEMPLATES", "Catalogs", "catalog_script", "parse_catalogs"]
 
+MOST_NESTED = 10  # lists and objects in one another, in an answer
+
 NO_SLOT = "instant_recovery_none"
 ISO_8601 = 'YYYY-MM-DD"T"HH24:MI:SS.US+00:00'  # as to_char() wants it
 # The database to ask in, none of whose users counts as a client: a template, even if nobody may connect to it. Without
@@ -143,6 +145,7 @@ def parse_catalogs(output: str, log: Sequence[str] = ()) -> Catalogs:
 def _parsed(output: str, log: Sequence[str]) -> Catalogs:
     # The prompt stands before each answer.
     found = [json.loads(text) for text in re.findall(r"^(?:backend> )*(\{.*\})$", output, re.MULTILINE)]
+    _check_depth(found)
     before, after = (found[0], found[-1]) if len(found) == 2 else ({}, {})
     if not after.get("role") or after["settings_left"] or after["subscriptions_left"] or not after["probed"]:
         raise PostgresError(f"The catalogs of the copy could not be changed: {reason(log)}", log_tail=list(log))
@@ -168,6 +171,14 @@ def _parsed(output: str, log: Sequence[str]) -> Catalogs:
         unconverted=frozenset(after["unconverted"] or []),
         log=list(log),
     )
+
+
+def _check_depth(value: Any, most: int = MOST_NESTED) -> None:
+    """Raise ValueError for what is nested deeper than any answer: others go through it by recursion."""
+    if not most:
+        raise ValueError("nested too deep")
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(one, most - 1)
 
 
 def _copy(expression: str) -> str:

@@ -462,7 +462,8 @@ class _Planner:
 def _leads_out(name: str, link: Link) -> str:
     return (
         f"{name} is a link to {link.target}, which leads out of the copy to files that belong to this host, and the "
-        "archive has no such directory: use one that has it, or say where in the archive it is (relocated)"
+        "archive has no such directory (no link to a single file is followed): use one that has it, or say where in "
+        "the archive it is (relocated)"
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._host.clock import now
 from .._host.mounts import is_mounted_for, is_responding, mount_at, reached_through
 from .directory import RECORD, SessionError
-from .record import KEEPER, LOGS
+from .record import KEEPER, LOGS, SERVER
 from .session import Session
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ def _cut_off(session: Session) -> list[str]:
         return []
     if session.record.error_message:
         return [f"The start failed: {session.record.error_message}"]
+    if SERVER in session.record.options:  # it had started
+        return ["The reset was cut off, when its changes may have been dropped"]
     steps = _steps(session)
     return [f"The start was cut off after {steps[-1]}" if steps else "The start was cut off"]
 

@@ -284,7 +284,7 @@ def _said_by_borg(line: str) -> str:
     words, brace, rest = line.partition('{"')
     try:
         return "\n".join(filter(None, [words.strip(), str(json.loads(brace + rest)["message"])]))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return line
 
 
