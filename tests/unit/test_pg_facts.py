@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.facts import Found, look_into
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.facts import Facts, Found, look_into
 
 WHOLE = {
     "unlogged": ["public.u"],
@@ -46,3 +47,20 @@ def test_another_answer_tells_nothing_of_that_database(answer: object) -> None:
     found = asked(answer)
     assert found.not_looked_into == ["a"]
     assert found.unlogged == ["b: public.u"]
+
+
+def test_databases_that_nobody_looked_into_are_told_unless_nobody_was_to() -> None:
+    facts = Facts(
+        checksums=True,
+        last_commit=None,
+        prepared_transactions=[],
+        unlogged_relations={},
+        found=Found(not_looked_into=["tenth"]),
+        collations=[],
+        was_examined=True,
+        was_recovered=False,
+    )
+    (warning,) = facts.warnings()
+    assert warning.startswith("These databases were not examined, because only the first 8 are")
+    assert warning.endswith(": tenth.")
+    assert list(replace(facts, was_examined=False).warnings()) == []

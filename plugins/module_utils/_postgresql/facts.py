@@ -85,6 +85,7 @@ class Facts:
     unlogged_relations: Mapping[str, int]
     found: Found
     collations: Sequence[dict[str, str | None]]
+    was_examined: bool
     was_recovered: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,6 +122,11 @@ class Facts:
             yield f"Indexes are invalid and not used, as in production: {_listed(facts['invalid_indexes'])}."
         for collation in facts["collations"]:
             yield _other_collation(**collation)
+        if self.was_examined and self.found.not_looked_into:
+            yield (
+                f"These databases were not examined, because only the first {MOST_DATABASES} are, and those that "
+                f"answer within {SECONDS:g} s: {_listed(self.found.not_looked_into)}."
+            )
         for missing in facts["missing_libraries"]:
             extension = f" (extension {missing['extension']})" if missing["extension"] else ""
             yield (

@@ -87,6 +87,7 @@ PSQL_ENVIRONMENT = {
     "PGSYSCONFDIR": "/nonexistent",
 }
 
+FIRST_LOG_IN = 3.0  # seconds, even where the start has none left
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 FOR_PEOPLE = ("neutralised", "carried_over", "recovered_to", "data")  # of the result
@@ -144,7 +145,7 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Star
         database = _entered(prepared.catalogs)
         make_file(plan.request.client(PASSFILE), f"{ADDRESS}:{port}:*:{SESSION_ROLE}:{password}\n")
         make_file(plan.request.client(SERVICE_FILE), _service(plan, port, database))
-        _log_in(plan, port, database)
+        _log_in(plan, port, database, deadline)
         result = _result(plan, process, port, prepared, database, _facts(plan, prepared, port))
         return Started(result, _clients_probe(plan, port, prepared.catalogs.probed))
     except BaseException:
@@ -462,12 +463,20 @@ def _client_room(plan: Plan, port: int) -> Sandbox:
     return plan.sandbox.for_tool(readable=programs, writable=[plan.request.client(_socket_name(port))], network="unix")
 
 
-def _log_in(plan: Plan, port: int, database: str) -> None:
-    """Log in once as a user of the session would. Raises PostgresError when that fails."""
+def _log_in(plan: Plan, port: int, database: str, deadline: float) -> None:
+    """Log in once as a user of the session would. Raises PostgresError when that fails.
+
+    It reads the database's catalogs, which may wait for the repository.
+    """
+    seconds = max(FIRST_LOG_IN, deadline - time.monotonic())
+    env = {**_psql_environment(plan), "PGCONNECT_TIMEOUT": f"{seconds:.0f}"}
     try:
-        _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=30, env=_psql_environment(plan))
+        _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=seconds + 1, env=env)
     except CommandError as error:
-        message = f"The server is ready, but the session's role cannot log in: {error.stderr.strip() or error}"
+        said = error.stderr.strip() or str(error)
+        if time.monotonic() >= deadline:
+            said = f"not within {plan.request.timeout:g} s: {MORE_TIME} ({said})"
+        message = f"The server is ready, but the session's role cannot log in: {said}"
         raise PostgresError(shown(message), log_tail=log_tail(plan.request.log), **shown(error.details)) from error
 
 
@@ -491,6 +500,7 @@ def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:
         unlogged_relations=prepared.catalogs.unlogged,
         found=found,
         collations=prepared.catalogs.collations,
+        was_examined=plan.request.examine,
         was_recovered=prepared.recovered_to["reason"] != SHUT_DOWN,
     )
 
