@@ -43,7 +43,7 @@ options:
     default: []
   directories:
     description:
-      - Directories above O(paths), as Borg lists them. Of each the entry alone is mounted: who may enter it.
+      - Directories above O(paths), as Borg lists them. Of each the entry alone is mounted, which says who may enter it.
       - Directories that are not named are open to everybody in the mount, as Borg makes them up.
     type: list
     elements: str
