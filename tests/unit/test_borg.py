@@ -110,6 +110,12 @@ def test_a_servers_own_words_are_no_advice() -> None:
     assert message == "/r was last opened at another place. Set accept_relocated if it was moved on purpose."
 
 
+@pytest.mark.parametrize("wrong", [{"paths": ("a/../../b",)}, {"directories": ("..",)}])
+def test_paths_that_lead_out_of_the_archive_are_not_mounted(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BorgError, match="leads out of the archive"):
+        _mount.ArchiveMount(Repository("/r"), "a", "/m", **wrong)
+
+
 def test_a_mount_of_many_paths_can_be_made_again() -> None:
     """What a mount was made with is handed on through no pipe, which would be full of it."""
     argv = ["borg", *(f"pp:{'x' * 200}/{number}" for number in range(2000))]

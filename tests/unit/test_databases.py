@@ -9,6 +9,7 @@ import gzip
 import lzma
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.items import Item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import parse_item
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.suspects import ArchiveRefusedError
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.database import DatabaseChoiceError, Link
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.database import (
+    Database,
+    DatabaseChoiceError,
+    Link,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.listing import MOST_FILES, MOST_PROBABLE
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engines.contents import (
     choose_database,
@@ -468,6 +473,24 @@ def test_archived_wal_is_found_however_it_is_kept() -> None:
         {"path": "rest/15-1", "segments": 1, "first": segment, "last": segment},
         {"path": "srv/wal", "segments": 2, "first": segment, "last": "000000010000000000000002"},
     ]
+
+
+def test_archived_wal_outside_of_the_archive_is_none() -> None:
+    """It would be mounted by its path, which leads into another session."""
+    items = [file(f"{place}/000000010000000000000001", 16 << 20) for place in ("../../other/merged/wal", "srv/wal")]
+    _found, catalogue = find_databases(items, read=lambda _: {}, begin=lambda *_: {})
+    assert [one["path"] for one in catalogue.log_archives([])] == ["srv/wal"]
+
+
+def test_directories_above_what_links_lead_to() -> None:
+    """Each as closed as it was, but for those on the way to what every server of the kind reaches."""
+    links = {"srv/pg/pg_wal": "disk/wal", "srv/pg/base/1": "home/bob/db", "srv/pg/base/2": "srv/closed/db"}
+    symlinks = tuple(Link(path, f"/{place}", place) for path, place in links.items() if "base" in path)
+    database = Database("postgresql", "srv/pg", "unknown", links=links, symlinks=symlinks)
+    assert database.directories() == ["home", "home/bob", "srv/closed"]
+    deep = tuple(Link(f"srv/pg/base/{one}", "x", f"{one}/" + "d/" * 2000 + "x") for one in range(3))
+    with pytest.raises(ArchiveRefusedError, match="more than 5000 directories above what links lead to"):
+        replace(database, symlinks=deep).directories()
 
 
 def test_a_lack_of_wal_is_told_where_a_start_does_not_know_where_it_is() -> None:

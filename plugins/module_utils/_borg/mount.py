@@ -29,6 +29,7 @@ from .._session.record import LOGS, Claim
 from .._session.session import Session
 from .remount import Remount
 from .repository import BorgError, Repository, plain_path
+from .suspects import is_odd
 
 __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
 
@@ -72,6 +73,11 @@ class ArchiveMount:
     log_directory: str | None = None
     tied_to: int | None = None
     temporary: str | None = None
+
+    def __post_init__(self) -> None:
+        for path in (*self.paths, *self.directories):
+            if is_odd(path.lstrip("/")):
+                raise BorgError(f"{path!r} leads out of the archive: name paths as borg list shows them.")
 
     @property
     def mountpoints(self) -> list[str]:

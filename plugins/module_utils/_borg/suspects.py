@@ -21,7 +21,7 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from .items import Item
 
-__all__ = ["TOO_MUCH", "ArchiveRefusedError", "Suspects", "is_below", "limit"]
+__all__ = ["TOO_MUCH", "ArchiveRefusedError", "Suspects", "is_below", "is_odd", "limit"]
 
 TOO_MUCH = "archive the database on its own, or name another archive."
 REMEDY = "borg create makes no such archive: use another one, and find out who made this."
@@ -53,7 +53,7 @@ class Suspects:
     def note(self, item: Item, links: Mapping[str, str], directories: Container[str], files: Container[str]) -> None:
         """Look at one item, given what was listed before it: links, directories, and some of the files."""
         path, kind = item.path, item.type
-        if self.odd is None and (".." in path or "\0" in path or path.startswith("/")) and _is_odd(path):
+        if self.odd is None and (".." in path or "\0" in path or path.startswith("/")) and is_odd(path):
             self.odd = path
         if path in directories:
             if kind != "d":
@@ -145,7 +145,8 @@ def _and_above(path: str) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
-def _is_odd(path: str) -> bool:
+def is_odd(path: str) -> bool:
+    """Whether a path leads out of the archive, or is none."""
     return path.startswith("/") or "\0" in path or ".." in path.split("/")
 
 

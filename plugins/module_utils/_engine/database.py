@@ -8,17 +8,18 @@ import posixpath
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._borg.suspects import is_below
+from .._borg.suspects import is_below, limit
 from .._errors import RecoveryError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from .other_backups import OtherBackup
 
 __all__ = ["Database", "DatabaseChoiceError", "Link", "choose_database", "outside"]
 
 MOST_NAMED = 20  # databases in a message
+MOST_ABOVE = 5000  # directories; each has a path of 4 KB at most
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,22 @@ class Database:
 
         Without it they would be open to all in the mount, whoever could enter them on the archive's host. Not those
         that are also on the way to something that every server of this kind reaches: a container has it elsewhere.
+        Raises ArchiveRefusedError for more of them than any honest archive has.
         """
         unknown = {link.path: link.archived_path for link in self.symlinks if link.archived_path is not None}
         known = [self.data_directory, self.configuration_directory or self.data_directory]
         known += [place for path, place in self.links.items() if path not in unknown]
-        above = {parent for place in unknown.values() for parent in _above(place)}
-        return sorted(parent for parent in above if not any(is_below(place, parent) for place in known))
+        return sorted(_above(unknown.values()) - _above(known) - set(known))
 
 
-def _above(path: str) -> Iterator[str]:
-    """The directories above a path of an archive, without its root."""
-    while path := posixpath.dirname(path):
-        yield path
+def _above(paths: Iterable[str]) -> set[str]:
+    """The directories above paths of an archive, without its root."""
+    found: set[str] = set()
+    for path in paths:
+        while (path := posixpath.dirname(path)) and path not in found:
+            found.add(path)
+            limit(len(found), MOST_ABOVE, "directories above what links lead to")
+    return found
 
 
 def outside(directory: str, places: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .._borg.items import Item
-from .._borg.suspects import ArchiveRefusedError, Suspects, limit
+from .._borg.suspects import ArchiveRefusedError, Suspects, is_odd, limit
 from .._errors import shown
 from .._host.compressed import Beginning
 from .._host.links import leading, resolve
@@ -271,8 +271,12 @@ class Listing:
         return [f"./{'' if path == '.' else path}" for path in paths] if dotted else list(paths)
 
     def log_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
-        """Directories with archived logs of any engine: `path`, number of `segments`, `first` and `last` by name."""
-        return [found for watcher in self.watchers for found in watcher.log_archives(databases)]
+        """Directories with archived logs of any engine: `path`, number of `segments`, `first` and `last` by name.
+
+        None whose path leads out of the archive: these are mounted without another look.
+        """
+        found = [one for watcher in self.watchers for one in watcher.log_archives(databases)]
+        return [one for one in found if not is_odd(one["path"])]
 
 
 def _below(paths: Sequence[str], directory: str) -> Sequence[str]:
