@@ -39,7 +39,7 @@ options:
     description:
       - The data directory, in C(merged) of O(session_directory). It holds C(PG_VERSION), C(base) and C(global).
       - Required for O(state=started).
-    type: path
+    type: str
   links:
     description:
       - Where in the copy the directories are that symbolic links lead to, as far as this is known, as a dictionary of
@@ -65,7 +65,7 @@ options:
         runs the module.
       - The segments may lie in directories as Barman and pgBackRest have them, and be compressed by gzip, bzip2, xz,
         or, where these programs are installed, zstd or lz4.
-    type: path
+    type: str
   examine:
     description:
       - Whether to look into the databases for RV(data), up to 8 of them, for 5 seconds each at most. From an archive

@@ -103,6 +103,18 @@ def psql(result: dict[str, Any], statement: str, **environment: str) -> subproce
     )
 
 
+def test_a_name_of_the_archive_that_looks_like_a_variable_is_a_name(
+    closed: Cluster, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ansible would put in what the environment has by that name, and messages and logs would tell it."""
+    monkeypatch.setenv("BORG_PASSPHRASE", "hush")
+    copy = copy_of(closed)
+    for name in ("data_directory", "log_source"):
+        refused = copy.start(**{name: f"{copy.tree}/$BORG_PASSPHRASE"})
+        assert f"{copy.tree}/$BORG_PASSPHRASE" in refused["msg"], refused["msg"]
+        assert "hush" not in str(refused)
+
+
 def through_tcp(result: dict[str, Any], statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """By the URL, in which only the file with the password is named; with PGUSER as somebody else."""
     url = result["connection_string"]

@@ -46,13 +46,15 @@ def run(engine: Engine[R, P]) -> None:
     module = AnsibleModule(
         argument_spec={
             "session_directory": {"type": "path", "required": True},
-            "data_directory": {"type": "path"},
+            # No type path, in which Ansible puts the environment's variables: these are of the archive, and may be
+            # called $BORG_PASSPHRASE.
+            "data_directory": {"type": "str"},
             "links": {"type": "dict", "default": {}},
             "configuration_directory": {"type": "str"},
             "port": {"type": "int"},
             **ARGUMENTS,
             **engine.arguments,
-            "log_source": {"type": "path"},
+            "log_source": {"type": "str"},
             "examine": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 1800},
             "state": {"type": "str", "choices": ["started", "stopped", "restarted"], "default": "started"},
@@ -151,7 +153,7 @@ def _request(engine: Engine[R, P], options: dict[str, Any], session: Session) ->
         data_directory=os.path.abspath(options["data_directory"]),
         account=account(session.record.server_user or ""),
         configuration=options["configuration_directory"],
-        log_source=None if log_source is None else os.path.abspath(log_source),
+        log_source=None if log_source is None else os.path.abspath(os.path.expanduser(log_source)),
         recovered=session.record.recovered,
         **{name: options[name] for name in ASKED},
     )
