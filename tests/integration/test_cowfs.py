@@ -723,6 +723,20 @@ def _beginning(path: Path) -> bytes:
         return errno.errorcode[error.errno].encode()
 
 
+@needs_root
+def test_what_was_the_servers_is_told_by_number(place: Path, lower: Path) -> None:
+    """The data directory is of user 70 and group 71; by that group its server entered what is root's."""
+    for name, uid, gid in (("data", 70, 71), ("data/own", 70, 0), ("group", 0, 71), ("closed", 0, 0), ("other", 5, 5)):
+        (lower / name).mkdir()
+        os.chown(lower / name, uid, gid)
+    options = ["--owner", "60999:60998", "--owned", "70", "--always", "data"]
+    with Layer(lower=[lower], directory=place / "layer", options=options) as layer:
+        states = {path.relative_to(layer.root): path.stat() for path in sorted(layer.root.rglob("*"))}
+        seen = {str(path): (state.st_uid, state.st_gid) for path, state in states.items()}
+    server, root = (60999, 60998), (0, 0)
+    assert seen == {"data": server, "data/own": server, "group": (0, 60998), "closed": root, "other": root}
+
+
 def test_what_small_writes_take_is_counted(place: Path, lower: Path) -> None:
     """By the counter the keeper sees when to add up what the upper takes."""
     counters = place / "counters"

@@ -33,7 +33,7 @@ NAME_MAX = 255
 MOST_NAMES = 300_000
 
 #: Whose everything is that was not the server's: with its modes it is as closed to it as it was in production.
-OTHERS = (0, 0)
+ROOT = 0
 
 log = logging.getLogger("cowfs")
 Base: Any = pyfuse3.Operations if pyfuse3 else object  # an object where this is only packed
@@ -69,6 +69,7 @@ class CowFs(Base):  # type: ignore[misc]
         self.next_listing = 0
         self.next_ino = pyfuse3.ROOT_INODE
         self.nodes: dict[int, Node] = {}
+        self.owned_group = self._archived_group()
         root = self._enter_lower(os.stat(lower.mounts.readers[0].mount), b"")
         root.parent, root.lookups = root, 1
 
@@ -297,12 +298,26 @@ class CowFs(Base):  # type: ignore[misc]
         self.nodes[node.ino] = node
         return node
 
+    def _archived_group(self) -> int | None:
+        """The group by which the server entered what was not its own: its data directory's, unless that is root's."""
+        if self.owned is None:
+            return None
+        with contextlib.suppress(OSError):
+            directory = open_below(self.lower.mounts.readers[0].root, os.fsdecode(self.always), os.O_PATH)
+            try:
+                return os.fstat(directory).st_gid or None
+            finally:
+                os.close(directory)
+        return None
+
     def _presented(self, found: os.stat_result, path: bytes) -> tuple[int, int]:
         """Whose a file of the lower is to be. What was not the server's in production must not become so here."""
         if self.owner is None:
             return found.st_uid, found.st_gid
         # What Borg has no entry for, as the archive's root, it gives to whoever mounts.
-        return self.owner if self.owned in (None, found.st_uid) or path == self.always else OTHERS
+        if self.owned in (None, found.st_uid) or path == self.always:
+            return self.owner
+        return ROOT, self.owner[1] if found.st_gid == self.owned_group else ROOT
 
     def _enter_lower(self, found: os.stat_result, path: bytes) -> Node:
         node = self._enter(found.st_mode, self._presented(found, path), path, found.st_size)
