@@ -266,7 +266,8 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     with clock.rushing(seconds=1):  # the layer waits for a mount that cannot come
         whole = list(itertools.takewhile(lambda number: listing(stack, number), range(DIRECTORIES)))
     assert 0 < len(whole) < DIRECTORIES - 1
-    assert listing(stack, DIRECTORIES - 1) is not None
+    last = listing(stack, DIRECTORIES - 1)
+    assert last is not None, "\n".join([*log_of(stack, "layer"), *log_of(stack, "keeper")])
     assert deaths(stack) == 1
     (line, *_more) = [line for line in log_of(stack, "layer") if " ERROR " in line]
     assert f"lower: {sample.data_directory}/d" in line
