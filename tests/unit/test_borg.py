@@ -236,6 +236,11 @@ def test_a_passcommand_that_fails_is_not_quoted(passcommand: str) -> None:
     assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_an_agent_that_a_passcommand_leaves_is_not_waited_for() -> None:
+    passcommand = "sh -c 'sleep 20 >/dev/null & echo hush'"
+    assert Repository("/r", passcommand=passcommand, timeout=10).environment()[1] == b"hush"
+
+
 def test_a_passcommand_is_run_once(tmp_path: Path) -> None:
     """It may ask somebody, or count how often it was asked."""
     repository = Repository("/r", passcommand=f"sh -c 'echo x >> {tmp_path}/asked; echo hush'")

@@ -58,7 +58,7 @@ class ArchiveMount:
     shall seem to belong. Without a session's directory the logs go to `log_directory`, and without that they are kept
     only for an error message. `tied_to` is a descriptor that borg inherits (_mounts.unmounted_with_its_users): a mount
     for as long as this process needs it, should it be killed. `temporary` is where borg puts aside what it does not
-    keep in memory, in place of TMPDIR; a session has its own.
+    keep in memory, in place of TMPDIR; a session has its own. Raises BorgError for paths that lead out of the archive.
     """
 
     repository: Repository

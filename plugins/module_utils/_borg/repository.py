@@ -411,8 +411,13 @@ class Repository:
         if not passcommand:
             return None
         try:
-            printed = run(shlex.split(passcommand), timeout=self.timeout, limit=PIPE_HOLDS).stdout
-        except (CommandError, ValueError, IndexError):  # the latter two: quotes without an end, or nothing at all
+            argv = shlex.split(passcommand)
+            if not argv:
+                raise ValueError("nothing but blanks")
+            # An agent that it starts may stay, with its standard error: nobody is to wait for that.
+            quiet = ["/bin/sh", "-c", 'exec "$@" 2>/dev/null', "sh", *argv]
+            printed = run(quiet, timeout=self.timeout, limit=PIPE_HOLDS).stdout
+        except (CommandError, ValueError):  # the latter: blanks, or quotes without an end
             raise BorgError(
                 f"The passcommand for {self.location} failed, or took more than {self.timeout:g} s. Run it on that "
                 "host, as the user that runs borg."

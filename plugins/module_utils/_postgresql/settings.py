@@ -194,7 +194,7 @@ CARRIED = (
 LOCALES = ("lc_monetary", "lc_numeric", "lc_time")
 TIME_ZONES, MAGIC = "/usr/share/zoneinfo", b"TZif"  # of each of its files (RFC 9636)
 # A zone by its offset, perhaps with a name and rules for summer (POSIX, "TZ"): <+03>-3, or CET-1CEST,M3.5.0,M10.5.0/3.
-OFFSET = r"[+-]?\d{1,2}(?::\d{2}){0,2}"
+OFFSET = r"[+-]?\d{1,2}(?::[0-5]\d){0,2}"
 ABBREVIATION = r"(?:<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})"
 RULE = rf",M\d{{1,2}}\.\d\.\d(?:/{OFFSET})?"
 POSIX_ZONE = re.compile(rf"{ABBREVIATION}{OFFSET}(?:{ABBREVIATION}(?:{OFFSET})?(?:{RULE}{RULE})?)?")

@@ -153,9 +153,8 @@ class Content:
             done = start
             while done < stop:
                 done += os.pwrite(self._file(), view[done:stop], offset + done)
-            blocks = (
-                (offset + stop - 1) // BLOCK - (offset + start) // BLOCK + 1
-            )  # a disk takes no less than whole ones
+            # A disk takes no less than whole ones.
+            blocks = (offset + stop - 1) // BLOCK - (offset + start) // BLOCK + 1
             self.upper.counters.add(written_bytes=blocks * BLOCK)
         return len(data)
 
