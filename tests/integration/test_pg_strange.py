@@ -19,6 +19,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.
 
 from tests.support import cluster as support
 from tests.support.cluster import Cluster
+from tests.support.database_rows import asked, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,6 +195,25 @@ def test_a_locale_that_cannot_be_made_is_named_with_the_cure(
     assert result["msg"].startswith("The copy needs the locale de_DE.utf8, which this host does not have. Install it")
     for said in ("de_DE.UTF-8 UTF-8 to /etc/locale.gen, locale-gen", "dnf install glibc-langpack-de"):
         assert said in result["msg"]
+
+
+def test_databases_are_known_without_a_server(place: Path) -> None:
+    with Cluster(directory=place / "source") as source:
+        major, sql = int(Path(source.bindir).parent.name), source.connection.sql
+        for name in (*NAMES, "x" * 63, "dropped", "shop", "swiss", "closed"):
+            sql(f"create database {quoted(name)}" if name.isascii() else "create database eu")
+        sql("update pg_database set datcollate = 'de_DE.utf8', datctype = 'C' where datname = 'shop'")
+        long = "x_YY." + "u" * 50 if major < 15 else "x_YY." + "u" * 300  # a length of four bytes
+        sql(f"update pg_database set datcollate = '{long}' where datname = 'swiss'")
+        sql("drop database dropped")
+        sql("alter database closed allow_connections off")
+        for statement in ("checkpoint", "vacuum full pg_database"):
+            sql(statement)
+            sql("checkpoint")
+            told = asked(source.connection, major)
+            assert read(source.data, major) == told
+            assert {"shop", "swiss"} < {row.name for row in told} >= {"postgres"}
+            assert not {"dropped", "closed"} & {row.name for row in told}
 
 
 def test_a_database_alone_that_lacks_its_locale(

@@ -65,6 +65,9 @@ def backups(shared_place: Path) -> Iterator[Backups]:
         argv = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", f"{cluster.bindir}/pg_basebackup"]
         argv += ["-h", str(cluster.run), "-p", "5432", "-U", cluster.superuser, "-D", str(base)]
         subprocess.run([*argv, "-X", "none", "-c", "fast", "--no-sync"], check=True, capture_output=True)
+        cluster.connection.sql("create database elsewhere")
+        cluster.connection.sql("update pg_database set datcollate = 'xx_XX.utf8' where datname = 'elsewhere'")
+        cluster.connection.sql("checkpoint")
         cluster.connection.sql(f"create tablespace fast location '{space}'")
         cluster.connection.sql("create table kept as select 1 one; create table lost tablespace fast as select 2 two")
         cluster.connection.sql("select pg_switch_wal()")
@@ -106,10 +109,12 @@ def plan_of(run: Run) -> str:
 
 
 def test_check_mode_tells_what_a_start_then_does(looking: Playbooks, backups: Backups, temporary: Path) -> None:
-    told = plan_of(looking.start("--check", archive=backups.of("whole")))
+    looked = looking.start("--check", archive=backups.of("whole"))
+    told, output = plan_of(looked), " ".join(looked.output.split())
     assert "would carry over: TimeZone=Asia/Kathmandu, " in told
     assert re.search(r"would do: creation of tablespace \d+ in \S+/space taken out of the WAL", told)
     assert "would do: standby.signal removed: as a standby the server would connect to production" in told
+    assert "Database elsewhere needs the locale xx_XX.utf8, which this host does not have: nobody can" in output
     assert left_over(temporary) == []
     assert not Path(str(looking.session_root)).exists()
 

@@ -607,7 +607,7 @@ def test_oids_of_databases_are_those_of_the_catalogue_too() -> None:
     """One whose own tablespace it is has no directory in base."""
     page = bytearray(8192)
     struct.pack_into("<H", page, 12, 28)
-    struct.pack_into("<I", page, 24, 8000 | 1 << 15)
+    struct.pack_into("<I", page, 24, 8000 | 1 << 15 | 28 << 17)
     page[8000 + 22] = 24
     struct.pack_into("<I", page, 8024, 77)
     items, contents = moved_tablespaces({16400: "/fast"}, {"volumes/y": "77"})

@@ -14,6 +14,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
 
 from tests.support.cluster import Cluster, fingerprint
+from tests.support.database_rows import asked, read
 from tests.support.host import remains
 from tests.support.modules import call
 from tests.support.playbook import Playbooks
@@ -53,6 +54,12 @@ def test_a_copy_shows_what_production_held(
     if history.major == 12:  # as the server itself advises
         stack.connection().sql("alter subscription s set (slot_name = none)")
     stack.connection().sql("drop subscription s")
+
+
+def test_databases_are_known_without_a_server(history: History, recover: Callable[..., Stack]) -> None:
+    told = asked(recover("closed").connection(), history.major)
+    assert read(history.cluster.data, history.major) == told
+    assert len(told) >= 2
 
 
 def test_an_idle_session_ends_and_no_other(recover: Callable[..., Stack]) -> None:

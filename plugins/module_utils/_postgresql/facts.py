@@ -21,7 +21,7 @@ from .programs import library_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Facts", "Found", "look_into"]
+__all__ = ["Facts", "Found", "look_into", "other_collation"]
 
 MOST_DATABASES = 8  # a connection to each costs tens of milliseconds, the first of them reading its catalogs cold
 AT_ONCE = 4
@@ -121,7 +121,7 @@ class Facts:
         if facts["invalid_indexes"]:
             yield f"Indexes are invalid and not used, as in production: {_listed(facts['invalid_indexes'])}."
         for collation in facts["collations"]:
-            yield _other_collation(**collation)
+            yield other_collation(**collation)
         if self.was_examined and self.found.not_looked_into:
             yield (
                 f"These databases were not examined, because only the first {MOST_DATABASES} are, and those that "
@@ -183,7 +183,8 @@ def _text(value: object) -> str | None:
     raise TypeError(f"not a text: {type(value).__name__}")
 
 
-def _other_collation(database: str, collation: str | None, recorded: str | None, actual: str | None) -> str:
+def other_collation(database: str, collation: str | None, recorded: str | None, actual: str | None) -> str:
+    """What a collation of another version means; that of a database itself has no name."""
     here = f"this host has {actual or 'none'}"
     if recorded is None:
         which = f"uses the collation {collation}" if collation else "sorts text by a collation"

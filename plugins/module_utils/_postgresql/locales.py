@@ -16,9 +16,9 @@ from .._host.command import CommandError, find_program, run
 from .cluster import PostgresError, has_locale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["DIRECTORY", "Locales", "how_to_install", "missing_locale"]
+__all__ = ["DIRECTORY", "Locales", "how_to_install", "missing_locale", "warn_of_locales"]
 
 DIRECTORY = "locale"  # of the session's directory config
 INSTALLED = "/usr/lib/locale"
@@ -71,16 +71,9 @@ class Locales:
             failed += [name for name in sorted(again)[:MOST] if not self._make(name) and name in names]
         return failed
 
-    def warnings(self, databases: dict[str, list[str]]) -> Iterator[str]:
+    def warnings(self, databases: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """Make what databases need, and tell of each that cannot be entered without."""
-        missing = set(self.missing(name for names in databases.values() for name in names))
-        for database, names in databases.items():
-            lacking = [name for name in names if name in missing]
-            if lacking:
-                yield (
-                    f"Database {database} needs the locale {' and '.join(lacking)}, which this host does not have: "
-                    f"nobody can connect to it. {how_to_install(lacking)}{BY_ITSELF}"
-                )
+        return _lacking(databases, set(self.missing(name for names in databases.values() for name in names)))
 
     def _make(self, name: str) -> bool:
         """Whether the locale is here now. Its name is the archive's: only what is in SOURCES is used of it."""
@@ -107,10 +100,30 @@ class Locales:
         return True
 
 
+def warn_of_locales(databases: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Tell of each database that a session could not enter here, by the locales that databases need."""
+    names = {name for names in databases.values() for name in names}
+    return _lacking(databases, {name for name in names if not has_locale(name) and not _can_be_made(name)})
+
+
 def missing_locale(log: Sequence[str]) -> str | None:
     """The locale for whose lack a server ended, as its log tells."""
     found = (match for line in log for pattern in MISSING for match in pattern.finditer(line))
     return next((match.group(1) for match in found), None)
+
+
+def _lacking(databases: Mapping[str, Sequence[str]], missing: Container[str]) -> Iterator[str]:
+    for database, names in databases.items():
+        lacking = [name for name in names if name in missing]
+        if lacking:
+            yield (
+                f"Database {database} needs the locale {' and '.join(lacking)}, which this host does not have: "
+                f"nobody can connect to it. {how_to_install(lacking)}{BY_ITSELF}"
+            )
+
+
+def _can_be_made(name: str) -> bool:
+    return _sources(name) is not None and find_program("localedef") is not None
 
 
 def _sources(name: str) -> tuple[str, str, str] | None:

@@ -18,6 +18,8 @@ from .._engine.database import Link
 from .._errors import listed, shown
 from .._host.links import leading, moved
 from .archived_files import CONFIGURATION
+from .database_rows import FILE as DATABASES
+from .database_rows import oids_in
 from .detach import DISPOSABLE, parse_tablespace_map
 
 if TYPE_CHECKING:
@@ -32,11 +34,9 @@ __all__ = ["Locator", "Names", "stated_directory"]
 OID = re.compile(r"[0-9]{1,10}")
 MOST_TABLESPACES, MOST_LINKS = 1000, 1000
 MOST_READ = 8  # directories with WAL, each with a call of borg
-DATABASES = "global/1262"  # the catalogue pg_database, unless it was rewritten
 DATABASES_SIZE = 128 << 10  # bytes of it that are read
 DATA_DIRECTORY = re.compile(rb"^[ \t]*data_directory(?:[ \t]*=)?[ \t]*'(/[^'\n]*)'", re.MULTILINE | re.IGNORECASE)
 LONG_HEADER, SYSTEM_IDENTIFIER = 0x0002, slice(24, 32)  # in a segment's first page: XLogLongPageHeaderData
-PAGE_HEADER, ITEM_POINTER, IS_TUPLE, HEADER_SIZE = 24, 4, 1, 22  # bufpage.h, itemid.h, htup_details.h
 
 
 class Names(NamedTuple):
@@ -163,7 +163,7 @@ class Locator:
         if item is None or self._control is None:
             return known
         found = self._begin([item], DATABASES_SIZE).get(item.path)
-        return known | (_oids_in(found.content, self._control.block_size) if found is not None else set())
+        return known | (oids_in(found.content, self._control.block_size) if found is not None else set())
 
     # -- WAL
 
@@ -386,18 +386,3 @@ def _is_of(system_identifier: int, segment: bytes) -> bool:
     """Whether a segment of WAL begins as those of the cluster do."""
     has_long_header = int.from_bytes(segment[2:4], "little") & LONG_HEADER
     return bool(has_long_header) and int.from_bytes(segment[SYSTEM_IDENTIFIER], "little") == system_identifier
-
-
-def _oids_in(content: bytes, block_size: int) -> set[str]:
-    """The oids that rows of a catalogue begin with, deleted ones among them."""
-    found = set()
-    for start in range(0, len(content), block_size):
-        page = content[start : start + block_size]
-        end = int.from_bytes(page[12:14], "little")  # pd_lower
-        for at in range(PAGE_HEADER, min(end, len(page)), ITEM_POINTER):
-            pointer = int.from_bytes(page[at : at + ITEM_POINTER], "little")
-            offset = pointer & 0x7FFF
-            if pointer >> 15 & 3 == IS_TUPLE:
-                row = offset + int.from_bytes(page[offset + HEADER_SIZE : offset + HEADER_SIZE + 1], "little")
-                found.add(str(int.from_bytes(page[row : row + 4], "little")))
-    return found

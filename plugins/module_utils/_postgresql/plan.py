@@ -20,9 +20,12 @@ from .._host.links import is_within
 from .._host.ports import check_port, check_socket_path
 from .._host.sandbox import Sandbox
 from .build import check_build
-from .cluster import DataDirectory, PostgresError, check_account, read_data_directory
+from .cluster import DataDirectory, PostgresError, check_account, read_data_directory, read_regular_file, shown
 from .configuration import read_configuration
+from .database_rows import MAP, databases_in, file_of_databases
 from .detach import Clone, plan_clone
+from .facts import other_collation
+from .locales import warn_of_locales
 from .programs import require
 from .recovery import Recovery, plan_recovery
 from .settings import (
@@ -41,12 +44,13 @@ from .wal import WALDUMP_OUTPUT
 from .wal_archive import WalArchive, open_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .._host.command import Account, Completed
 
 __all__ = ["ARGUMENTS", "Plan", "PostgresqlRequest", "make_plan"]
 
+MOST_DATABASES = 100  # that --check looks at
 MOST_TOLD = 1 << 20  # characters: of a cluster with everything that can be told they are some thousands
 # The options of doc_fragments/postgresql.py.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -163,11 +167,29 @@ def _planned(request: PostgresqlRequest) -> Plan:
         ),
         carried_over=tuple(report_carried(data, archived, libraries)),
         sandbox=sandbox,
-        warnings=(*warnings, *found.warnings(), *warn_of_carried(archived), *map(_cannot_be_read, clone.left_out)),
+        warnings=(
+            *warnings,
+            *found.warnings(),
+            *warn_of_carried(archived),
+            *map(_cannot_be_read, clone.left_out),
+            *(_foreign_here(data) if request.as_archived else ()),  # else the server tells, and more
+        ),
         clone=clone,
         recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
         recovered=request.recovered,
     )
+
+
+def _foreign_here(data: DataDirectory) -> Iterator[str]:
+    """What a start will say of databases that sort text otherwise than this host, or not at all."""
+    path = os.path.join(data.path, file_of_databases(read_regular_file(os.path.join(data.path, MAP)) or b""))
+    found = databases_in(read_regular_file(path) or b"", data.control.block_size, data.major)[:MOST_DATABASES]
+    rows = {shown(row.name): row for row in found}
+    yield from warn_of_locales({name: row.locales for name, row in rows.items()})
+    here = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")[2]  # glibc 2.36
+    for name, row in rows.items():
+        if here and row.is_versioned and row.recorded != here:
+            yield other_collation(name, None, shown(row.recorded), here)
 
 
 def _check_length(plan: Plan) -> None:
