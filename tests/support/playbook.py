@@ -81,7 +81,8 @@ class Playbooks:
 
     `directory` holds the fact cache and the record of each run and must be traversable by `os_user`, the ordinary user
     who runs ansible-playbook (default: the caller). `wrapper` begins a command line and runs its rest somewhere else:
-    see tests.support.host.without(). Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
+    see tests.support.host.without(). `scripts` is where ansible's programs are (default: this Python's environment).
+    Nothing of the caller's BORG_* or ANSIBLE_* environment is used.
     """
 
     directory: Path
@@ -91,6 +92,7 @@ class Playbooks:
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     os_user: str | None = None
     wrapper: Sequence[str] = ()
+    scripts: Path = Path(sysconfig.get_path("scripts"))
 
     def start(self, *options: str, **variables: Any) -> Run:
         """Run the start playbook with these extra variables."""
@@ -140,7 +142,7 @@ class Playbooks:
     def command(self, program: str) -> Sequence[str]:
         """The beginning of a command line that runs `program` (e.g. ansible-playbook) of this environment."""
         if self.os_user is None:
-            return [str(Path(sysconfig.get_path("scripts")) / program)]
+            return [str(self.scripts / program)]
         # The tests' own interpreter may lie in a home directory that other users cannot enter.
         entry_point = program.removeprefix("ansible-").replace("ansible", "adhoc")
         return [_public_python(), "-c", _RUN.format(entry_point), program]
@@ -165,7 +167,7 @@ class Playbooks:
         }
         if COMMON in os.environ:  # a run of the tests; the benchmarks must not gain by it
             environment["ANSIBLE_CALLBACKS_ENABLED"] += ",payloads"
-            environment["INSTANT_RECOVERY_PAYLOADS"] = str(shared("payloads"))
+            environment["INSTANT_RECOVERY_PAYLOADS"] = str(shared(f"payloads-{self.scripts.parent.name}"))
         if self.os_user is not None:
             environment["PYTHONPATH"] = str(self._packages())
         return {**environment, **self.environment}
