@@ -8,7 +8,6 @@ tests/unit/test_options.py.
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
