@@ -20,6 +20,7 @@ MORE_TIME = "give it more time (start_timeout of the playbook, timeout of a modu
 # What acts on a terminal, or has it show a text in another order (Unicode's bidirectional controls).
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # files that a sentence names
+LONGEST = 20_000  # characters of a message: twenty names with the longest of paths
 
 _warnings: list[str] = []
 
@@ -89,18 +90,24 @@ def run_module(module: AnsibleModule, action: Callable[[], dict[str, Any]]) -> N
             result = action()
         finally:
             for sentence in _warnings:
-                module.warn(text_shown(sentence))
+                module.warn(_readable(sentence))
             _warnings.clear()
     except RecoveryError as error:
-        module.fail_json(msg=text_shown(str(error)), **text_shown(error.details))
+        module.fail_json(msg=_readable(str(error)), **text_shown(error.details))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        module.fail_json(msg=text_shown(f"{where}{error.strerror or error}"), errno=error.errno)
+        module.fail_json(msg=_readable(f"{where}{error.strerror or error}"), errno=error.errno)
     for sentence in result.pop("warnings", ()):
-        module.warn(text_shown(sentence))
+        module.warn(_readable(sentence))
     result.setdefault("elapsed", round(time.monotonic() - begun, 3))
     module.exit_json(**result)
     raise SystemExit  # exit_json has ended the module, but has no types to say so
+
+
+def _readable(message: str) -> str:
+    """A message as text_shown() has it, and no longer than anybody reads: what it names may be the archive's."""
+    text: str = text_shown(message)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (and {len(text) - LONGEST} characters more)"
 
 
 def _refuse_nul(options: dict[str, Any]) -> None:

@@ -353,6 +353,8 @@ def test_the_program_is_the_first_to_go_when_memory_is_short(live: Cluster, copy
     """And its memory goes nowhere in a core dump: a socket would get it whatever the limit is."""
     assert said_by(copy, "cat /proc/self/oom_score_adj") == "1000"
     assert int(said_by(copy, "cat /proc/self/coredump_filter"), 16) == 0
+    for setting in ("oom_score_adj", "coredump_filter", "autogroup"):
+        assert UNREACHABLE.search(said_by(copy, f"(echo 0 > /proc/self/{setting}) 2>&1")), setting
 
 
 def test_no_lock_of_a_hosts_file_is_to_be_had(live: Cluster, copy: Confined) -> None:

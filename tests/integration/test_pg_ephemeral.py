@@ -35,6 +35,7 @@ import instant_recovery as api
 from instant_recovery._postgresql import OWN_WORDS
 from tests.support.cluster import DATABASE, QUIET, Cluster, Connection
 from tests.support.copies import Copy
+from tests.support.empty_fuse import empty_fuse
 from tests.support.forked import forked
 from tests.support.host import free_port, processes_below
 from tests.support.user import ordinary_user
@@ -508,6 +509,50 @@ def test_links_out_of_the_copy_are_refused_before_anything_is_opened(
         assert "base/1/1259 is a link" in result["msg"]
         assert len(result["problems"]) == 3
     assert digest(copy.tree) == before
+
+
+# Links in these places are of no use to a session, and go; elsewhere one that leads out is refused.
+USELESS = (
+    *("pg_replslot", "pg_stat_tmp", "postgresql.auto.conf", "postmaster.pid", "standby.signal"),
+    *("recovery.signal", "recovery.conf", "conf.d", "log"),
+)
+SOUGHT = (
+    *("global/pg_control", "global/1262", "global/pg_filenode.map", "pg_wal/archive_status", "pg_wal/00000002.history"),
+    *("base/1", "base/1/1259", "pg_tblspc/16400", "pg_replslot/slot", "pg_logical/mappings"),
+    *("instant_recovery_left_out", "backup_label", "backup_manifest", "tablespace_map"),
+    *("postmaster.opts.archived", "postgresql.auto.conf.archived"),
+)
+
+
+def test_where_links_of_the_archive_lead_on_this_host_is_not_even_looked_at(
+    closed: Cluster, place: Path, copy_of: Callable[..., Copy]
+) -> None:
+    """There may be an automatic mount, by which an archive could have root ask a server of its choice, or wait."""
+    trap, log, kept = place / "trap", place / "looked for", place / "kept"
+    trap.mkdir()
+    copy = copy_of(closed)
+    segments = [f"pg_wal/{name}" for name in os.listdir(copy.path("pg_wal")) if len(name) == 24]
+    with empty_fuse(str(trap), log=str(log)):
+        assert not (trap / "seen").exists()
+        for name in (*USELESS, *SOUGHT, *segments, *os.listdir(copy.data)):
+            linked = copy.path(name)
+            if linked.exists():
+                linked.rename(kept)
+            linked.symlink_to(trap / name.replace("/", "-"))
+            for missing in ("refuse", "leave_out"):
+                result = copy.start(check=True, missing_tablespaces=missing)
+                assert "msg" not in result or re.search("copy|data_directory", result["msg"]), (name, result)
+            linked.unlink()
+            if kept.exists():
+                kept.rename(linked)
+        for name in USELESS:
+            if copy.path(name).exists():
+                copy.path(name).rename(f"{kept}-{name}")
+            copy.path(name).symlink_to(trap / name)
+        copy.own()
+        assert "msg" not in (result := copy.start()), result
+        assert copy.sql("select 1") == "1"
+        assert set(log.read_text().split("\n")) == {"seen", ""}
 
 
 def test_what_makes_a_standby_of_it_is_removed(closed: Cluster, copy_of: Callable[..., Copy]) -> None:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A real FUSE file system with nothing in it. SIGKILL makes its mount a dead one, SIGSTOP one that hangs.
 
+Each name that anybody looks for in it is a line of its log.
+
 This file is also the program that serves it, run by the system's Python, which has pyfuse3.
 """
 
@@ -56,6 +58,7 @@ def serve(mountpoint: str) -> None:
             return entry
 
         async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
+            print(os.fsdecode(name), flush=True)
             raise pyfuse3.FUSEError(errno.ENOENT)
 
         async def opendir(self, inode: int, ctx: Any) -> int:

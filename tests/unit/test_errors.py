@@ -38,6 +38,13 @@ def test_an_error_brings_its_details() -> None:
     assert (result["msg"], result["rc"], result["stderr"]) == ("The value 7 is too large: use 6.", 2, "boom")
 
 
+def test_no_message_is_longer_than_anybody_reads() -> None:
+    def fail() -> dict[str, Any]:
+        raise RecoveryError("x" * 100_000, details="y" * 100_000)
+
+    assert result_of(fail)["msg"] == "x" * 20_000 + " … (and 80000 characters more)"
+
+
 def test_nothing_that_was_said_acts_on_a_terminal() -> None:
     def fail() -> dict[str, Any]:
         raise RecoveryError("a\x1b]0;x\x07\n\tb\x9b31m\u202ec", log_tail=["\x1b[31m", {"\x00": "\r"}], rc=3)

@@ -13,7 +13,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.l
     Link,
     archived_places,
     find_links,
-    leads_within,
+    place_within,
     resolve_within,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
@@ -298,8 +298,8 @@ def test_relative_links_are_looked_for_where_they_would_lead(tmp_path: Path) -> 
     assert archived_places(str(tmp_path), str(data), link) == [str(tmp_path / "wal")]
     # One step too far: on the machine it is from, / was the end.
     assert archived_places(str(tmp_path), str(data), Link(link.path, "../../../../../wal")) == [str(tmp_path / "wal")]
-    assert leads_within(str(data), str(tmp_path))
-    assert not leads_within(str(tmp_path), str(data))
+    assert place_within(str(data), str(tmp_path)) == str(data)
+    assert place_within(str(tmp_path), str(data)) is None
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,7 @@ def test_relative_links_are_looked_for_where_they_would_lead(tmp_path: Path) -> 
             "is of PostgreSQL 9.6; sessions can be started from 12",
         ),
         (lambda data: (data / "PG_VERSION").write_text("x\n"), "PG_VERSION holds 'x' instead of a version"),
+        (lambda data: (data / "PG_VERSION").write_text("1" * 5000), "PG_VERSION holds '1111"),
         (lambda data: (data / "PG_VERSION").write_text("14\n"), "mixes two clusters"),
         (lambda data: (data / "global" / "pg_control").unlink(), "has no file global/pg_control"),
         (shutil.rmtree, "cannot be read: No such file or directory"),

@@ -29,7 +29,11 @@ def test_times(text: str, in_utc: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "now", "14:05", "2026-02-30 14:05", "2026-11-22", "2026-11-22 25:00", "2026-11-22 14:05 CET", "epoch"]
+    "text",
+    [
+        *("", "now", "14:05", "2026-02-30 14:05", "2026-11-22", "2026-11-22 25:00", "2026-11-22 14:05 CET", "epoch"),
+        *("9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"),
+    ],
 )
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(PostgresError, match="write it as 2026-11-22T14:05:00"):

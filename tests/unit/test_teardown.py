@@ -26,6 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
     stop,
     stop_all,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.trees import empty_directory
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import teardown as _teardown
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.directory import SessionError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.record import Claim, Record
@@ -33,7 +34,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.teardown import (
     cut_off,
     drop_changes,
-    remove_tree,
     tear_down,
 )
 
@@ -246,7 +246,7 @@ def test_what_lies_outside_is_not_touched(session: Session, tmp_path: Path, root
     bound = session.path("upper/bound")
     subprocess.run(["mount", "--bind", precious, bound], check=True)
     stranger = spawn(["sleep", "60"], log=str(tmp_path / "log"), env={MARKER: session.directory + "-other"})
-    left = remove_tree(session.directory)
+    left = empty_directory(session.directory)
     assert left == [f"{bound} (something is mounted there)"]
     subprocess.run(["umount", bound], check=True)
     session = Session.create(root, session_id="next", user=ME)
@@ -396,9 +396,9 @@ def test_what_remains_is_said_and_a_second_stop_finishes(tmp_path: Path, monkeyp
 
 
 def test_removing_a_tree_that_is_not_there(tmp_path: Path) -> None:
-    assert remove_tree(str(tmp_path / "missing")) == []
+    assert empty_directory(str(tmp_path / "missing")) == []
     (tmp_path / "link").symlink_to(tmp_path)
-    assert remove_tree(str(tmp_path / "link")) == [f"{tmp_path}/link (Not a directory)"]
+    assert empty_directory(str(tmp_path / "link")) == [f"{tmp_path}/link (Not a directory)"]
 
 
 def test_a_tree_deeper_than_any_stack_is_removed(tmp_path: Path) -> None:
@@ -410,5 +410,5 @@ def test_a_tree_deeper_than_any_stack_is_removed(tmp_path: Path) -> None:
         os.close(place)
         place = below
     os.close(place)
-    assert remove_tree(str(tmp_path)) == []
+    assert empty_directory(str(tmp_path)) == []
     assert os.listdir(tmp_path) == []

@@ -9,6 +9,7 @@ session's record claims.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 from .._errors import MORE_TIME, RecoveryError
 from .._host.command import Bounds, account, end_with_caller
-from .._host.files import read_beginning
+from .._host.files import open_below, read_beginning
 from .._host.fuse_server import await_servers, end_servers
 from .._host.limits import bounds_of_borg
 from .._host.mounts import is_responding, make_mount_point, mount_at, mounts_below, tie, unmount
@@ -214,7 +215,7 @@ class ArchiveMount:
             # Only what strip_components leaves of it can be seen; of what it removes wholly, the content.
             rest = path.split("/")[self.strip_components :]
             top = servers[0].mountpoint
-            if not (os.path.lexists(os.path.join(top, *rest)) if rest else os.listdir(top)):
+            if not (_holds(top, "/".join(rest)) if rest else os.listdir(top)):
                 raise BorgError(
                     f"Archive {self.archive} has no {path}. borg_archive_info tells what it has.",
                     paths=list(self.paths),
@@ -320,6 +321,20 @@ def _serving(session: Session | None) -> dict[str, _Serving]:
 
 def _bounds(session: Session | None) -> Bounds:
     return bounds_of_borg(None if session is None else session.record.memory_max)
+
+
+def _holds(mountpoint: str, path: str) -> bool:
+    """Whether a mounted archive has this path. No link of the archive is followed: it would lead to this host."""
+    top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(open_below(top, path, os.O_PATH))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    finally:
+        os.close(top)
+    return True
 
 
 def _server_environment(session: Session | None) -> dict[str, str]:

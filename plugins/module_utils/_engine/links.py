@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._errors import RecoveryError
+from .._host.files import is_directory
 from .._host.links import MOST_LINKS, is_within, leading, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Link", "archived_places", "find_links", "leads_within", "places_of", "resolve_within"]
+__all__ = ["Link", "archived_places", "directory_within", "find_links", "place_within", "places_of", "resolve_within"]
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,36 @@ def _refuse_device(entry: os.DirEntry[str]) -> None:
         )
 
 
-def leads_within(path: str, tree: str) -> bool:
-    """Whether path, followed as the server would follow it, stays inside tree.
+def place_within(path: str, tree: str) -> str | None:
+    """Where a path of the tree leads, followed as the server would follow it, while that stays inside the tree.
 
-    Nothing outside of it is looked at: a host's own links, automatic mounts and file systems that hang lie there.
+    Nothing outside of it is looked at: a host's own links, automatic mounts and file systems that hang lie there. What
+    it leads to need not be there.
     """
-    tree = os.path.realpath(tree)
-    place, ahead, links = os.path.realpath(os.path.dirname(path)), [os.path.basename(path)], 0
+    place, links = tree, 0
+    ahead = os.path.relpath(path, tree).split("/")[::-1]
     while ahead:
         part = ahead.pop()
         if part in ("", "."):
             continue
         place = os.path.dirname(place) if part == ".." else os.path.join(place, part)
         if not is_within(place, tree) or links > MOST_LINKS:
-            return False
+            return None
         if os.path.islink(place):
             links += 1
             target, place = os.readlink(place), os.path.dirname(place)
             if os.path.isabs(target):
                 if not is_within(target, tree):
-                    return False
+                    return None
                 place, target = tree, target[len(tree) :]
             ahead.extend(reversed(target.split("/")))
-    return True
+    return place
+
+
+def directory_within(path: str, tree: str) -> str | None:
+    """The directory that a path of the tree leads to, as place_within() follows it; None for anything else."""
+    place = place_within(path, tree)
+    return place if place is not None and is_directory(place) else None
 
 
 def resolve_within(root: str, path: str) -> str | None:
@@ -109,15 +117,15 @@ def archived_places(tree: str, data_directory: str, link: Link, *, known: Mappin
     """
     place = (known or {}).get(os.path.relpath(link.path, tree))
     if place is None and os.path.isabs(link.target):
-        return [place for place in places_of(tree, data_directory, link.target) if os.path.isdir(place)]
+        return [place for place in places_of(tree, data_directory, link.target) if is_directory(place)]
     inside = os.path.join(os.path.relpath(os.path.dirname(link.path), tree), link.target) if place is None else place
     place = resolve_within(tree.rstrip("/"), os.path.join("/", inside))
-    return [place] if place is not None and os.path.isdir(place) else []
+    return [place] if place is not None and is_directory(place) else []
 
 
 def places_of(tree: str, data_directory: str, path: str) -> list[str]:
     """Everything in tree that an absolute path of the archive's host may mean, the likeliest first."""
-    inside = os.path.relpath(os.path.realpath(data_directory), os.path.realpath(tree))
+    inside = os.path.relpath(data_directory, tree)
     roots = [os.path.join(tree, part) for part in ("" if inside == "." else inside, *leading(inside))]
     places = (resolve_within(root.rstrip("/"), path) for root in roots)
     return list(dict.fromkeys(place for place in places if place is not None))

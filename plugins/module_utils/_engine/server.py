@@ -20,8 +20,8 @@ from .._errors import RecoveryError
 from .._host.ports import allow_another_bind
 from .._host.processes import Process, descendants, end_family, wait_for_any_end
 from .._host.shared_memory import release, shared_memory_of
+from .._host.trees import empty_directory
 from .._session.record import SERVER, SIGNALS, Claim
-from .._session.teardown import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,11 +143,11 @@ def stop_server(session: Session) -> bool:
             f"The server of session {session.id}, process {process.pid}, did not end: the kernel holds it, probably "
             "because the file system below does not answer. Stop it again when that has been mended."
         )
-    remove_tree(session.path("run"))
+    empty_directory(session.path("run"))
     written = [session.path(name) for name in ("config", "client")]
     had_any = any(os.listdir(directory) for directory in written)
     for directory in written:
-        remove_tree(directory)
+        empty_directory(directory)
     return process is not None or had_any
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeldDirectory",
+    "is_directory",
+    "is_file",
+    "names_in",
     "open_below",
     "open_inside",
     "open_regular",
@@ -77,6 +80,43 @@ def open_below(directory: int, path: str, flags: int) -> int:
     finally:
         if held != directory:
             os.close(held)
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is a directory at an absolute path on which no part is a link. Nothing is opened."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a regular file at an absolute path on which no part is a link. Nothing is opened."""
+    return stat.S_ISREG(_mode(path))
+
+
+def names_in(path: str) -> list[str]:
+    """What is in the directory at such a path, in order; nothing where there is none."""
+    try:
+        directory = open_inside(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return []
+        raise
+    try:
+        return sorted(os.listdir(directory))
+    finally:
+        os.close(directory)
+
+
+def _mode(path: str) -> int:
+    try:
+        descriptor = open_inside(path, os.O_PATH)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

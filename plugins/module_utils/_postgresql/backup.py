@@ -43,11 +43,11 @@ NEEDED_LINES = 4
 FRAME, BLANKS = b"+|", b" \t"  # what psql's table has at a line's end, and before that
 # The server would do without the last two of these, and then not wait for the backup's end.
 READABLE = re.compile(rb"\n".join(LABEL_LINES[:NEEDED_LINES]) + rb"(?:\n|\Z)")
-LABEL_START = re.compile(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{8})", re.MULTILINE)
-HISTORY_STOP = re.compile(rb"^STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", re.MULTILINE)
+LABEL_START = re.compile(rb"^START WAL LOCATION: ([0-9A-F]{1,8}/[0-9A-F]{1,8}) \(file ([0-9A-F]{8})", re.MULTILINE)
+HISTORY_STOP = re.compile(rb"^STOP WAL LOCATION: ([0-9A-F]{1,8}/[0-9A-F]{1,8}) ", re.MULTILINE)
 EXCLUSIVE = b"\nBACKUP METHOD: pg_start_backup\n"
 INCREMENTAL = b"\nINCREMENTAL FROM LSN: "  # from PostgreSQL 17 on
-MANIFEST_END = re.compile(rb'"End-LSN": "([0-9A-F]+/[0-9A-F]+)"')
+MANIFEST_END = re.compile(rb'"End-LSN": "([0-9A-F]{1,8}/[0-9A-F]{1,8})"')
 MANIFEST_TAIL = 16 * 1024  # bytes; the ranges of WAL, one for each timeline, are the last but one of its entries
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import locale
 import os
+import re
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .._host.command import Account
 
 __all__ = [
+    "MAJOR",
     "OLDEST_MAJOR",
     "DataDirectory",
     "PostgresError",
@@ -35,6 +37,7 @@ __all__ = [
     "shown",
 ]
 
+MAJOR = re.compile("[0-9]{1,4}")
 OLDEST_MAJOR = 12  # before, how to recover stood in a file of its own, and pg_control had other layouts
 SMALL_FILE = 1 << 20  # bytes; configuration and label files are a few kilobytes
 
@@ -155,11 +158,12 @@ def quote_literal(value: str) -> str:
 
 def _major(path: str, content: bytes) -> int:
     text = content.decode("ascii", "replace").strip()
-    if text.isdigit() and int(text) >= OLDEST_MAJOR:
+    if MAJOR.fullmatch(text) and int(text) >= OLDEST_MAJOR:
         return int(text)
-    if text.partition(".")[0].isdigit():
+    if MAJOR.fullmatch(text.partition(".")[0]):
         raise PostgresError(
-            f"data_directory {path} is of PostgreSQL {text}; sessions can be started from {OLDEST_MAJOR} and newer."
+            f"data_directory {path} is of PostgreSQL {text[:40]}; sessions can be started from {OLDEST_MAJOR} and "
+            "newer."
         )
     raise PostgresError(
         f"data_directory {path}: PG_VERSION holds {text[:40]!r} instead of a version. Use another archive."

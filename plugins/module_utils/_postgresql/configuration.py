@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .._engine.links import Link, archived_places, places_of, resolve_within
 from .._errors import shown
+from .._host.files import is_directory, names_in
 from .._host.links import is_within
 from .cluster import PostgresError, read_regular_file
 from .detach import AUTO_CONF, OPTIONS, OPTIONS_ASIDE, SET_ASIDE
@@ -142,8 +143,8 @@ class _Reader:
         for place in self._places(value, path) if self._left >= 0 and depth <= DEEPEST else ():
             if name != INCLUDE_DIR and self.read(place, depth):
                 return True
-            if name == INCLUDE_DIR and os.path.isdir(place):
-                names = sorted(name for name in os.listdir(place) if re.fullmatch(r"(?s)[^.].*\.conf", name))
+            if name == INCLUDE_DIR and is_directory(place):
+                names = [name for name in names_in(place) if re.fullmatch(r"(?s)[^.].*\.conf", name)]
                 for entry in names[:MOST_FILES]:
                     self._include(INCLUDE, os.path.join(place, entry), place, depth)
                 return True

@@ -13,15 +13,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import stat
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .._engine.links import Link, archived_places, find_links, leads_within
-from .._host.files import open_inside, place_inside
+from .._engine.links import Link, archived_places, directory_within, find_links, place_within
+from .._host.files import is_directory, is_file, names_in, open_inside, place_inside
 from .._host.links import is_within
+from .._host.trees import empty_directory
 from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .recovery import CURE, missing_wal
@@ -249,8 +249,8 @@ class _Planner:
         path = self._path(name)
         if not os.path.islink(path):
             return path
-        if leads_within(path, self.tree):
-            return os.path.realpath(path) if os.path.isdir(path) else None
+        if place_within(path, self.tree) is not None:
+            return directory_within(path, self.tree)
         places = archived_places(self.tree, self.data.path, Link(path, os.readlink(path)), known=self.known)
         return places[0] if places else None
 
@@ -272,8 +272,8 @@ class _Planner:
         link = self.links.pop("pg_wal", None)
         if link is None:
             return
-        if leads_within(link.path, self.tree) and os.path.isdir(link.path):
-            self.wal = os.path.realpath(link.path)
+        if (place := directory_within(link.path, self.tree)) is not None:
+            self.wal = place
             return
         places = archived_places(self.tree, self.data.path, link, known=self.known)
         self.wal = next((place for place in places if wal_segments(place)), None)
@@ -291,7 +291,7 @@ class _Planner:
         mapped = parse_tablespace_map(read_regular_file(self._path("tablespace_map")) or b"")
         links = {}
         if directory := self._directory("pg_tblspc"):  # None: _other_links tells
-            found = find_links(directory) if os.path.isdir(directory) else ()
+            found = find_links(directory) if is_directory(directory) else ()
             links = {os.path.basename(link.path): link for link in found if os.path.dirname(link.path) == directory}
             for oid, target in mapped.items():
                 links.setdefault(oid, Link(os.path.join(directory, oid), target))
@@ -307,15 +307,16 @@ class _Planner:
         version = f"PG_{self.data.major}_{self.data.control.catalog_version}"
         oid = os.path.basename(name)
         instead = self._path(f"{LEFT_OUT}/{oid}")
-        if os.path.islink(link.path) and leads_within(link.path, self.tree) and os.path.isdir(link.path):
-            self.tablespaces[name] = os.path.realpath(link.path)
+        found = directory_within(link.path, self.tree) if os.path.islink(link.path) else None
+        if found is not None:
+            self.tablespaces[name] = found
             if self.tablespaces[name] == instead:
                 self.left_out[oid] = os.path.join(instead, version)
             # Unless recovery has come to its end, parts of the tablespace may be there, taken from the WAL.
             if self.tablespaces[name] != instead or self.is_recovered:
                 return
         places = archived_places(self.tree, self.data.path, link, known=self.known)
-        place = next((place for place in places if os.path.isdir(os.path.join(place, version))), None)
+        place = next((place for place in places if directory_within(os.path.join(place, version), self.tree)), None)
         if place is None and self.leave_out:
             yield from self._without(link, oid, os.path.join(instead, version))
             return
@@ -336,7 +337,7 @@ class _Planner:
         self.tablespaces[os.path.relpath(link.path, self.data.path)] = instead
         self.left_out[oid] = directory
         above = self._path(LEFT_OUT)
-        if not os.path.isdir(above) or os.path.islink(above):
+        if not is_directory(above):
             if len(self.left_out) == 1:
                 if os.path.lexists(above):
                     yield Step("remove", above, f"{LEFT_OUT} of the archive removed", "its name is needed")
@@ -354,8 +355,10 @@ class _Planner:
         for name, link in self.links.items():
             if name == LEFT_OUT and self.left_out:
                 continue  # replaced by a directory of ours
-            if leads_within(link.path, self.tree) or name in REPLACED:
-                beside.add(os.path.realpath(link.path))
+            if (place := place_within(link.path, self.tree)) is not None:
+                beside.add(place)
+            elif name in REPLACED:
+                continue
             elif "/" not in name and any(fnmatchcase(name, pattern) for pattern in UNUSED_LINKS):
                 why = "it leads out of the copy, and a session has its own"
                 yield Step("remove", link.path, f"link {name} to {link.target} removed", why)
@@ -369,14 +372,13 @@ class _Planner:
         while ahead := sorted(path for path in beside - seen if self._is_beside(path)):
             seen.update(ahead)
             for link in (link for directory in ahead for link in find_links(directory)):
-                if leads_within(link.path, self.tree):
-                    beside.add(os.path.realpath(link.path))
+                if (place := place_within(link.path, self.tree)) is not None:
+                    beside.add(place)
                 elif link.path not in self.moved:
                     yield from self._moved_link(link.path, link, beside)
 
     def _is_beside(self, path: str) -> bool:
-        tree = os.path.realpath(self.tree)
-        return is_within(path, tree) and not is_within(path, os.path.realpath(self.data.path)) and os.path.isdir(path)
+        return is_within(path, self.tree) and not is_within(path, self.data.path) and is_directory(path)
 
     def _moved_link(self, name: str, link: Link, beside: set[str]) -> Iterator[Step]:
         """Have it lead to what the archive has of its target, which is then beside the data directory."""
@@ -411,24 +413,22 @@ class _Planner:
         content = None if self.is_recovered else read_regular_file(path)
         names = sorted({name.decode() for name in re.findall(rb"(?m)^[ \t]*([A-Za-z_][\w.]*)", content or b"")})
         if names:
-            if os.path.isdir(self._path(SET_ASIDE)):
+            if is_directory(self._path(SET_ASIDE)):
                 yield Step("remove", self._path(SET_ASIDE), f"directory {SET_ASIDE} removed", "its name is needed")
             yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
 
     def _options(self) -> Iterator[Step]:
         """What the server was started with makes room for what ours is started with, and is not reported."""
         path, aside = self._path(OPTIONS), self._path(OPTIONS_ASIDE)
-        if self.is_recovered or os.path.islink(path) or not os.path.isfile(path):
+        if self.is_recovered or not is_file(path):
             return
-        if os.path.isdir(aside):
+        if is_directory(aside):
             yield Step("remove", aside, "", "")
         yield Step("rename", path, "", "", aside)
 
     def _slots(self) -> Iterator[Step]:
         directory = self._path("pg_replslot")
-        if not os.path.isdir(directory) or os.path.islink(directory):
-            return
-        for name in sorted(os.listdir(directory)):
+        for name in names_in(directory):
             why = "it would keep WAL for a receiver that belongs to production"
             yield Step("remove", os.path.join(directory, name), f"replication slot {name} removed", why)
 
@@ -475,9 +475,11 @@ def silenced(record: TablespaceRecord) -> dict[str, str]:
     }
 
 
-def _remove(place: str, _step: Step) -> None:
+def _remove(place: str, step: Step) -> None:
     if stat.S_ISDIR(os.lstat(place).st_mode):
-        shutil.rmtree(place)
+        if remains := empty_directory(place):
+            raise PostgresError(f"{step.path} of the copy cannot be removed: {remains[0]}. Use another archive.")
+        os.rmdir(place)
     else:
         os.unlink(place)
 

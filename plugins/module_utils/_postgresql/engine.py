@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Programs, Request, Started
-from .cluster import OLDEST_MAJOR, PostgresError
+from .cluster import MAJOR, OLDEST_MAJOR, PostgresError
 from .plan import ARGUMENTS, Plan, PostgresqlRequest, make_plan
 from .programs import find_programs, installed, package_name
 from .role import SESSION_ROLE
@@ -65,8 +65,7 @@ class Postgresql:
 
 
 def _major(version: str) -> int:
-    first = version.strip().partition(".")[0]
-    digits = first[: len(first) - len(first.lstrip("0123456789"))]  # 18beta1 is of 18
-    if digits and int(digits) >= OLDEST_MAJOR:
-        return int(digits)
+    digits = MAJOR.match(version.strip())  # 18beta1 is of 18
+    if digits and int(digits[0]) >= OLDEST_MAJOR:
+        return int(digits[0])
     raise PostgresError(f"version {version} is not a PostgreSQL version from {OLDEST_MAJOR} on; write for example 15.")

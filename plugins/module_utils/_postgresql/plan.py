@@ -167,17 +167,21 @@ def _planned(request: PostgresqlRequest) -> Plan:
         ),
         carried_over=tuple(report_carried(data, archived, libraries)),
         sandbox=sandbox,
-        warnings=(
-            *warnings,
-            *found.warnings(),
-            *warn_of_carried(archived),
-            *map(_cannot_be_read, clone.left_out),
-            *(_foreign_here(data) if request.as_archived else ()),  # else the server tells, and more
-        ),
+        warnings=(*warnings, *found.warnings(), *_warnings(request, data, clone, archived)),
         clone=clone,
         recovery=None if request.recovered else _recovery(request, data, clone, archive, archived),
         recovered=request.recovered,
     )
+
+
+def _warnings(
+    request: PostgresqlRequest, data: DataDirectory, clone: Clone, archived: Mapping[str, str]
+) -> Iterator[str]:
+    """What will be otherwise than in production."""
+    yield from warn_of_carried(archived)
+    yield from map(_cannot_be_read, clone.left_out)
+    if request.as_archived:  # else the server itself tells, and more
+        yield from _foreign_here(data)
 
 
 def _foreign_here(data: DataDirectory) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from .._host.files import is_file
 from .cluster import PostgresError
 from .target import Target
 from .wal import Start, format_position, parse_position, segment_number, wal_segments
@@ -225,7 +226,7 @@ def _check_timeline(target: Target, data: DataDirectory, archive: WalArchive | N
     if not target.timeline.isdigit() or int(target.timeline) == data.control.timeline:
         return
     name = f"{int(target.timeline):08X}.history"
-    if (archive is None or archive.read(name) is None) and not os.path.exists(os.path.join(wal, name)):
+    if (archive is None or archive.read(name) is None) and not is_file(os.path.join(wal, name)):
         known = sorted({data.control.timeline, *(archive.timelines if archive else ())})
         raise PostgresError(
             f"recovery_target_timeline {target.timeline} is not known: there is no {name} among the WAL. There is "

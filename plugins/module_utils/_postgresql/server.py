@@ -9,6 +9,7 @@ _engine/server.py. What it answers comes through its socket, its output and its 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import struct
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .._engine.interface import Started
+from .._engine.links import directory_within
 from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
 from .._errors import MORE_TIME, RecoveryError, listed, text_shown
 from .._host.command import CommandError
-from .._host.files import place_inside
+from .._host.files import names_in, place_inside
 from .._host.ports import ADDRESS, reserve_port
 from .._session.record import SERVER, Claim
 from .catalogs import TEMPLATES
@@ -208,8 +210,8 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     left_out = {} if plan.recovered else plan.clone.left_out
     settings = _tolerance(plan, left_out)
     # Before anything of the archive runs: what is there afterwards may lead anywhere.
-    top = os.path.realpath(os.path.join(plan.data.path, "pg_tblspc"))
-    places, ending = os.listdir(top), next_segment(start, plan.clone.wal)
+    top = _tablespaces(plan)
+    places, ending = names_in(top), next_segment(start, plan.clone.wal)
     with ExitStack() as serving:
         pipes: tuple[str, ...] = ()
         if recovery is not None:
@@ -239,6 +241,12 @@ def _prepare(plan: Plan, argv: list[str], password: str, session: Session, deadl
     taken_out = [silenced(record) for record in server.records.values()]
     warnings = [*locales.warnings(catalogs.locales), *_not_counted(catalogs), *lost]
     return _Prepared(catalogs, reached, taken_out, locales.environment, warnings)
+
+
+def _tablespaces(plan: Plan) -> str:
+    """The directory of tablespaces' links, wherever in the copy it is."""
+    path = os.path.join(plan.data.path, "pg_tblspc")
+    return directory_within(path, plan.request.tree) or path
 
 
 def _tolerance(plan: Plan, left_out: Mapping[str, str]) -> dict[str, str]:
@@ -387,7 +395,7 @@ def _start(
 def _most_by_tcp(plan: Plan) -> int:
     """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
     told = plan.settings.get("max_connections", "")
-    return max(1, (int(told) if told.isdecimal() else USUAL_CONNECTIONS) * 3 // 4)
+    return max(1, (int(told) if re.fullmatch("[0-9]{1,6}", told) else USUAL_CONNECTIONS) * 3 // 4)
 
 
 def _socket_name(port: int) -> str:

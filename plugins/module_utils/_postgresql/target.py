@@ -72,7 +72,7 @@ class Target:
         time = self.time(time_zone)
         point = {} if self.setting is None else {self.setting: self.value}
         if time is not None:
-            point = {"recovery_target_time": time.astimezone(timezone.utc).isoformat(" ")}
+            point = {"recovery_target_time": time.isoformat(" ")}
         return {
             **point,
             "recovery_target_inclusive": "on" if self.inclusive else "off",
@@ -110,7 +110,10 @@ def read_target(options: Mapping[str, Any]) -> Target | None:
 
 
 def parse_time(text: str, time_zone: str) -> datetime:
-    """A time as ISO 8601 and PostgreSQL write it; without an offset it is in time_zone. Raises PostgresError."""
+    """A time as ISO 8601 and PostgreSQL write it, in UTC. Raises PostgresError.
+
+    Without an offset it is in time_zone.
+    """
     match = TIME.fullmatch(text.strip())
     try:
         if match is None:
@@ -124,10 +127,10 @@ def parse_time(text: str, time_zone: str) -> datetime:
             zone = timezone(int(f"{sign}1") * timedelta(hours=int(hours), minutes=int(minutes or 0)))
         elif utc is None:
             zone = zoneinfo.ZoneInfo(time_zone)
-        return moment.replace(tzinfo=zone)
+        return moment.replace(tzinfo=zone).astimezone(timezone.utc)
     except (zoneinfo.ZoneInfoNotFoundError, OSError):  # OSError: the name of a directory of time zones
         problem = f"it has no offset from UTC, and the archive's time zone {time_zone} is not known on this host"
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter for a year before the first or after the last
         problem = str(error)
     raise PostgresError(
         f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22T14:05:00+01, as a space "

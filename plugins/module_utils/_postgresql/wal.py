@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from .._errors import MORE_TIME, RecoveryError
 from .._host.command import OutputError
-from .._host.files import open_regular, read_beginning
+from .._host.files import names_in, open_regular, read_beginning
 from .control import crc32c
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def parse_position(lsn: str) -> int:
 def wal_segments(directory: str) -> list[str]:
     """Names of the WAL segments in directory, in order; none when it cannot be read."""
     try:
-        return sorted(name for name in os.listdir(directory) if SEGMENT_NAME.fullmatch(name))
+        return [name for name in names_in(directory) if SEGMENT_NAME.fullmatch(name)]
     except OSError:
         return []
 

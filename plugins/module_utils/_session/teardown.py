@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .._host.mounts import MountError, mount_at, mounts_below, unmount
 from .._host.processes import Process, descendants, describe, end_family, identify, marked, send, stop_all, wait_for_end
 from .._host.shared_memory import release
+from .._host.trees import empty_directory
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .directory import LOCK, RECORD, RESUME
@@ -31,16 +31,12 @@ if TYPE_CHECKING:
 
     from .record import Claim
 
-__all__ = ["cut_off", "drop_changes", "remove_tree", "tear_down"]
+__all__ = ["cut_off", "drop_changes", "tear_down"]
 
 PAUSE = 0.5  # seconds between two attempts to have a module give up
 # A FUSE server ends by itself once its mount is gone: Borg then closes its repository in order.
 UNMOUNTED_SERVER_ENDS = 5.0  # seconds
 STACKED_MOUNTS = 20  # on one mount point, before giving up
-DEEPEST = 100  # directories in one another that are gone through; what is deeper is moved up first
-MOST_TURNS = (
-    100_000  # of that; a path of the kernel's would have 2048 parts, but one that is made step by step any number
-)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -73,7 +69,7 @@ def tear_down(
         for claim in reversed(session.record.claims):
             _undo(session, claim)
         _sweep(session)
-        remains = _remains(session) or remove_tree(session.directory, keep=(RECORD, f"{RECORD}.tmp", LOCK))
+        remains = _remains(session) or empty_directory(session.directory, keep=(RECORD, f"{RECORD}.tmp", LOCK))
         if not remains:
             try:
                 textfile = session.record.metrics_textfile
@@ -134,30 +130,7 @@ def drop_changes(session: Session) -> list[str]:
         _undo(session, claim)
         session.release_claim(claim.name)
     remains = [describe(one.process) for one in later if one.process and one.process.alive()]
-    return remains or remove_tree(session.path("upper"))
-
-
-def remove_tree(directory: str, *, keep: Collection[str] = ()) -> list[str]:
-    """Empty directory, except for the names in keep directly in it; return what could not be removed, and why.
-
-    Never enters a mount, not even a bind mount of the same file system, and never follows a symbolic link.
-    """
-    try:
-        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        return [f"{directory} ({error.strerror})"]
-    try:
-        tree = _Tree(top, _mount_id(top))
-        remains = tree.empty(top, directory, keep)
-        for _turn in range(MOST_TURNS):  # what lay too deep was moved up, and may hold more of the kind
-            if remains or set(os.listdir(top)) <= set(keep):
-                break
-            remains = tree.empty(top, directory, keep)
-        return remains
-    finally:
-        os.close(top)
+    return remains or empty_directory(session.path("upper"))
 
 
 def _give_notice(session: Session) -> None:
@@ -257,57 +230,3 @@ def _note(session: Session, **fields: Any) -> None:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-
-
-class _Tree:
-    """A directory that is being emptied; a hostile server can have made one that is deeper than any stack."""
-
-    def __init__(self, top: int, mount_id: str) -> None:
-        self.top, self.mount_id, self.moved = top, mount_id, 0
-
-    def empty(self, directory: int, path: str, keep: Collection[str], depth: int = 0) -> list[str]:
-        """Remove what is in directory; return what could not be removed."""
-        remains = []
-        if os.fstat(directory).st_mode & 0o700 != 0o700:
-            with suppress(PermissionError):  # as overlayfs closes its work directory to everybody
-                os.fchmod(directory, 0o700)
-        for name in os.listdir(directory):
-            if name not in keep:
-                inner = os.path.join(path, name)
-                try:
-                    remains += self._remove(directory, name, inner, depth)
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    remains.append(f"{inner} ({error.strerror})")
-        return remains
-
-    def _remove(self, parent: int, name: str, path: str, depth: int) -> list[str]:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=parent)
-            return []
-        if depth >= DEEPEST:
-            self.moved += 1
-            os.rename(name, f".deep-{self.moved}", src_dir_fd=parent, dst_dir_fd=self.top)
-            return []
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            directory = os.open(name, flags, dir_fd=parent)
-        except PermissionError:
-            os.chmod(name, 0o700, dir_fd=parent)
-            directory = os.open(name, flags, dir_fd=parent)
-        try:
-            if _mount_id(directory) != self.mount_id:
-                return [f"{path} (something is mounted there)"]
-            remains = self.empty(directory, path, (), depth + 1)
-        finally:
-            os.close(directory)
-        if not remains:
-            os.rmdir(name, dir_fd=parent)
-        return remains
-
-
-def _mount_id(descriptor: int) -> str:
-    """Which mount an open directory is in; the device number would not tell bind mounts apart."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:
-        return next(line.split()[1] for line in info if line.startswith("mnt_id:"))

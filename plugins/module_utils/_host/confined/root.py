@@ -122,7 +122,8 @@ def make_root(spec: Specification) -> None:
     _harden(top, sources, spec.private)
     os.makedirs(f"{top}/proc", exist_ok=True)
     with suppress(OSError):  # a container's /proc may be covered in part: then there is none, which servers can do with
-        _mount("proc", f"{top}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        # Read-only: what is set for a process there, such as whom the kernel ends first, is not its own to take back.
+        _mount("proc", f"{top}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY)
     os.chdir(top)
     checked(libc.pivot_root(b".", b"."), "pivot_root")
     checked(libc.umount2(b".", _MNT_DETACH), "umount")
