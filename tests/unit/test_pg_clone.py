@@ -79,6 +79,19 @@ def apply(data: Path) -> None:
     apply_steps(plan(data), Account("me", os.geteuid(), os.getegid()))
 
 
+def test_a_slot_deeper_than_any_stack_is_removed(data: Path) -> None:
+    (data / "pg_replslot" / "deep").mkdir(parents=True)
+    place = os.open(data / "pg_replslot" / "deep", os.O_RDONLY)
+    for _step in range(1500):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    apply(data)
+    assert os.listdir(data / "pg_replslot") == []
+
+
 def test_a_clean_copy_needs_nothing(data: Path) -> None:
     assert plan(data) == []
 
