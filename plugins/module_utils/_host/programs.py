@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import marshal
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,18 @@ __all__ = ["PREFIX", "packed"]
 PREFIX = __name__.rpartition("._host.")[0]
 
 
-def packed(*rooms: str, main: str | None = None) -> bytes:
+def packed(*rooms: str, main: str | None = None, compiled: bool = False) -> bytes:
     """A zip file that Python can import the loaded modules of these rooms from; main is what runs it by itself.
+
+    compiled: for what this very Python is to run, often: to compile it each time would take half of its start.
 
     A room is a module of module_utils, or a directory of modules: `_errors`, `_host/confined`. Whoever needs a program
     imports it, and so Ansible ships all that it consists of.
     """
     import zipfile  # not for the keeper itself, which is to be small
+    from importlib.util import MAGIC_NUMBER
 
+    as_it_is = MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)  # PEP 552: whatever the source may be
     names = [f"{PREFIX}.{room.replace('/', '.')}" for room in rooms]
     modules = {
         name: module
@@ -38,7 +43,12 @@ def packed(*rooms: str, main: str | None = None) -> bytes:
         for package in sorted(packages):
             archive.writestr(f"{package.replace('.', '/')}/__init__.py", "")
         for name, module in modules.items():
-            archive.writestr(f"{name.replace('.', '/')}.py", _source(module))
+            path, source = f"{name.replace('.', '/')}.py", _source(module)
+            if compiled:
+                code = marshal.dumps(compile(source, path, "exec", dont_inherit=True))
+                archive.writestr(f"{path}c", as_it_is + code)
+            else:
+                archive.writestr(path, source)
         if main is not None:
             archive.writestr("__main__.py", main)
     return content.getvalue()
@@ -49,11 +59,11 @@ def _is_file(module: ModuleType) -> bool:
     return spec is not None and spec.origin is not None and spec.submodule_search_locations is None
 
 
-def _source(module: ModuleType) -> bytes:
+def _source(module: ModuleType) -> str:
     """The text of a module, which may lie in the zip file that Ansible made of ours."""
     spec = module.__spec__
-    if spec is None or spec.loader is None or spec.origin is None:
+    if spec is None or spec.loader is None:
         raise ImportError(module.__name__)
     # Both loaders that there are, of files and of zip files, have it; the abstract one does not.
-    data: bytes = spec.loader.get_data(spec.origin)  # type: ignore[attr-defined]
-    return data
+    source: str = spec.loader.get_source(module.__name__)  # type: ignore[attr-defined]
+    return source

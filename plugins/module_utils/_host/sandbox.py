@@ -399,7 +399,7 @@ class _Launch:
 
 @lru_cache(maxsize=1)
 def _program() -> bytes:
-    return packed("_host/confined")
+    return packed("_host/confined", compiled=True)
 
 
 def _environment(account: Account) -> dict[str, str]:
