@@ -53,7 +53,11 @@ class Contents(ABC):
 
     def is_marker(self, directory: str, name: str) -> bool:
         """Whether a file tells something of a data directory."""
-        return name in self.readable or name in self.present
+        return self.is_readable(name) or name in self.present
+
+    def is_readable(self, name: str) -> bool:
+        """Whether the content of a marker called so tells something, if it is small."""
+        return name in self.readable
 
     def note_directory(self, path: str) -> None:
         """Note a directory, if any is of interest."""

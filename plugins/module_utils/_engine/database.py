@@ -36,9 +36,10 @@ class Database:
     """One data directory, or one logical dump, of an archive.
 
     `data_directory` is its path in the archive (`.`: the archive's root); of a logical dump, the file. `kind` is
-    clean_shutdown, crash_consistent, backup_label, standby, logical_dump or unknown. `version` is as the files spell
-    it. `state` is the server's own word. `owner` and `owner_id` are whose it was. `original_directory` is where the
-    server that wrote it had it. `size` is bytes. `markers` are the files found that change how it has to be started.
+    clean_shutdown, crash_consistent, backup_label, standby, backup_unprepared, backup_prepared, logical_dump or
+    unknown. `version` is as the files spell it. `state` is the server's own word. `owner` and `owner_id` are whose it
+    was. `original_directory` is where the server that wrote it had it. `size` is bytes. `markers` are the files found
+    that change how it has to be started.
     `configuration_directory` is where its configuration is in the archive, if it is outside of the data directory.
     `links`: where the archive has what symbolic links lead to, by the links' paths. `needs_logs`: it has no logs of its
     own to recover with. `problems` are sentences for people; `refusals` those on what only the user can settle. An

@@ -40,12 +40,12 @@ Beginnings = Callable[[Sequence[Item], int], Mapping[str, Beginning]]
 class Watcher(Protocol):
     """What notes one engine's files while the items stream by; see _engine/contents.py, which all of them are of."""
 
-    readable: frozenset[str]
-
     @property
     def has_tool(self) -> bool: ...
 
     def is_marker(self, directory: str, name: str) -> bool: ...
+
+    def is_readable(self, name: str) -> bool: ...
 
     def note_directory(self, path: str) -> None: ...
 
@@ -158,7 +158,7 @@ class Listing:
             return  # the second entry of a file that the archive has twice
         self.keep(item.path, item.target, item.user)
         self.markers[item.path] = item
-        if 0 < item.size <= CONTENT_LIMIT and any(name in watcher.readable for watcher in self.watchers):
+        if 0 < item.size <= CONTENT_LIMIT and any(watcher.is_readable(name) for watcher in self.watchers):
             self.readable.append(item)
 
     def _note_file(self, item: Item, directory: str, name: str) -> None:
