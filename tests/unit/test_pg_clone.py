@@ -16,6 +16,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.l
     place_within,
     resolve_within,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.steps import Step, apply_steps
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.command import Account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.backup import readable_label
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
@@ -25,8 +26,6 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgres
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.detach import (
     NEEDED,
     SET_ASIDE,
-    Step,
-    apply_steps,
     parse_tablespace_map,
     plan_clone,
 )

@@ -10,27 +10,24 @@ this are in `_postgresql/settings.py`.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from .._engine.links import Link, archived_places, directory_within, find_links, place_within
-from .._host.files import is_directory, is_file, names_in, open_inside, place_inside
+from .._engine.steps import Step
+from .._host.files import is_directory, is_file, names_in
 from .._host.links import is_within
-from .._host.trees import empty_directory
 from .backup import Backup, as_utf8, read_backup
 from .cluster import DataDirectory, PostgresError, read_regular_file
 from .recovery import CURE, missing_wal
-from .wal import Patch, TablespaceRecord, format_position, tablespace_records, wal_segments
+from .wal import TablespaceRecord, format_position, tablespace_records, wal_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from .._host.command import Account
     from .wal import WalDump
     from .wal_archive import WalArchive
 
@@ -40,8 +37,6 @@ __all__ = [
     "OPTIONS_ASIDE",
     "SET_ASIDE",
     "Clone",
-    "Step",
-    "apply_steps",
     "parse_tablespace_map",
     "plan_clone",
     "silenced",
@@ -87,28 +82,6 @@ UNUSED_LINKS = (
     *("*.conf", "conf.d", "*.crt", "*.key", "*.pem", "*.crl", "*.history", "*.done", "*.pid", "*.opts"),
     *("log", "pg_log", "serverlog", "current_logfiles", "core"),
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One change to the merged tree. action: a key of ACTIONS; target: of a link; patches: what to write where.
-
-    content: of a file that is made anew.
-
-    Without a what it is a part of the next step, and not reported.
-    """
-
-    action: str
-    path: str
-    what: str
-    why: str
-    target: str = ""
-    patches: tuple[Patch, ...] = ()
-    content: bytes = b""
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain data for the module's result."""
-        return {"what": self.what, "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -163,33 +136,6 @@ def plan_clone(
         told = [(silenced(record), record.patches) for record in records]
         steps += [Step("patch", planner.wal, one["what"], one["why"], patches=patches) for one, patches in told]
     return Clone(steps, planner.wal, backup, planner.left_out, frozenset(made))
-
-
-def apply_steps(steps: Sequence[Step], account: Account) -> None:
-    """Do the steps, in their order; what is made belongs to account.
-
-    Raises PostgresError where a link is on the way to what is to be changed: it may lead to files of this host.
-    """
-    for step in steps:
-        try:
-            _apply(step, account)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-                raise PostgresError(f"{step.path} of the copy cannot be changed: {error.strerror}.") from error
-            raise PostgresError(
-                f"{step.path} of the copy cannot be changed: a link is on the way to it, which is not followed. Use "
-                "another archive, and find out who made this."
-            ) from error
-
-
-def _apply(step: Step, account: Account) -> None:
-    if step.action == "patch":
-        _patch(step)
-        return
-    with place_inside(step.path) as place:
-        ACTIONS[step.action](place, step)
-        if step.action in MAKING and os.lstat(place).st_uid != account.uid:
-            os.lchown(place, account.uid, account.gid)
 
 
 def parse_tablespace_map(content: bytes) -> dict[str, str]:
@@ -415,7 +361,7 @@ class _Planner:
         if names:
             if is_directory(self._path(SET_ASIDE)):
                 yield Step("remove", self._path(SET_ASIDE), f"directory {SET_ASIDE} removed", "its name is needed")
-            yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why)
+            yield Step("set_aside", path, f"{AUTO_CONF} emptied ({', '.join(names)})", why, SET_ASIDE)
 
     def _options(self) -> Iterator[Step]:
         """What the server was started with makes room for what ours is started with, and is not reported."""
@@ -473,73 +419,3 @@ def silenced(record: TablespaceRecord) -> dict[str, str]:
         "what": f"creation of tablespace {record.oid} in {record.location} taken out of the WAL",
         "why": "replayed, it would link the copy to that directory, and production's files in it would be written",
     }
-
-
-def _remove(place: str, step: Step) -> None:
-    if stat.S_ISDIR(os.lstat(place).st_mode):
-        if remains := empty_directory(place):
-            raise PostgresError(f"{step.path} of the copy cannot be removed: {remains[0]}. Use another archive.")
-        os.rmdir(place)
-    else:
-        os.unlink(place)
-
-
-def _link(place: str, step: Step) -> None:
-    if os.path.islink(place):
-        os.unlink(place)
-    os.symlink(step.target, place)
-
-
-def _directory(place: str, _step: Step) -> None:
-    if os.path.islink(place):
-        os.unlink(place)
-    os.mkdir(place, 0o700)
-
-
-def _set_aside(place: str, step: Step) -> None:
-    os.rename(place, os.path.join(os.path.dirname(place), SET_ASIDE))
-    _make_file(place, step)
-
-
-def _rename(place: str, step: Step) -> None:
-    os.rename(place, os.path.join(os.path.dirname(place), os.path.basename(step.target)))
-
-
-def _write(place: str, step: Step) -> None:
-    os.unlink(place)
-    _make_file(place, step)
-
-
-def _make_file(place: str, step: Step) -> None:
-    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(step.content)
-
-
-def _private(place: str, _step: Step) -> None:
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fchmod(descriptor, 0o700)
-    finally:
-        os.close(descriptor)
-
-
-def _patch(step: Step) -> None:
-    for patch in step.patches:
-        descriptor = open_inside(patch.path, os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            os.pwrite(descriptor, patch.data, patch.offset)
-        finally:
-            os.close(descriptor)
-
-
-MAKING = ("link", "directory", "set_aside", "write")  # of ACTIONS, those that leave something new
-ACTIONS = {  # each with the path of its place by a descriptor; "patch" has places of its own
-    "remove": _remove,
-    "link": _link,
-    "directory": _directory,
-    "set_aside": _set_aside,
-    "rename": _rename,
-    "write": _write,
-    "private": _private,
-}

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from .._engine.interface import Started
 from .._engine.links import directory_within
 from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
+from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, listed, text_shown
 from .._host.command import CommandError
 from .._host.files import names_in, place_inside
@@ -30,7 +31,7 @@ from .._host.ports import ADDRESS, reserve_port
 from .._session.record import SERVER, Claim
 from .catalogs import TEMPLATES
 from .cluster import PostgresError, shown
-from .detach import apply_steps, silenced
+from .detach import silenced
 from .facts import Facts, Found, look_into
 from .locales import DIRECTORY as LOCALES
 from .locales import Locales

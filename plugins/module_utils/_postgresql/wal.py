@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._engine.steps import Patch
 from .._errors import MORE_TIME, RecoveryError
 from .._host.command import OutputError
 from .._host.files import names_in, open_regular, read_beginning
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WALDUMP_OUTPUT",
-    "Patch",
     "Start",
     "TablespaceRecord",
     "check_memory",
@@ -75,15 +75,6 @@ CANDIDATE = re.compile(rb"\x05\0\0[\s\S]{4}[\xfc-\xff]")
 COMMIT_CANDIDATE = re.compile(rb"\x01\0\0[\s\S]{4}[\xfc-\xff]")
 LONGEST_COMMIT = 2**20  # bytes; it names each subtransaction and each file that was dropped
 PIECE = 2**20  # bytes that are read at once to look for a commit, from the end; most often it is in the last few
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Bytes to write at an offset of a file."""
-
-    path: str
-    offset: int
-    data: bytes
 
 
 @dataclass(frozen=True)
