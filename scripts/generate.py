@@ -13,7 +13,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import ENTRY_POINTS, KEPT, read_table
+from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import (
+    ENTRY_POINTS,
+    KEPT,
+    ROLES_OF_ENGINES,
+    Table,
+    read_table,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- scripts/generate writes what follows -->", "<!-- up to here -->"
@@ -66,8 +72,16 @@ def table_of_variables() -> str:
     for entry_point in ENTRY_POINTS:
         table = read_table(entry_point)
         parts += [rows(entry_point, table.options)]
-        parts += [rows(f"{entry_point}, of {engine} alone", options) for engine, options in table.engines.items()]
+        parts += [rows(f"{entry_point}, of {names} alone", options) for names, options in by_role(table).items()]
     return "\n".join(parts)
+
+
+def by_role(table: Table) -> dict[str, dict[str, Any]]:
+    """What only one role's engines know, by their names."""
+    names: dict[str, list[str]] = {}
+    for engine in table.engines:
+        names.setdefault(ROLES_OF_ENGINES[engine], []).append(engine)
+    return {" and ".join(engines): table.engines[engines[0]] for engines in names.values()}
 
 
 def rows(heading: str, options: dict[str, Any]) -> str:
@@ -80,9 +94,14 @@ def rows(heading: str, options: dict[str, Any]) -> str:
 
 def start_options() -> str:
     table = read_table("start")
-    every = [item for options in (table.options, *table.engines.values()) for item in options.items()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for options in (table.options, *by_role(table).values()):
+        for name, spec in options.items():
+            found.setdefault(name, []).append(spec)
     fields = [
-        f"{comment(spec)}    {name}: {type_of(spec)} | None\n" for name, spec in every if name not in NOT_OF_PYTHON
+        f"{''.join(map(comment, specs))}    {name}: {' | '.join(dict.fromkeys(map(type_of, specs)))} | None\n"
+        for name, specs in found.items()
+        if name not in NOT_OF_PYTHON
     ]
     return MODULE + "".join(fields)
 

@@ -14,7 +14,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ..module_utils._errors import RecoveryError, shown
 from ..plugin_utils.options import check_host, check_options, refuse_misspelt
-from ..plugin_utils.table import ENTRY_POINTS, ROLE, all_variables, read_table, variables_of
+from ..plugin_utils.table import ENTRY_POINTS, ROLE, ROLES_OF_ENGINES, all_variables, read_table, variables_of
 from ..plugin_utils.values import OptionError, is_given, read_value
 
 try:
@@ -70,13 +70,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         for name in SECRETS:
             _refuse_templates(variables_of(name, plain=plain), variables)
         given = self._given(table.options, ROLE, plain, variables)
-        own = {engine: self._given(known, engine, plain, variables) for engine, known in table.engines.items()}
+        own = {
+            engine: self._given(known, ROLES_OF_ENGINES[engine], plain, variables)
+            for engine, known in table.engines.items()
+        }
         if plain:
             self._refuse_misspelt(variables)
             check_host(_values(given), variables["groups"]["all"], variables["inventory_hostname"])
         checked = check_options(table, _values(given), {engine: _values(some) for engine, some in own.items()})
         secrets = {name: one.variable for name, one in given.items() if table.options[name].get("no_log")}
-        return {**checked, "secrets": secrets, "engines": list(read_table("start").engines)}
+        return {**checked, "secrets": secrets, "roles": ROLES_OF_ENGINES}
 
     def _given(self, options: Iterable[str], role: str, plain: bool, variables: Mapping[str, Any]) -> dict[str, Given]:
         """The options for which a variable says something. Each is looked at for templates once."""

@@ -21,12 +21,13 @@ extends_documentation_fragment:
   - phpborg.instant_recovery.borg
   - phpborg.instant_recovery.engine
   - phpborg.instant_recovery.postgresql
+  - phpborg.instant_recovery.mysql
 options:
   engine:
     description:
       - Whose data directory it is. Of the options below, those of other engines do not count.
     type: str
-    choices: [postgresql]
+    choices: [postgresql, mysql]
     required: true
   archive:
     description:
@@ -86,6 +87,7 @@ notes:
   - Also the programs of the archived server's version are needed, to read its logs.
 seealso:
   - module: phpborg.instant_recovery.pg_ephemeral
+  - module: phpborg.instant_recovery.mysql_ephemeral
   - module: phpborg.instant_recovery.borg_archive_info
 """
 
@@ -98,7 +100,7 @@ EXAMPLES = r"""
 
 - name: Look what a session of it would do
   phpborg.instant_recovery.copy_plan_info:
-    engine: "{{ found.database.engine }}"
+    engine: postgresql
     repository: "{{ found.archive.repository }}"
     archive: "{{ found.archive.name }}"
     paths: "{{ found.paths }}"

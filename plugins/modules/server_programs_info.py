@@ -11,20 +11,21 @@ short_description: Find the programs of a database server that can open a data d
 version_added: 1.0.0
 author: phpBorg contributors (@phpborg)
 description:
-  - A data directory can be opened only by a server of its own version, which of PostgreSQL is the major version. This
-    finds the programs of that version where distributions put them, and names the package where they are missing.
+  - A data directory can be opened only by a server of its own version, which of PostgreSQL is the major version, of
+    MariaDB and MySQL the first two numbers. This finds the programs of that version where distributions put them, and
+    names the package where they are missing.
   - Debian and Ubuntu, the RPM packages of PostgreSQL itself, SUSE and Alpine keep versions side by side. A server in
     E(PATH) is found as well.
   - Not finding them is a result and no failure.
 options:
   engine:
-    description: Whose server it is.
+    description: Whose server it is. Of MariaDB and MySQL (V(mysql)) the version tells which.
     type: str
-    choices: [postgresql]
+    choices: [postgresql, mysql]
     required: true
   version:
     description:
-      - Major version that is needed, such as V(15). Of V(15.18) the first part counts.
+      - Version that is needed, such as V(15) or V(10.11.19). Of V(15.18) of PostgreSQL the first part counts.
       - Without it, RV(found) tells of any version.
     type: str
   bindir:

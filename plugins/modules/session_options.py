@@ -76,12 +76,11 @@ refusals:
   type: dict
   returned: for a start
   sample: {postgresql: ""}
-engines:
-  description: The engines whose databases can be started.
-  type: list
-  elements: str
+roles:
+  description: The engines whose databases can be started, with the role of each.
+  type: dict
   returned: success
-  sample: [postgresql]
+  sample: {postgresql: postgresql, mariadb: mysql, mysql: mysql}
 secrets:
   description: Which variable holds each secret that is given. The secrets themselves are told nowhere.
   type: dict

@@ -12,7 +12,19 @@ from typing import Any
 
 from ansible.module_utils.common.yaml import yaml_load
 
-__all__ = ["AUTO", "ENTRY_POINTS", "KEPT", "ROLE", "Table", "all_variables", "read_table", "variables_of"]
+from ..module_utils._engines.options import ROLES as ROLES_OF_ENGINES
+
+__all__ = [
+    "AUTO",
+    "ENTRY_POINTS",
+    "KEPT",
+    "ROLE",
+    "ROLES_OF_ENGINES",
+    "Table",
+    "all_variables",
+    "read_table",
+    "variables_of",
+]
 
 ROLE = "session"
 ENTRY_POINTS = ("start", "stop", "list", "extend", "reset", "reap", "logs")
@@ -37,7 +49,9 @@ def read_table(entry_point: str, roles: Path = ROLES) -> Table:
     """The table of one of ENTRY_POINTS."""
     options = _options(roles, ROLE, entry_point)
     engines = [one for one in options.get("engine", {}).get("choices", ()) if one != AUTO]
-    return Table(entry_point, options, {engine: _options(roles, engine, entry_point) for engine in engines})
+    return Table(
+        entry_point, options, {engine: _options(roles, ROLES_OF_ENGINES[engine], entry_point) for engine in engines}
+    )
 
 
 def variables_of(option: str, role: str = ROLE, *, plain: bool) -> list[str]:
@@ -49,7 +63,8 @@ def variables_of(option: str, role: str = ROLE, *, plain: bool) -> list[str]:
 def all_variables() -> set[str]:
     """What people may give to any of the playbooks."""
     tables = [read_table(entry_point) for entry_point in ENTRY_POINTS]
-    parts = [part for table in tables for part in ((ROLE, table.options), *table.engines.items())]
+    own = [(ROLES_OF_ENGINES[engine], known) for table in tables for engine, known in table.engines.items()]
+    parts = [*((ROLE, table.options) for table in tables), *own]
     return {name for role, options in parts for option in options for name in variables_of(option, role, plain=True)}
 
 

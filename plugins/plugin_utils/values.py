@@ -34,7 +34,7 @@ ANY = range(1 << 64)
 
 # What is said of a value that an option cannot have, after the option's name and the value.
 EXPLANATIONS = {
-    "port": "is no port: choose a number from 1024 to 65535, or leave it out for the first free one from 15432.",
+    "port": "is no port: choose a number from 1024 to 65535, or leave it out for the first free one.",
     "readers": "is no number of mounts: choose one from 1 to 16, or leave it out for one for each CPU, at most four.",
     "cpu_weight": "is no weight: choose 1 to 10000; a service of the host has 100.",
     "io_weight": "is no weight: choose 1 to 10000; a service of the host has 100.",

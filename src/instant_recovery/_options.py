@@ -22,12 +22,13 @@ class StartOptions(TypedDict, total=False):
     # The inventory's name of a remote session's host, for the start playbook.
     source_host: str | None
     # Database engine. `auto` looks into the archive.
-    engine: Literal["auto", "postgresql"] | None
+    engine: Literal["auto", "postgresql", "mariadb", "mysql"] | None
     # Path of the data directory in the archive, also one that leads there through links, or what the server itself
     # called it. Needed when the archive holds several databases.
     data_directory: str | None
     # Port on 127.0.0.1, from 1024 to 65535. One that is taken is an error. Left out or `0`, it is the first free one
-    # from 15432. Ansible warns of a variable called `port`; as `session_port` it is the same without a warning.
+    # from 15432 (PostgreSQL) or 13306 (MariaDB and MySQL). Ansible warns of a variable called `port`; as
+    # `session_port` it is the same without a warning.
     port: int | None
     # The copy-on-write layer, `block`, or `overlayfs`, which needs root and copies whole files. `auto` is `block`
     # where the host has pyfuse3.
@@ -120,6 +121,8 @@ class StartOptions(TypedDict, total=False):
     # Recover to this time, such as `2026-11-22T14:05:00+01`. It has a time of day, and on a command line a `T` and no
     # space. Without an offset it is in the time zone of the archived configuration. This and the other targets are
     # PostgreSQL's settings of these names. One of them can be given; without any, recovery goes to the end of the WAL.
+    # Replay archived binary logs up to this time, such as `2026-11-22T14:05:00+01`, in whole seconds. Without an
+    # offset it is in UTC. Of this and the other targets one can be given; without any the copy is shown as it is.
     recovery_target_time: str | None
     # Recover up to this transaction, such as `4711`.
     recovery_target_xid: int | None
@@ -128,7 +131,8 @@ class StartOptions(TypedDict, total=False):
     # Recover up to this position in the write-ahead log, such as `1A/2B3C4D5E`.
     recovery_target_lsn: str | None
     # `immediate` is as soon as the copy is consistent, the end of the backup.
-    recovery_target: Literal["immediate"] | None
+    # `end` is the end of the archived binary logs.
+    recovery_target: Literal["immediate"] | Literal["end"] | None
     # Whether the target itself still counts.
     recovery_target_inclusive: bool | None
     # `latest`, which it is when left out, `current`, or the number of a timeline.
@@ -139,4 +143,9 @@ class StartOptions(TypedDict, total=False):
     # lies there cannot be read.
     missing_tablespaces: Literal["refuse", "leave_out"] | None
     # Directory of the PostgreSQL programs, where they are not found by themselves.
+    # Directory of the server's program, where it is not found by itself.
     bindir: str | None
+    # Replay archived binary logs up to this global transaction id, such as `0-1-4711`, which still counts.
+    recovery_target_gtid: str | None
+    # Replay archived binary logs up to this position, such as `mysql-bin.000004:4672531`.
+    recovery_target_position: str | None

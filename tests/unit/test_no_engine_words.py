@@ -18,8 +18,8 @@ WORDS = re.compile(
 )
 # Rooms, roles and modules of one engine, and the room that lists engines.
 OWN = re.compile(
-    r"plugins/module_utils/(_postgresql|_mysql|_mongodb|_engines)/|plugins/modules/\w+_ephemeral\.py|roles/postgresql/"
-    r"|plugins/doc_fragments/postgresql\.py|src/instant_recovery/(_postgresql|_drivers|_options)\.py"
+    r"plugins/module_utils/(_postgresql|_mysql|_mongodb|_engines)/|plugins/modules/\w+_ephemeral\.py|roles/(postgresql|mysql)/"
+    r"|plugins/doc_fragments/(postgresql|mysql)\.py|src/instant_recovery/(_postgresql|_mysql|_drivers|_options)\.py"
 )
 # Variables of other programs that are kept away from ours, whichever engine they are of.
 KNOWN = {"plugins/module_utils/_host/command.py"}

@@ -39,7 +39,7 @@ START = read_table("start")
 #: A variable, a value that it cannot have, and what is found in the refusal: plain text, or a regular expression.
 VALUES: list[tuple[str, Any, str]] = [
     ("driver", "btrfs", "^driver btrfs is unknown: choose auto, block or overlayfs.$"),
-    ("engine", "oracle", "^engine oracle is unknown: choose auto or one of: postgresql.$"),
+    ("engine", "oracle", "^engine oracle is unknown: choose auto or one of: postgresql, mariadb, mysql.$"),
     ("deployment_location", "cloud", "choose local .this host. or remote"),
     ("ttl", "soon", "^ttl: 'soon' is not a duration: write it as 90s, 15m, 2h"),
     ("ttl", True, "is not a duration"),
@@ -162,8 +162,9 @@ TAKEN_OF_ENGINE: list[tuple[str, Any, Any]] = [
 
 
 def start(**given: Any) -> dict[str, Any]:
-    own = {"postgresql": {name: value for name, value in given.items() if name in START.engines["postgresql"]}}
-    return check_options(START, {name: given[name] for name in given.keys() - own["postgresql"].keys()}, own)
+    own = {engine: {name: given[name] for name in given.keys() & known} for engine, known in START.engines.items()}
+    shared = given.keys() - {name for values in own.values() for name in values}
+    return check_options(START, {name: given[name] for name in shared}, own)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_what_is_given_is_taken_for_what_it_says(name: str, given: Any, said: An
 )
 def test_so_is_what_only_the_engine_knows(name: str, given: Any, said: Any) -> None:
     checked = start(**{**ARCHIVE, name: given})
-    assert checked["refusals"] == {"postgresql": ""}
+    assert checked["refusals"]["postgresql"] == ""
     assert checked["engine_options"]["postgresql"][name] == said
 
 
@@ -264,7 +265,7 @@ def engines(engine: str = "auto", **own: dict[str, Any]) -> dict[str, Any]:
 
     other = {"gtid": {"type": "str"}, "bindir": {"type": "str"}}
     choices = {"type": "str", "choices": ["auto", "postgresql", "mariadb"], "default": "auto"}
-    table = Table("start", {**START.options, "engine": choices}, {**START.engines, "mariadb": other})
+    table = Table("start", {**START.options, "engine": choices}, {"postgresql": START.engines["postgresql"], "mariadb": other})
     points = {"postgresql": lambda options: str(options.get("recovery_target_lsn", "")), "mariadb": point}
     return check_options(table, {**ARCHIVE, "engine": engine}, own, points)
 

@@ -11,16 +11,17 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.ports import (
     ADDRESS,
-    FIRST_PORT,
     allow_another_bind,
     check_socket_path,
     reserve_port,
 )
 
+FIRST_PORT = 15432
+
 
 def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
     with contextlib.ExitStack() as stack:
-        reserved = [stack.enter_context(reserve_port(None)) for _number in range(5)]
+        reserved = [stack.enter_context(reserve_port(None, first=FIRST_PORT)) for _number in range(5)]
         ports, holders = [port for port, _holder in reserved], [holder for _port, holder in reserved]
         assert len(set(ports)) == 5
         assert ports[0] >= FIRST_PORT
@@ -33,9 +34,9 @@ def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
         allow_another_bind(holders[0])
         with listening(ports[0]) as server:  # as PostgreSQL does it
             assert server.getsockname()[1] == ports[0]
-    with reserve_port(None, backlog=1) as (port, _holder):  # as the session's warden does it
+    with reserve_port(None, first=FIRST_PORT, backlog=1) as (port, _holder):  # as the session's warden does it
         socket.create_connection((ADDRESS, port), timeout=5).close()
-    with reserve_port(None, avoid=frozenset(ports)) as (other, _socket):
+    with reserve_port(None, first=FIRST_PORT, avoid=frozenset(ports)) as (other, _socket):
         assert other not in ports
 
 

@@ -71,7 +71,7 @@ def test_plain_names_count_in_the_playbooks(check: Callable[..., dict[str, Any]]
     result = check(archive=ARCHIVE, ttl="4h", session_ttl="1h", session_port="15500", postgresql_bindir="/pg")
     assert (result["options"]["ttl"], result["options"]["port"]) == ("4h", 15500)
     assert result["engine_options"]["postgresql"]["bindir"] == "/pg"
-    assert result["engines"] == ["postgresql"]
+    assert result["roles"] == {"postgresql": "postgresql", "mariadb": "mysql", "mysql": "mysql"}
     assert check(archive=ARCHIVE, ttl="", session_ttl="1h")["options"]["ttl"] == "1h"
 
 

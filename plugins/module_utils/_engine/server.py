@@ -65,7 +65,7 @@ class Server:
         self, request: Request, session: Session, port: int, reserved: socket.socket, *, deadline: float
     ) -> Process:
         """Start it and wait until it accepts connections; when this raises, as NotReadyError, it has ended."""
-        begin = os.path.getsize(request.log)
+        begin = os.path.getsize(request.log) if os.path.exists(request.log) else 0
         session.claim(Claim(SERVER, "process", SERVER, signals=self.signals))
         process = self._start(request, session, port, reserved)
         warden = running_server(session)

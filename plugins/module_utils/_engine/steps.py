@@ -141,7 +141,7 @@ def _patch(step: Step) -> None:
             os.close(descriptor)
 
 
-MAKING = ("link", "directory", "set_aside", "write")  # of ACTIONS, those that leave something new
+MAKING = ("link", "directory", "set_aside", "write", "make")  # of ACTIONS, those that leave something new
 ACTIONS = {  # each with the path of its place by a descriptor; "patch" has places of its own
     "remove": _remove,
     "link": _link,
@@ -149,5 +149,6 @@ ACTIONS = {  # each with the path of its place by a descriptor; "patch" has plac
     "set_aside": _set_aside,
     "rename": _rename,
     "write": _write,
+    "make": _make_file,
     "private": _private,
 }

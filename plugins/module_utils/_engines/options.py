@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from .._postgresql.options import point_in_time
+from .._mysql import options as mysql
+from .._postgresql import options as postgresql
 
-__all__ = ["MISNAMED", "POINTS"]
+__all__ = ["MISNAMED", "POINTS", "ROLES"]
 
 # What an engine's own words suggest for an option that all have, and what it is called.
 MISNAMED = {"wal_source": "log_source", "binlog_source": "log_source"}
+# The role of each engine: two products may be so alike that they have one.
+ROLES = {"postgresql": "postgresql", "mariadb": "mysql", "mysql": "mysql"}
 # By engine: tells the point in time that its own options name, in words, and refuses what they cannot be.
-POINTS = {"postgresql": point_in_time}
+POINTS = {"postgresql": postgresql.point_in_time, **dict.fromkeys(("mariadb", "mysql"), mysql.point_in_time)}

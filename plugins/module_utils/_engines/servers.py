@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from .._engine.interface import Engine
+from .._mysql.engine import Mysql
 from .._postgresql.engine import Postgresql
 
 __all__ = ["ENGINES"]
 
-ENGINES: dict[str, Engine[Any, Any]] = {engine.name: engine for engine in (Postgresql(),)}
+ENGINES: dict[str, Engine[Any, Any]] = {engine.name: engine for engine in (Postgresql(), Mysql())}

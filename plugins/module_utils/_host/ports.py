@@ -15,19 +15,20 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ADDRESS", "FIRST_PORT", "allow_another_bind", "check_port", "check_socket_path", "reserve_port"]
+__all__ = ["ADDRESS", "allow_another_bind", "check_port", "check_socket_path", "reserve_port"]
 
 ADDRESS = "127.0.0.1"
-FIRST_PORT = 15432
+LOWEST_PORT = 1024  # that an ordinary user's server can have
 LAST_PORT = 65535
 LONGEST_SOCKET_PATH = 107  # bytes, without the final zero: sun_path of Linux
 
 
 def check_port(port: int) -> None:
     """Raises RecoveryError for a port that a server of an ordinary user cannot have."""
-    if not 1024 <= port <= LAST_PORT:
+    if not LOWEST_PORT <= port <= LAST_PORT:
         raise RecoveryError(
-            f"port {port} is out of range: choose one from 1024 to {LAST_PORT}, or none for the first free one."
+            f"port {port} is out of range: choose one from {LOWEST_PORT} to {LAST_PORT}, or none for the first "
+            "free one."
         )
 
 
@@ -43,9 +44,9 @@ def check_socket_path(directory: str, name: str) -> None:
 
 @contextmanager
 def reserve_port(
-    port: int | None, *, avoid: frozenset[int] = frozenset(), backlog: int = 0
+    port: int | None, *, first: int = LOWEST_PORT, avoid: frozenset[int] = frozenset(), backlog: int = 0
 ) -> Iterator[tuple[int, socket.socket]]:
-    """A free port of 127.0.0.1, and the socket that has it: the one asked for, else the first free one from 15432.
+    """A free port of 127.0.0.1, and the socket that has it: the one asked for, else the free one from first on.
 
     With a backlog it listens, for whoever it is handed to. Otherwise it is held until somebody else binds the port,
     for whom allow_another_bind() is called just before: from then on anybody can. Starts at the same time come to
@@ -53,7 +54,7 @@ def reserve_port(
     """
     if port is not None:
         check_port(port)
-    for candidate in range(FIRST_PORT, LAST_PORT + 1) if port is None else (port,):
+    for candidate in range(first, LAST_PORT + 1) if port is None else (port,):
         if port is None and candidate in avoid:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
@@ -61,7 +62,7 @@ def reserve_port(
                 yield candidate, holder
                 return
     if port is None:
-        raise RecoveryError(f"No port from {FIRST_PORT} on is free on {ADDRESS}: stop some sessions.")
+        raise RecoveryError(f"No port from {first} on is free on {ADDRESS}: stop some sessions.")
     raise RecoveryError(f"port {port} is taken on {ADDRESS}: choose another one, or none for the first free one.")
 
 

@@ -96,6 +96,7 @@ STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
 FOR_PEOPLE = ("neutralised", "carried_over", "recovered_to", "data")  # of the result
 # Recovery before the server listens cannot be interrupted; SIGTERM ends it between two statements.
 PREPARE_SIGNALS = (("SIGTERM", 2.0), ("SIGKILL", 5.0))
+FIRST_PORT = 15432
 USUAL_CONNECTIONS = 100  # PostgreSQL's max_connections
 
 # Clients are what has logged in, and neither this query nor one of the server's own processes. Transactions are what
@@ -139,7 +140,8 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Star
     plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
-        with reserve_port(plan.request.port, avoid=avoid, backlog=BACKLOG if is_listening else 0) as (port, reserved):
+        backlog = BACKLOG if is_listening else 0
+        with reserve_port(plan.request.port, first=FIRST_PORT, avoid=avoid, backlog=backlog) as (port, reserved):
             apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)

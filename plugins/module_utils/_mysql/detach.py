@@ -1,0 +1,204 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cutting the files of a copied data directory loose from the production server they were copied from.
+
+Files that name others by absolute paths (indexes of binary logs, `.isl` files, symbolic links) would lead the server to
+production's. Rewriting them is not enough: InnoDB's redo log names paths, too, and recovery opens those first. The
+sandbox, in which they are not there, has it come back to what is written here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .._engine.links import Link, find_links, leads_within, places_of, resolve_within
+from .._engine.steps import Step
+from .._errors import shown
+from .._host.files import HeldDirectory
+from .._host.links import is_within
+from .option_file import MysqlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .directory import DataDirectory
+
+__all__ = ["SCRATCH", "Detached", "plan_detach", "refuse_reachable"]
+
+SCRATCH = "#instant_recovery"  # directory of the data directory for temporary files: a database cannot be called so
+# Of a table; what else a link may be called is no table's.
+OF_TABLES = (".MYD", ".MYI", ".MAD", ".MAI", ".ibd", ".frm")
+# What names production's servers, by name or by a part of it; MySQL has this in tables, which are not read then.
+REPLICA = ("master.info", "relay-log.info", "multi-master.info")
+REPLICA_PARTS = (("master-", ".info"), ("relay-log-", ".info"))
+CERTIFICATES = (
+    *("ca.pem", "ca-key.pem", "server-cert.pem", "server-key.pem", "client-cert.pem", "client-key.pem"),
+    *("private_key.pem", "public_key.pem"),
+)
+POINTER_SIZE = 8192  # bytes of a path, at most
+MOST_TOLD = 50
+
+
+@dataclass
+class Detached:
+    """What has to be changed, and what the copy cannot show then.
+
+    directories: of tables' files that lie elsewhere in the tree. binlog: the base path of the binary logs that recovery
+    decides by, None where the copy has none.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
+    binlog: str | None = None
+
+
+def plan_detach(data: DataDirectory, tree: str, *, known: Mapping[str, str], is_recovered: bool) -> Detached:
+    """What has to be changed in data, whose copies of other files are in tree, before a server may open it.
+
+    known: where in tree directories are that links or `.isl` files lead to, by the paths of these below tree.
+    is_recovered: an earlier start has run a server on this copy.
+    """
+    planner = _Planner(data, tree, known)
+    for step in planner.steps(is_recovered=is_recovered):
+        planner.found.steps.append(step)
+    return planner.found
+
+
+class _Planner:
+    def __init__(self, data: DataDirectory, tree: str, known: Mapping[str, str]) -> None:
+        self._data, self._tree, self._known = data, tree, known
+        self._held = HeldDirectory(data.path)
+        self.found = Detached()
+
+    def steps(self, *, is_recovered: bool) -> Iterator[Step]:
+        yield from self._scratch()
+        yield from self._links()
+        yield from self._pointers()
+        yield from self._binary_logs(is_recovered=is_recovered)
+        yield from self._removed()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._data.path, name)
+
+    def _scratch(self) -> Iterator[Step]:
+        if SCRATCH in self._data.directories or os.path.lexists(self._path(SCRATCH)):
+            yield Step("remove", self._path(SCRATCH), "", "")
+        yield Step("directory", self._path(SCRATCH), "", "")
+
+    def _links(self) -> Iterator[Step]:
+        for link in find_links(self._data.path):
+            name = os.path.relpath(link.path, self._data.path)
+            if leads_within(link.path, self._tree):
+                self._note_directory(os.path.realpath(link.path))
+                continue
+            place = self._place(link.path, link.target)
+            if place is not None:
+                self._note_directory(place)
+                why = f"the link led to {link.target}, where the server would have written production's own files"
+                yield Step("link", link.path, f"{name} re-pointed to {place}", why, place)
+                continue
+            if name.endswith(OF_TABLES) or "/" not in name:
+                self._warn_of_missing(name, link)
+            why = "it leads out of the copy, which does not have what is there"
+            yield Step("remove", link.path, f"link {name} to {link.target} removed", why)
+
+    def _warn_of_missing(self, name: str, link: Link) -> None:
+        if len(self.found.warnings) < MOST_TOLD and not name.endswith((".sock", ".pid", ".log", ".err")):
+            self.found.warnings.append(
+                f"{shown(name)} was a link to {shown(link.target)}, which the copy does not have: what is there cannot "
+                "be read."
+            )
+
+    def _pointers(self) -> Iterator[Step]:
+        """Files in which MariaDB keeps where a table made with DATA DIRECTORY is."""
+        for directory in sorted(self._data.directories - {SCRATCH}):
+            for name in sorted(self._held.listed(directory)[0]):
+                if name.endswith(".isl"):
+                    yield from self._pointer(f"{directory}/{name}")
+
+    def _pointer(self, name: str) -> Iterator[Step]:
+        with open(self._held.open(name), "rb") as file:
+            target = file.read(POINTER_SIZE).decode("utf-8", "surrogateescape").strip()
+        if is_within(os.path.normpath(target), os.path.realpath(self._tree)):
+            return
+        place = self._place(self._path(name), target)
+        if place is None:
+            table = name.removesuffix(".isl")
+            self.found.warnings.append(
+                f"Table {shown(table)} lies in {shown(target)}, which the copy does not have: it cannot be read."
+            )
+            place = self._path(f"{table}.ibd")
+        else:
+            self._note_directory(place)
+        why = f"it led to {target}, where the server would have written production's own file"
+        content = place.encode("utf-8", "surrogateescape")
+        yield Step("write", self._path(name), f"{name} re-pointed to {place}", why, content=content)
+
+    def _place(self, path: str, target: str) -> str | None:
+        """What of the tree a link or a pointer at path means, if the tree has it."""
+        if not target or "\0" in target:
+            return None
+        directory = self._known.get(os.path.relpath(path, self._tree))
+        if directory is not None:
+            is_file = path.endswith((*OF_TABLES, ".isl"))
+            name = os.path.join(directory, os.path.basename(target)) if is_file else directory
+            return _existing(resolve_within(self._tree, name))
+        if not os.path.isabs(target):
+            inside = os.path.join(os.path.relpath(os.path.dirname(path), self._tree), target)
+            return _existing(resolve_within(self._tree, os.path.join("/", inside)))
+        return next(filter(None, map(_existing, places_of(self._tree, self._data.path, target))), None)
+
+    def _note_directory(self, place: str) -> None:
+        directory = place if os.path.isdir(place) else os.path.dirname(place)
+        if not is_within(directory, os.path.realpath(self._data.path)) and directory not in self.found.directories:
+            self.found.directories.append(directory)
+
+    def _binary_logs(self, *, is_recovered: bool) -> Iterator[Step]:
+        """Have the index name the copy's own logs: with absolute paths the server reads, writes and purges others."""
+        logs = self._data.binlogs
+        if logs is None or not logs.names:
+            return
+        self.found.binlog = self._path(logs.base)
+        text = "".join(f"./{name}\n" for name in logs.names).encode("utf-8", "surrogateescape")
+        if is_recovered or (logs.index in self._data.files and self._content(logs.index) == text):
+            return
+        action = "write" if logs.index in self._data.files else "make"
+        why = "the server would have read, written and purged production's binary logs"
+        missing = len(set(logs.listed) - set(logs.names))
+        lacking = f" ({missing} that the copy does not have left out)" if missing else ""
+        yield Step(
+            action, self._path(logs.index), f"{logs.index} names the copy's own logs{lacking}", why, content=text
+        )
+
+    def _content(self, name: str) -> bytes:
+        with open(self._held.open(name), "rb") as file:
+            return file.read()
+
+    def _removed(self) -> Iterator[Step]:
+        for name in sorted(self._data.files):
+            if name in REPLICA or any(name.startswith(one) and name.endswith(end) for one, end in REPLICA_PARTS):
+                why = "as a replica the copy would connect to production, and end the stream of the real one"
+                yield Step("remove", self._path(name), f"{name} removed", why)
+            elif name == "auto.cnf":
+                why = "two servers with one UUID take each other's place at their source"
+                yield Step("remove", self._path(name), f"{name} removed", why)
+            elif name in CERTIFICATES and not self._data.is_mariadb:
+                yield Step(
+                    "remove", self._path(name), f"{name} removed", "the copy would pass for production by its keys"
+                )
+
+
+def _existing(place: str | None) -> str | None:
+    return place if place is not None and os.path.lexists(place) and not os.path.islink(place) else None
+
+
+def refuse_reachable(found: Detached, *, is_confined: bool) -> None:
+    """Raise MysqlError where nothing keeps the server from paths that its redo log names, and this host has them."""
+    if not is_confined and found.directories:
+        raise MysqlError(
+            "Tables of the copy lie in directories of their own, which its redo log names by production's paths, and "
+            "this host cannot keep the server away from them: start the session as root, or on another host."
+        )

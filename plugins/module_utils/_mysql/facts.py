@@ -1,0 +1,98 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be said about the data of a session: which databases there are, and which tables cannot be read.
+
+The server answers for the archive: what it says is bounded, and shown to people with nothing in it that acts on a
+terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .._errors import listed, shown
+from .._host.command import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DATABASES", "Facts", "find_tables"]
+
+PATIENCE = 5.0  # seconds for all tables to be opened, and for all checks together
+MOST_TABLES = 100  # that are named
+MOST_CHECKED = 50  # tables without a log of changes
+OWN = "('information_schema', 'performance_schema', 'mysql', 'sys')"
+DATABASES = (
+    "select coalesce(json_arrayagg(hex(schema_name)), '[]') from (select schema_name from information_schema.schemata "
+    f"where schema_name not in {OWN} and schema_name not like '#mysql50#%' order by 1 limit 10000) as one"
+)
+# A table that cannot be opened has no engine, and its comment says why.
+BROKEN = (
+    "select json_object('table', hex(concat(table_schema, '.', table_name)), 'why', hex(left(table_comment, 300))) "
+    "from information_schema.tables where table_type = 'BASE TABLE' and engine is null "
+    f"and table_schema not in {OWN} limit {MOST_TABLES}"
+)
+UNLOGGED = (
+    "select json_object('check', hex(concat('check table `', replace(table_schema, '`', '``'), '`.`', "
+    "replace(table_name, '`', '``'), '` quick'))) from information_schema.tables "
+    f"where engine in ('MyISAM', 'CSV', 'Aria') and table_schema not in {OWN} limit {MOST_CHECKED}"
+)
+
+
+@dataclass
+class Facts:
+    """What is known of the data. tables: those that cannot be read, and why; was_examined: they were looked for."""
+
+    databases: list[str]
+    is_clean: bool
+    was_examined: bool = False
+    tables: dict[str, str] = field(default_factory=dict)
+    not_examined: str | None = None
+    prepared_transactions: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the module's result."""
+        return {
+            "recovered": not self.is_clean,
+            "prepared_transactions": self.prepared_transactions,
+            "examined": self.was_examined and self.not_examined is None,
+            "unreadable_tables": [{"table": name, "why": why} for name, why in self.tables.items()],
+        }
+
+    def warnings(self) -> list[str]:
+        """What a user should know before believing what is read."""
+        found = []
+        if self.tables:
+            first = next(iter(self.tables.values()))
+            found.append(f"These tables cannot be read: {listed(list(self.tables))} (of the first: {shown(first)}).")
+        if self.not_examined is not None:
+            found.append(f"The tables were not all looked at: {shown(self.not_examined)}")
+        return found
+
+
+def find_tables(facts: Facts, ask: Callable[[str, float], str]) -> None:
+    """Look for tables that cannot be read: ask gives what the server answers to a statement within some seconds."""
+    facts.was_examined = True
+    try:
+        for line in ask(BROKEN, PATIENCE).splitlines():
+            entry = json.loads(line)
+            facts.tables[_text(entry["table"])] = _text(entry["why"])
+        checks = [_text(json.loads(line)["check"]) for line in ask(UNLOGGED, PATIENCE).splitlines()]
+        if checks:
+            _note_checks(facts, ask("; ".join(checks), PATIENCE))
+    except (CommandError, ValueError, KeyError, TypeError) as error:
+        facts.not_examined = str(error)
+
+
+def _note_checks(facts: Facts, answer: str) -> None:
+    """The rows of CHECK TABLE: table, what was done, kind of message, and its text."""
+    for line in answer.splitlines():
+        table, _what, kind, text = (line.split("\t") + [""] * 4)[:4]
+        if kind in ("error", "warning") and len(facts.tables) < MOST_TABLES:
+            facts.tables.setdefault(table, text)
+
+
+def _text(encoded: str) -> str:
+    return bytes.fromhex(encoded).decode("utf-8", "replace")

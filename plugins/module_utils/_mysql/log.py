@@ -1,0 +1,85 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a server's log says about its end, and about recovery."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["explain", "log_tail", "prepared_transactions", "said_since"]
+
+TAIL = 30  # lines of the server's log in an error
+LOOKED_AT = 1 << 20  # bytes of what a server says before it is ready
+ERROR = re.compile(r"\[ERROR\] (?:\[MY-\d+\] \[\w+\] )?(?:InnoDB: )?(?:\S*mysqld: |\S*mariadbd: )?(.*)")
+# Said because of the sandbox, or after what matters.
+HARMLESS = re.compile(
+    r"Can't copy ownership|sched_setaffinity|^Aborting$|init function returned error|registration as a STORAGE"
+    r"|Failed to initialize plugins|Unknown/unsupported storage engine|Plugin initialization aborted"
+)
+# What servers say, and what it means for a session.
+EXPLANATIONS = (
+    (
+        r"Upgrade after a crash is not supported",
+        "its redo log is of another version, and only that version replays it",
+    ),
+    (
+        r"Found (\d+) prepared transactions",
+        "transactions were prepared when it was killed, and the binary logs that decide about them are not in the copy",
+    ),
+    (
+        r"(?:page corruption|Database page corruption|is corrupted|checksum mismatch)",
+        "a page of InnoDB is damaged: use another archive, and find out whether the backup was taken at one moment",
+    ),
+    (
+        r"(?:Unable to decrypt|cannot be decrypted|encryption key|is encrypted)",
+        "the data are encrypted, and sessions have no keys",
+    ),
+    (r"innodb_page_size|page size", "its pages have another size than the server can have"),
+    (r"Different lower_case_table_names", "production's lower_case_table_names is another: give it in settings"),
+    (r"unknown (?:variable|option) '([^']*)'", "the server does not know a setting that was given"),
+)
+
+
+def log_tail(log: str, *, begin: int = 0) -> list[str]:
+    """The last lines of the server's log from the byte begin on."""
+    return said_since(log, begin, limit=TAIL * 1000)[-TAIL:]
+
+
+def said_since(log: str, begin: int, *, limit: int = LOOKED_AT) -> list[str]:
+    """What the server has said from the byte begin of its log on; of very much the end."""
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(begin, os.fstat(file.fileno()).st_size - limit))
+        return file.read(limit).decode("utf-8", "replace").splitlines()
+    return []
+
+
+def explain(said: Sequence[str]) -> str:
+    """Why the server ended: what its errors mean for a session, and the first of them in its own words."""
+    errors = [match[1].strip() for line in said if (match := ERROR.search(line))]
+    told = [one for one in errors if not HARMLESS.search(one)]
+    if not told:
+        return said[-1].strip() if said else "it said nothing."
+    for pattern, meaning in EXPLANATIONS:
+        found = next((one for one in told if re.search(pattern, one)), None)
+        if found is not None:
+            return f"{meaning} ({_sentence(found)})"
+    return _sentence(told[0])
+
+
+def prepared_transactions(said: Sequence[str]) -> int | None:
+    """How many transactions were found prepared, of which nothing tells whether they were committed."""
+    for line in said:
+        match = re.search(r"Found (\d+) prepared (?:transactions|XA)|(\d+) transactions? in prepared state", line)
+        if match is not None:
+            return int(match[1] or match[2])
+    return None
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."

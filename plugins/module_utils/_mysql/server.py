@@ -1,0 +1,279 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A throw-away server of MariaDB or MySQL on a copied data directory: recovered, started, asked.
+
+From the first run of the server's program on, the copy and the directory of its socket are the archive's; see
+_engine/server.py. What it answers comes through its socket, its output and its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .._engine.interface import Started
+from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
+from .._engine.steps import apply_steps
+from .._errors import MORE_TIME, shown, text_shown
+from .._host.command import CommandError
+from .._host.ports import ADDRESS, reserve_port
+from .account import ACCOUNT, PROBE, account_script, clients_query
+from .facts import DATABASES, Facts, find_tables
+from .log import explain, log_tail, prepared_transactions, said_since
+from .option_file import MysqlError, render_options
+from .plan import SOCKET
+from .plugins import allowed_libraries, plugin_directory
+from .programs import NAMES, tool_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .._host.processes import Process
+    from .._host.sandbox import Sandbox
+    from .._session.session import Session
+    from .plan import Plan
+
+__all__ = ["start_server"]
+
+FIRST_PORT = 13306
+FIRST_LOG_IN = 3.0  # seconds, even where the start has none left
+# innodb_fast_shutdown=2 writes out little more than the log; nothing that is lost then is missed.
+STOP_SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
+SERVERS = {"mariadb": ("mariadbd", "mysqld"), "mysql": ("mysqld",)}
+USUAL_CONNECTIONS = 151  # max_connections of both
+CLIENT_FILE = "client.cnf"  # for people, in the directory of clients
+LOGIN, PROBE_LOGIN = "login.cnf", "probe.cnf"  # for our own programs, in the directory that the server can read
+GREETING = 10  # version of the protocol, the first byte of what a server says
+MOST_SAID = 16 << 20  # bytes that a server may answer
+# Directories of the installation that a server from elsewhere has to be told; found by what is in them.
+MESSAGES, CHARSETS = "english/errmsg.sys", "charsets/Index.xml"
+
+
+def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Started:
+    """See Engine.start in _engine/interface.py."""
+    deadline = time.monotonic() + plan.request.timeout
+    plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
+    passwords = {name: f"{secrets.token_hex(24)}Aa1-" for name in (ACCOUNT, PROBE)}
+    try:
+        is_listening = plan.sandbox.has_network() and plan.request.network != "host"
+        backlog = BACKLOG if is_listening else 0
+        with reserve_port(plan.request.port, first=FIRST_PORT, avoid=avoid, backlog=backlog) as (port, reserved):
+            begin = os.path.getsize(plan.request.log) if os.path.exists(plan.request.log) else 0
+            apply_steps(plan.detached.steps, plan.account)
+            argv = _configure(plan, port, passwords)
+            process = _start(plan, argv, port, reserved, session, deadline)
+        _write_logins(plan, port, passwords)
+        databases = _log_in(plan, deadline)
+        reached = _reached(plan, session, said_since(plan.request.log, begin))
+        facts = _facts(plan, databases, said_since(plan.request.log, begin))
+        return Started(_result(plan, process, port, reached, facts), _clients_probe(plan))
+    except BaseException:
+        stop_server(session)
+        raise
+
+
+def _configure(plan: Plan, port: int, passwords: Mapping[str, str]) -> list[str]:
+    """Write what the server is told; the command line that has it read that and nothing else."""
+    request, reader = plan.request, plan.account.gid
+    own = {"port": str(port), "server_id": str(1 + secrets.randbelow(0xFFFFFFFE)), **_installation(plan)}
+    text = render_options({"This server alone": own, **plan.sections})
+    make_file(request.config("my.cnf"), text, reader=reader)
+    script = account_script(
+        is_mariadb=plan.data.is_mariadb,
+        series=plan.series,
+        password=passwords[ACCOUNT],
+        probe_password=passwords[PROBE],
+        read_only=request.read_only,
+    )
+    make_file(request.config("init.sql"), script, reader=reader)
+    _link_plugins(plan)
+    program = tool_of(plan.programs, *SERVERS[plan.data.product])
+    return [program or "", f"--defaults-file={request.config('my.cnf')}"]
+
+
+def _installation(plan: Plan) -> dict[str, str]:
+    """Where the server's own files are, which are built in where it was installed to."""
+    above = os.path.dirname(os.path.realpath(plan.programs.bindir))
+    found = {"basedir": above}
+    for name in ("mysql", "mariadb", "mysql-9.7", ""):
+        place = os.path.join(above, "share", name).rstrip("/")
+        if os.path.exists(os.path.join(place, MESSAGES)):
+            found["lc_messages_dir"] = place
+        if os.path.exists(os.path.join(place, CHARSETS)):
+            found["character_sets_dir"] = os.path.join(place, os.path.dirname(CHARSETS))
+    return found
+
+
+def _link_plugins(plan: Plan) -> None:
+    directory = plan.request.config("plugins")
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    os.chmod(directory, 0o755)
+    source = plugin_directory(plan.programs)
+    for name in allowed_libraries(source):
+        with suppress(FileExistsError):
+            os.symlink(os.path.join(source or "", name), os.path.join(directory, name))
+
+
+def _start(
+    plan: Plan, argv: list[str], port: int, reserved: socket.socket, session: Session, deadline: float
+) -> Process:
+    """Start the server and wait until it accepts connections; when this raises, it has ended."""
+    server = Server(
+        argv,
+        {},
+        room=plan.serving(port),
+        signals=STOP_SIGNALS,
+        socket_name=SOCKET,
+        most_by_tcp=_most_by_tcp(plan),
+        accepts=_accepts,
+    )
+    try:
+        return server.start(plan.request, session, port, reserved, deadline=deadline)
+    except NotReadyError as error:
+        said = said_since(plan.request.log, error.begin)
+        late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
+        problem = late if error.is_late else f"did not start: {explain(said)}"
+        name = NAMES[plan.data.product]
+        raise MysqlError(
+            f"The server of {name} {plan.version} {problem}", log_tail=log_tail(plan.request.log, begin=error.begin)
+        ) from None
+
+
+def _most_by_tcp(plan: Plan) -> int:
+    """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
+    told = plan.settings.get("max_connections", "")
+    return max(1, (int(told) if told.isdecimal() else USUAL_CONNECTIONS) * 3 // 4)
+
+
+def _accepts(path: str) -> bool:
+    """Whether a server greets at a socket: it speaks first."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        client.connect(path)
+        answer = client.recv(16)
+        return len(answer) > 4 and answer[4] in (GREETING, 0xFF)
+    return False
+
+
+def _write_logins(plan: Plan, port: int, passwords: Mapping[str, str]) -> None:
+    """Option files for clients: one for people, and two for our programs, which run as the server's user."""
+    request = plan.request
+    for user, path in ((ACCOUNT, request.config(LOGIN)), (PROBE, request.config(PROBE_LOGIN))):
+        make_file(path, _login(plan, port, user, passwords[user]), reader=plan.account.gid)
+    make_file(request.client(CLIENT_FILE), _login(plan, port, ACCOUNT, passwords[ACCOUNT]))
+
+
+def _login(plan: Plan, port: int, user: str, password: str) -> str:
+    # Through the socket: whoever takes the port when the server has died must not be told the password.
+    entries = {
+        "user": user,
+        "password": password,
+        "host": "localhost",
+        "port": str(port),
+        "socket": plan.request.client(SOCKET),
+        "protocol": "SOCKET",
+    }
+    return render_options({"": entries}, group="client")
+
+
+def _client_room(plan: Plan) -> Sandbox:
+    """Where our own programs talk to the server: it may answer with anything."""
+    readable = [*plan.programs.trees(), plan.request.config()]
+    return plan.sandbox.for_tool(readable=readable, writable=[plan.request.client(SOCKET)], network="unix")
+
+
+def _client(plan: Plan, login: str, statement: str) -> list[str]:
+    """A command line on which nothing is left to option files, environments or defaults."""
+    options = ["--batch", "--skip-column-names", "--raw", "--skip-auto-rehash", "--connect-timeout=10"]
+    options += ["--default-character-set=utf8mb4"]
+    return [plan.client, f"--defaults-file={plan.request.config(login)}", *options, "-e", statement]
+
+
+def _ask(plan: Plan, statement: str, timeout: float, *, login: str = LOGIN) -> str:
+    done = _client_room(plan).run(_client(plan, login, statement), timeout=timeout, limit=MOST_SAID)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _clients_probe(plan: Plan) -> dict[str, Any]:
+    """See Started."""
+    query = clients_query(is_mariadb=plan.data.is_mariadb)
+    return {"argv": _client(plan, PROBE_LOGIN, query), "env": {}, "sandbox": _client_room(plan).as_dict()}
+
+
+def _log_in(plan: Plan, deadline: float) -> list[str]:
+    """Log in once as a user of the session would; the databases that there are. Raises MysqlError when that fails.
+
+    A statement of the script that makes accounts may have failed: the server comes up all the same.
+    """
+    try:
+        answer = _ask(plan, DATABASES, max(FIRST_LOG_IN, deadline - time.monotonic()))
+        return [bytes.fromhex(one).decode("utf-8", "replace") for one in json.loads(answer)]
+    except CommandError as error:
+        said = error.stderr.strip() or str(error)
+        if time.monotonic() >= deadline:
+            said = f"not within {plan.request.timeout:g} s: {MORE_TIME} ({said})"
+        message = f"The server is ready, but the session's account cannot log in: {said}"
+        raise MysqlError(shown(message), log_tail=log_tail(plan.request.log)) from error
+    except (ValueError, TypeError) as error:
+        raise MysqlError("The server is ready, but its list of databases cannot be read.") from error
+
+
+def _reached(plan: Plan, session: Session, said: list[str]) -> dict[str, Any]:
+    """The point that the copy shows, recorded for later starts."""
+    recovered = plan.request.recovered
+    if recovered is not None:
+        return dict(recovered["recovered_to"])
+    data, logs = plan.data, plan.data.binlogs
+    position = None
+    if logs is not None and logs.names and not data.is_clean:
+        position = f"the end of {logs.names[-1]}"
+    if data.backup is not None and data.backup.file is not None:
+        position = f"{data.backup.file}:{data.backup.position}"
+    reason = "the server had been shut down" if data.is_clean else "end of the copy's logs"
+    gtid = data.backup.gtid if data.backup is not None else None
+    reached = {"time": None, "position": position, "gtid": gtid, "reason": reason}
+    session.update(recovered={"target": plan.target, "recovered_to": reached, "problem": None})
+    return reached
+
+
+def _facts(plan: Plan, databases: list[str], said: list[str]) -> Facts:
+    """What can be said about the data; tables are looked at unless that is not wanted."""
+    facts = Facts(databases=databases, is_clean=plan.data.is_clean)
+    facts.prepared_transactions = prepared_transactions(said) or 0
+    if plan.request.examine:
+        find_tables(facts, lambda statement, timeout: _ask(plan, statement, timeout))
+    return facts
+
+
+def _result(plan: Plan, process: Process, port: int, reached: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    warnings = [*plan.warnings, *facts.warnings()]
+    result = {
+        "version": plan.version,
+        "port": port,
+        "socket_directory": plan.request.client(),
+        "pid": process.pid,
+        "user": ACCOUNT,
+        "superuser": ACCOUNT,
+        "databases": facts.databases,
+        "connection_string": f"mysql://{ACCOUNT}@{ADDRESS}:{port}/",
+        "client_file": plan.request.client(CLIENT_FILE),
+        "log": plan.request.log,
+        "bindir": plan.bindir,
+        "read_only": plan.request.read_only,
+        "network": plan.request.network,
+        "settings": plan.settings,
+        "neutralised": list(plan.neutralised),
+        "carried_over": list(plan.carried_over),
+        "recovered_to": reached,
+        "data": facts.as_dict(),
+        "session": None,
+        **({"warnings": warnings} if warnings else {}),  # Ansible shows them
+    }
+    told: dict[str, Any] = text_shown(result)
+    return told

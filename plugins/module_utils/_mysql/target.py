@@ -1,0 +1,91 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The point in time that a session is asked for, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from .option_file import MysqlError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["POINTS", "Target", "read_target"]
+
+# The options that name a point, of which there can be one: what each must look like, and how to say so.
+POINTS = {
+    "recovery_target": (re.compile(r"end"), "end, which is the end of the archived binary logs"),
+    "recovery_target_time": (re.compile(r".+"), ""),  # see _time
+    "recovery_target_position": (
+        re.compile(r"[^\s:/]{1,200}\.\d{6,19}:\d{1,20}"),
+        "a binary log's name and the position in it at which to stop, such as mysql-bin.000004:4672531",
+    ),
+    "recovery_target_gtid": (
+        re.compile(r"\d{1,10}-\d{1,10}-\d{1,20}|[0-9a-fA-F-]{36}:\d{1,20}"),
+        "the global transaction id of the last transaction that counts, such as 0-1-4711 (MariaDB) or "
+        "3e11fa47-71ca-11e1-9e33-c80aa9429562:23 (MySQL)",
+    ),
+}
+TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?(?:[.,]\d{1,6})?\s*(?:(Z|UTC|GMT)|([+-])(\d\d):?([0-5]\d)?)?", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where replay of binary logs is to stop: setting is one of POINTS."""
+
+    setting: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.value}"
+
+    @property
+    def time(self) -> datetime | None:
+        """The point in time, if it is one."""
+        return _time(self.value) if self.setting == "recovery_target_time" else None
+
+
+def read_target(options: Mapping[str, Any]) -> Target | None:
+    """The target in a module's options; None where there is none.
+
+    Raises MysqlError for more than one, and for values that cannot be meant.
+    """
+    given = {name: str(options[name]) for name in POINTS if options.get(name) is not None}
+    if len(given) > 1:
+        raise MysqlError(
+            f"{' and '.join(given)} are given together, and recovery can stop at one point only: leave all but one out."
+        )
+    for name, value in given.items():
+        pattern, meaning = POINTS[name]
+        if not pattern.fullmatch(value):
+            raise MysqlError(f"{name} is {value!r}: give {meaning}.")
+        target = Target(name, value)
+        if target.setting == "recovery_target_time":
+            _time(value)
+        return target
+    return None
+
+
+def _time(text: str) -> datetime:
+    """A time as ISO 8601 and people write it; without an offset it is in UTC. Binary logs have whole seconds."""
+    match = TIME.fullmatch(text.strip())
+    try:
+        if match is None:
+            raise ValueError("it is no time of a day")
+        date, minute, second, _utc, sign, hours, minutes = match.groups()
+        moment = datetime.fromisoformat(f"{date} {minute}{second or ':00'}")
+        zone = timezone.utc
+        if sign is not None:
+            zone = timezone(int(f"{sign}1") * timedelta(hours=int(hours), minutes=int(minutes or 0)))
+        return moment.replace(tzinfo=zone)
+    except ValueError as error:
+        raise MysqlError(
+            f"recovery_target_time {text!r} cannot be used ({error}): write it as 2026-11-22T14:05:00+01, as a space "
+            "ends a value on the command line. Without an offset it is in UTC."
+        ) from None
