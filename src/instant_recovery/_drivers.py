@@ -5,12 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-from . import _postgresql
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection
+from . import _mysql, _postgresql
 
 __all__ = ["DRIVERS", "Driver"]
 
@@ -18,8 +15,11 @@ __all__ = ["DRIVERS", "Driver"]
 class Driver(NamedTuple):
     """connect gives a connection to the server of a session, socket_of the path of its socket on its host."""
 
-    connect: Callable[..., connection]
+    connect: Callable[..., Any]
     socket_of: Callable[..., str]
 
 
-DRIVERS = {"postgresql": Driver(_postgresql.connect, _postgresql.socket_of)}
+DRIVERS = {
+    "postgresql": Driver(_postgresql.connect, _postgresql.socket_of),
+    **dict.fromkeys(("mariadb", "mysql"), Driver(_mysql.connect, _mysql.socket_of)),
+}

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
     from types import TracebackType
 
-    from psycopg2.extensions import connection
-
     from ._logs import LogLine
 
 __all__ = ["Archive", "Session", "Status"]
@@ -122,8 +120,8 @@ class Session:
             raise InstantRecoveryError(f"session {self.id} was not made by an InstantRecovery: ask there for its logs")
         return self._logs(self.id, lines=lines, sources=sources, follow=follow, timeout=timeout)
 
-    def connect(self, database: str | None = None, **options: Any) -> connection:
-        """A connection to the session's server, as a superuser: for PostgreSQL of psycopg2.
+    def connect(self, database: str | None = None, **options: Any) -> Any:
+        """A connection to the session's server, as a superuser: of psycopg2 or, with the extra `mysql`, of PyMySQL.
 
         `database` and `options` go to the driver's connect() and win over the session's own, and those over variables
         of the environment (a service that PGSERVICE names has to exist, though: libpq asks for it first). A session on

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.cluster import Cluster
+    from tests.support.mariadb import MariaDb
 
 __all__ = ["Copy"]
 
@@ -39,29 +40,39 @@ class Copy:
     data: Path
     options: dict[str, Any] = field(default_factory=dict)
     caller: pwd.struct_passwd | None = None
+    main: Callable[[], None] = pg_ephemeral.main
     port: int | None = field(default_factory=free_port)  # while it is stopped, nobody else takes it
 
     @classmethod
-    def of(cls, cluster: Cluster, root: Path, *, user: str | None = None, caller: str | None = None) -> Copy:
+    def of(
+        cls,
+        cluster: Cluster | MariaDb,
+        root: Path,
+        *,
+        user: str | None = None,
+        caller: str | None = None,
+        main: Callable[[], None] = pg_ephemeral.main,
+    ) -> Copy:
         """A copy of a cluster's files in a new session, below merged where the cluster has it below the root.
 
-        caller is who makes the session and everything in it: this process's user, unless it is named.
+        caller is who makes the session and everything in it: this process's user, unless it is named. main: that of the
+        engine's module.
         """
         entry = pwd.getpwnam(caller) if caller else None
         if entry is None:
-            return cls._made(cluster, root, user)
+            return cls._made(cluster, root, user, main)
         if not root.exists():
             root.mkdir(mode=0o700)
             os.chown(root, entry.pw_uid, entry.pw_gid)
-        copy = forked(lambda: cls._made(cluster, root, user), user=entry)
+        copy = forked(lambda: cls._made(cluster, root, user, main), user=entry)
         copy.caller, copy.port = entry, free_port()
         return copy
 
     @classmethod
-    def _made(cls, cluster: Cluster, root: Path, user: str | None) -> Copy:
+    def _made(cls, cluster: Cluster | MariaDb, root: Path, user: str | None, main: Callable[[], None]) -> Copy:
         session = Session.create(str(root), user=user, fields={"engine": "postgresql"})
         merged = Path(session.path("merged"))
-        copy = cls(Path(session.directory), merged / str(cluster.data).lstrip("/"))
+        copy = cls(Path(session.directory), merged / str(cluster.data).lstrip("/"), main=main)
         copy.data.parent.mkdir(parents=True)
         subprocess.run(["cp", "-a", str(cluster.data), str(copy.data)], check=True)
         copy.own()
@@ -143,4 +154,4 @@ class Copy:
 
     def _call(self, state: str, *, check: bool, **options: Any) -> dict[str, Any]:
         where = {"session_directory": str(self.directory), "state": state}
-        return self.as_caller(lambda: call(pg_ephemeral.main, check=check, **where, **options))
+        return self.as_caller(lambda: call(self.main, check=check, **where, **options))

@@ -67,7 +67,7 @@ def test_remote_session_names_the_tunnel() -> None:
     assert "connect(host='127.0.0.1', port=15432)" in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"engine": "mariadb"}, {"status": "starting", "connection_string": None}])
+@pytest.mark.parametrize("change", [{"engine": "mongodb"}, {"status": "starting", "connection_string": None}])
 def test_nothing_to_connect_to(change: dict[str, Any]) -> None:
     with pytest.raises(ConnectError, match="no server of postgresql"):
         Session.from_record({**RECORD, **change}).connect()

@@ -265,7 +265,9 @@ def engines(engine: str = "auto", **own: dict[str, Any]) -> dict[str, Any]:
 
     other = {"gtid": {"type": "str"}, "bindir": {"type": "str"}}
     choices = {"type": "str", "choices": ["auto", "postgresql", "mariadb"], "default": "auto"}
-    table = Table("start", {**START.options, "engine": choices}, {"postgresql": START.engines["postgresql"], "mariadb": other})
+    table = Table(
+        "start", {**START.options, "engine": choices}, {"postgresql": START.engines["postgresql"], "mariadb": other}
+    )
     points = {"postgresql": lambda options: str(options.get("recovery_target_lsn", "")), "mariadb": point}
     return check_options(table, {**ARCHIVE, "engine": engine}, own, points)
 

@@ -38,6 +38,7 @@ CERTIFICATES = (
     *("private_key.pem", "public_key.pem"),
 )
 POINTER_SIZE = 8192  # bytes of a path, at most
+LARGEST_INDEX = 16 << 20
 MOST_TOLD = 50
 
 
@@ -175,11 +176,14 @@ class _Planner:
 
     def _content(self, name: str) -> bytes:
         with open(self._held.open(name), "rb") as file:
-            return file.read()
+            return file.read(LARGEST_INDEX)
 
     def _removed(self) -> Iterator[Step]:
         for name in sorted(self._data.files):
-            if name in REPLICA or any(name.startswith(one) and name.endswith(end) for one, end in REPLICA_PARTS):
+            is_of_replica = name in REPLICA or any(
+                name.startswith(one) and name.endswith(end) for one, end in REPLICA_PARTS
+            )
+            if is_of_replica and self._content(name):  # every server has an empty one
                 why = "as a replica the copy would connect to production, and end the stream of the real one"
                 yield Step("remove", self._path(name), f"{name} removed", why)
             elif name == "auto.cnf":
