@@ -51,6 +51,7 @@ class Facts:
     tables: dict[str, str] = field(default_factory=dict)
     not_examined: str | None = None
     prepared_transactions: int = 0
+    prepared_were: str = "committed"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the module's result."""
@@ -64,6 +65,11 @@ class Facts:
     def warnings(self) -> list[str]:
         """What a user should know before believing what is read."""
         found = []
+        if self.prepared_transactions:
+            found.append(
+                f"{self.prepared_transactions} transactions were prepared when the server was killed, and the copy "
+                f"lacks the binary logs that tell whether they were committed: here they were {self.prepared_were}."
+            )
         if self.tables:
             first = next(iter(self.tables.values()))
             found.append(f"These tables cannot be read: {listed(list(self.tables))} (of the first: {shown(first)}).")

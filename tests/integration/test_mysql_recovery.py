@@ -1,0 +1,74 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copies of servers of MariaDB that were killed: what they had acknowledged is there, however they were copied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral
+
+from tests.integration.conftest import needs_root
+from tests.support.copies import Copy
+from tests.support.mariadb import DATABASE, MariaDb, ask
+
+pytestmark = needs_root
+
+ACKNOWLEDGED = f"`{DATABASE}`.acknowledged"
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A server that was killed while it committed what is acknowledged."""
+
+    server: MariaDb
+    acknowledged: frozenset[int]
+
+
+@pytest.fixture(scope="module", name="killed")
+def _killed(shared_place: Path) -> Iterator[Killed]:
+    with MariaDb(directory=shared_place / "killed") as server:
+        server.populate(rows=200)
+        yield Killed(server, frozenset(server.killed_while_writing(clients=16)))
+
+
+@pytest.fixture(name="copy")
+def _copy(killed: Killed, copy_of: Callable[..., Copy]) -> Copy:
+    return copy_of(killed.server, main=mysql_ephemeral.main)
+
+
+def started(copy: Copy, **options: Any) -> dict[str, Any]:
+    result = copy.start(**options)
+    assert not result.get("failed"), result
+    return result
+
+
+def ids(result: dict[str, Any]) -> set[int]:
+    return set(map(int, ask(result["client_file"], f"select id from {ACKNOWLEDGED}").split()))
+
+
+def test_every_acknowledged_commit_is_there(copy: Copy, killed: Killed) -> None:
+    result = started(copy)
+    assert result["data"]["recovered"]
+    assert killed.acknowledged
+    assert killed.acknowledged <= ids(result)
+    assert "InnoDB: Starting crash recovery" in copy.log()
+    assert ask(result["client_file"], f"check table {ACKNOWLEDGED}").endswith("\tOK")
+
+
+def test_without_binary_logs_what_was_prepared_is_committed_and_told(copy: Copy, killed: Killed) -> None:
+    for path in copy.data.glob("mysql-bin.*"):
+        path.unlink()
+    result = started(copy)
+    assert killed.acknowledged <= ids(result)
+    number = result["data"]["prepared_transactions"]
+    print("NUMBER", number, copy.log()[-3000:])
+    assert bool(number) == ("prepared transactions" in copy.log())
+    assert any(re.match(rf"{number} transactions were prepared when", one) for one in result.get("warnings", [])) == (
+        number > 0
+    )
