@@ -189,10 +189,23 @@ class MariaDb:
         """State of all tables; see checksums()."""
         return checksums(self.sql)
 
-    def killed_while_writing(self, *, clients: int = 8, seconds: float = 0.5) -> set[int]:
-        """Kill it while clients commit; the ids whose commits it had acknowledged."""
-        self.sql(f"create table if not exists `{DATABASE}`.acknowledged (id int auto_increment primary key, x text)")
+    def killed_while_writing(self, *, clients: int = 4, loops: int = 0, seconds: float = 0.5) -> set[int]:
+        """Kill it while clients commit; the ids whose commits it had acknowledged.
+
+        loops: connections that beside them commit as fast as the server can, so that some are caught in the middle.
+        """
+        with self.connect(DATABASE) as connection, connection.cursor() as cursor:
+            for name in ("acknowledged", "hurried"):
+                cursor.execute(f"create table if not exists {name} (id int auto_increment primary key, x text)")
+            cursor.execute(
+                "create or replace procedure hurry() for i in 1..1000000 do insert into hurried (x) values (uuid());"
+                " end for"
+            )
         known: set[int] = set()
+
+        def hurry() -> None:
+            with suppress(pymysql.err.Error, OSError):
+                self.connect(DATABASE).cursor().execute("call hurry()")
 
         def write() -> None:
             with suppress(pymysql.err.Error, OSError):
@@ -202,7 +215,8 @@ class MariaDb:
                     cursor.execute("insert into acknowledged (x) values (repeat(md5(rand()), 20))")
                     known.add(cursor.lastrowid)
 
-        writers = [threading.Thread(target=write, daemon=True) for _number in range(clients)]
+        tasks = [write] * clients + [hurry] * loops
+        writers = [threading.Thread(target=task, daemon=True) for task in tasks]
         for writer in writers:
             writer.start()
         time.sleep(seconds)

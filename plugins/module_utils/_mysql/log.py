@@ -75,9 +75,9 @@ def explain(said: Sequence[str]) -> str:
 def prepared_transactions(said: Sequence[str]) -> int | None:
     """How many transactions were found prepared, of which nothing tells whether they were committed."""
     for line in said:
-        match = re.search(r"Found (\d+) prepared (?:transactions|XA)|(\d+) transactions? in prepared state", line)
+        match = re.search(r"Found (\d+) prepared transactions!", line)
         if match is not None:
-            return int(match[1] or match[2])
+            return int(match[1])
     return None
 
 
