@@ -36,7 +36,9 @@ class Patch:
 
 @dataclass(frozen=True)
 class Step:
-    """One change to the merged tree. action: a key of ACTIONS; target: of a link, or a file's new name.
+    """One change to the merged tree. action: a key of ACTIONS, or empty for what is only told.
+
+    target: of a link, or a file's new name.
 
     patches: what to write where. content: of a file that is made anew.
 
@@ -76,6 +78,7 @@ def apply_steps(steps: Sequence[Step], account: Account) -> None:
 def _apply(step: Step, account: Account) -> None:
     if step.action == "patch":
         _patch(step)
+    if step.action in ("patch", ""):
         return
     with place_inside(step.path) as place:
         ACTIONS[step.action](place, step)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import select
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from .command import Account, Completed, CompletedBytes, Inner, run_bytes, searc
 from .confined import program as confined_program  # so Ansible ships it
 from .confined.calls import can_filter_calls
 from .confined.landlock import SIGNALS_SINCE, landlock_version
+from .confined.specification import SYSTEM
+from .links import is_within
 from .processes import KILL, MARKER, Process, descendants, end_family, identify, memory_file, open_log
 from .programs import packed
 
@@ -45,6 +48,7 @@ RUN = (
     "import sys; sys.path.insert(0, '/proc/self/fd/' + sys.argv[1]); "
     f"from {confined_program.__name__} import main; main(*map(int, sys.argv[1:]))"
 )
+NEVER_SHOWN = ("/etc", "/dev", "/proc", "/sys", "/run")  # where a program looks for what is the host's
 ANYWHERE = "/tmp"  # a directory that every host has
 PATIENCE = 60.0  # seconds for the program to lock itself up, which takes some milliseconds
 # Processes of a server, of which PostgreSQL has one for each connection, and files that each may have open, as most
@@ -57,7 +61,7 @@ TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
 
 # A specification for a program that may reach nothing, with no wall around it.
 NOTHING: dict[str, Any] = {
-    **dict.fromkeys(("readable", "writable", "private", "logged", "doors"), ()),
+    **dict.fromkeys(("readable", "writable", "aliases", "private", "logged", "doors"), ()),
     **dict.fromkeys(("namespaces", "landlock", "seccomp"), False),
     **dict.fromkeys(("port", "processes", "files", "memory", "data"), 0),
     "env": {},
@@ -78,7 +82,8 @@ class Sandbox:
     account: whom it runs as. readable, writable: paths of trees, files or sockets; programs and libraries can be read
     always, and paths that do not exist are passed over. network: `none`; `unix`, for clients of a socket that is among
     the paths; `serve`, to listen on port and call nobody; `host`, to listen on port and call anybody. private: paths of
-    directories that nobody else needs to see: where there are namespaces they are small ones in memory.
+    directories that nobody else needs to see: where there are namespaces they are small ones in memory. aliases: pairs
+    of a path and a directory of a writable tree that is to be seen there as well, where there are namespaces.
     session_directory: whose mark its processes bear until they execute the program. memory_max: bytes of memory of its
     own that each process may have (0: any).
     """
@@ -87,6 +92,7 @@ class Sandbox:
     readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     network: str = "none"
     port: int = 0
     session_directory: str | None = None
@@ -101,11 +107,20 @@ class Sandbox:
     def from_dict(cls, fields: Mapping[str, Any]) -> Sandbox:
         """From the session's record. Raises TypeError or KeyError for something else."""
         trees = {name: tuple(fields[name]) for name in ("readable", "writable", "private")}
-        return cls(**{**fields, **trees, "account": Account(**fields["account"])})
+        aliases = tuple((path, source) for path, source in fields["aliases"])
+        return cls(**{**fields, **trees, "aliases": aliases, "account": Account(**fields["account"])})
 
     def for_tool(self, *, readable: Sequence[str] = (), writable: Sequence[str] = (), network: str = "none") -> Sandbox:
         """A room of the same user, for a program that only looks at these paths."""
-        return replace(self, readable=tuple(readable), writable=tuple(writable), private=(), network=network, port=0)
+        bare = replace(self, private=(), aliases=(), network=network, port=0)
+        return replace(bare, readable=tuple(readable), writable=tuple(writable))
+
+    def can_show(self, path: str) -> bool:
+        """Whether a directory can be an alias: its program has a root directory, and sees nothing above or below it."""
+        others = [*SYSTEM, *NEVER_SHOWN, *self.readable, *self.writable, *self.private, self.session_directory or "/"]
+        others += [alias for alias, _source in self.aliases]
+        apart = not any(is_within(path, other) or is_within(other, path) for other in others)
+        return _has_namespaces() and path == posixpath.normpath(path) and path.startswith("/") and apart
 
     def has_network(self) -> bool:
         """Whether its program has a network of its own, with nobody in it: who is to come to it comes by a door."""
@@ -208,6 +223,7 @@ class Sandbox:
             "staging": self.session_directory or ANYWHERE,
             "readable": list(self.readable),
             "writable": list(self.writable),
+            "aliases": list(self.aliases) if namespaces else [],
             "private": list(self.private),
             "network": self.network,
             "port": self.port,

@@ -10,7 +10,7 @@ sandbox, in which they are not there, has it come back to what is written here.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .._engine.links import Link, find_links, leads_within, places_of, resolve_within
@@ -23,6 +23,7 @@ from .option_file import MysqlError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .._host.sandbox import Sandbox
     from .directory import DataDirectory
 
 __all__ = ["SCRATCH", "Detached", "plan_detach", "refuse_reachable"]
@@ -39,6 +40,7 @@ CERTIFICATES = (
 )
 POINTER_SIZE = 8192  # bytes of a path, at most
 LARGEST_INDEX = 16 << 20
+MOST_ALIASES = 100  # directories; each is a mount
 MOST_TOLD = 50
 
 
@@ -46,31 +48,35 @@ MOST_TOLD = 50
 class Detached:
     """What has to be changed, and what the copy cannot show then.
 
-    directories: of tables' files that lie elsewhere in the tree. binlog: the base path of the binary logs that recovery
+    directories: of tables' files that lie elsewhere in the tree. aliases: where the server is to see such a directory,
+    as production had it. binlog: the base path of the binary logs that recovery
     decides by, None where the copy has none.
     """
 
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
     binlog: str | None = None
 
 
-def plan_detach(data: DataDirectory, tree: str, *, known: Mapping[str, str], is_recovered: bool) -> Detached:
+def plan_detach(
+    data: DataDirectory, tree: str, *, known: Mapping[str, str], sandbox: Sandbox, is_recovered: bool
+) -> Detached:
     """What has to be changed in data, whose copies of other files are in tree, before a server may open it.
 
     known: where in tree directories are that links or `.isl` files lead to, by the paths of these below tree.
-    is_recovered: an earlier start has run a server on this copy.
+    sandbox: the server's, without aliases. is_recovered: an earlier start has run a server on this copy.
     """
-    planner = _Planner(data, tree, known)
+    planner = _Planner(data, tree, known, sandbox)
     for step in planner.steps(is_recovered=is_recovered):
         planner.found.steps.append(step)
     return planner.found
 
 
 class _Planner:
-    def __init__(self, data: DataDirectory, tree: str, known: Mapping[str, str]) -> None:
-        self._data, self._tree, self._known = data, tree, known
+    def __init__(self, data: DataDirectory, tree: str, known: Mapping[str, str], sandbox: Sandbox) -> None:
+        self._data, self._tree, self._known, self._sandbox = data, tree, known, sandbox
         self._held = HeldDirectory(data.path)
         self.found = Detached()
 
@@ -78,6 +84,7 @@ class _Planner:
         yield from self._scratch()
         yield from self._links()
         yield from self._pointers()
+        yield from self._aliases()
         yield from self._binary_logs(is_recovered=is_recovered)
         yield from self._removed()
 
@@ -132,11 +139,36 @@ class _Planner:
                 f"Table {shown(table)} lies in {shown(target)}, which the copy does not have: it cannot be read."
             )
             place = self._path(f"{table}.ibd")
+        elif self._is_shown(target, place):
+            return
         else:
             self._note_directory(place)
         why = f"it led to {target}, where the server would have written production's own file"
         content = place.encode("utf-8", "surrogateescape")
         yield Step("write", self._path(name), f"{name} re-pointed to {place}", why, content=content)
+
+    def _is_shown(self, target: str, place: str) -> bool:
+        """Whether the server sees the copy's file where production's is: then nothing has to be rewritten.
+
+        That is the better way, for the redo log names the path, too. Where the table was made since its last checkpoint
+        recovery needs the file there, and else ends with "Cannot apply log".
+        """
+        directory, name = os.path.split(target)
+        if name != os.path.basename(place):
+            return False
+        source = os.path.dirname(place)
+        if self.found.aliases.get(directory) == source:
+            return True
+        others = tuple(self.found.aliases.items())
+        if len(others) >= MOST_ALIASES or not replace(self._sandbox, aliases=others).can_show(directory):
+            return False
+        self.found.aliases[directory] = source
+        return True
+
+    def _aliases(self) -> Iterator[Step]:
+        for path, source in self.found.aliases.items():
+            why = "its own .isl files and redo log lead there, to production's own files"
+            yield Step("", source, f"{path} is {source} to the server", why)
 
     def _place(self, path: str, target: str) -> str | None:
         """What of the tree a link or a pointer at path means, if the tree has it."""

@@ -28,10 +28,10 @@ DATABASES = (
     "select coalesce(json_arrayagg(hex(schema_name)), '[]') from (select schema_name from information_schema.schemata "
     f"where schema_name not in {OWN} and schema_name not like '#mysql50#%' order by 1 limit 10000) as one"
 )
-# A table that cannot be opened has no engine, and its comment says why.
+# To tell a length a server opens the table. One that it cannot open has none, and its comment says why.
 BROKEN = (
     "select json_object('table', hex(concat(table_schema, '.', table_name)), 'why', hex(left(table_comment, 300))) "
-    "from information_schema.tables where table_type = 'BASE TABLE' and engine is null "
+    "from information_schema.tables where table_type = 'BASE TABLE' and data_length is null "
     f"and table_schema not in {OWN} limit {MOST_TABLES}"
 )
 UNLOGGED = (

@@ -40,6 +40,11 @@ EXPLANATIONS = (
         r"(?:Unable to decrypt|cannot be decrypted|encryption key|is encrypted)",
         "the data are encrypted, and sessions have no keys",
     ),
+    (
+        r"File .* was not found|Cannot apply log to",
+        "a table's file that its redo log changes is not in the copy: archive the directory that it is in as well, or "
+        "a server that was shut down",
+    ),
     (r"innodb_page_size|page size", "its pages have another size than the server can have"),
     (r"Different lower_case_table_names", "production's lower_case_table_names is another: give it in settings"),
     (r"unknown (?:variable|option) '([^']*)'", "the server does not know a setting that was given"),

@@ -123,7 +123,8 @@ def _planned(request: MysqlRequest) -> Plan:
     check_socket_path(request.client(), SOCKET)
     sandbox = _sandbox(request, programs)
     confined, warnings = replace(sandbox, network="host" if request.network == "host" else "serve").report()
-    detached = plan_detach(data, request.tree, known=request.links, is_recovered=request.recovered is not None)
+    is_recovered = request.recovered is not None
+    detached = plan_detach(data, request.tree, known=request.links, sandbox=sandbox, is_recovered=is_recovered)
     refuse_reachable(detached, is_confined=missing_walls(request.account) is None)
     archived = read_configuration(request.tree, request.configuration)
     return Plan(
@@ -140,7 +141,7 @@ def _planned(request: MysqlRequest) -> Plan:
             *_report_plugins(programs),
         ),
         carried_over=tuple(report_carried(archived)),
-        sandbox=sandbox,
+        sandbox=replace(sandbox, aliases=tuple(detached.aliases.items())),
         warnings=(*warnings, *detached.warnings, *_of_version(data, programs)),
         detached=detached,
     )

@@ -43,7 +43,7 @@ def restrict_files(spec: Specification) -> None:
     configuration = (*CONFIGURATION, *(RESOLVER if spec.network == "host" else ()))
     for path in (*SYSTEM, *configuration, "/proc", *spec.readable):
         _grant(ruleset, path, rights & _READ)
-    for path in (*DEVICES, *spec.writable):
+    for path in (*DEVICES, *spec.writable, *(path for path, _source in spec.aliases)):
         _grant(ruleset, path, rights)
     if ports and spec.port:
         rule = _PORT_RULE.pack(_BIND_TCP, spec.port)

@@ -70,11 +70,14 @@ def _raise_loopback() -> None:
 
 
 class _Source:
-    """Something of the host's that is to be seen at the same path: held open, since the new root will hide it."""
+    """Something of the host's, to be seen at the same path unless it has another source.
 
-    def __init__(self, path: str, *, is_writable: bool, is_device: bool = False) -> None:
+    It is held open, since the new root will hide it.
+    """
+
+    def __init__(self, path: str, *, is_writable: bool, is_device: bool = False, source: str = "") -> None:
         self.path, self.is_writable, self.is_device = path, is_writable, is_device
-        self.descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        self.descriptor = os.open(source or path, os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if source else 0))
         self.is_directory = stat.S_ISDIR(os.fstat(self.descriptor).st_mode)
 
 
@@ -158,6 +161,7 @@ def _collect(spec: Specification) -> tuple[dict[str, str], dict[str, _Copy], lis
             sources.append(_Source(path, is_writable=False))
     sources += [_Source(path, is_writable=True, is_device=True) for path in DEVICES if os.path.exists(path)]
     sources += [_Source(path, is_writable=True) for path in spec.writable if os.path.lexists(path)]
+    sources += [_Source(path, is_writable=True, source=source) for path, source in spec.aliases]
     return links, files, sorted(sources, key=lambda source: source.path.count("/"))
 
 

@@ -30,12 +30,13 @@ class Specification:
 
     argv, env. uid, gid: whom it runs as. account: name of an entry to be added to /etc/passwd, or null. staging: a
     directory where the new root is made, which hides it in this process's own namespace of mounts alone. readable,
-    writable: absolute paths of trees, files or sockets. private: directories in whose place it gets a small one of its
-    own. network: none, unix (sockets of this host only), serve (port alone, no connections to anybody) or host (port,
-    and connections). port: TCP port that may be listened on. namespaces, landlock, seccomp: whether they are to be
-    used. logged: its descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets.
-    processes: most of them at a time, files: most that each has open (0: any number). memory, data: bytes of address
-    space, and of memory of its own, for each process (0: any).
+    writable: absolute paths of trees, files or sockets. aliases: pairs of a path and a directory of a writable tree,
+    to be seen there as well. private: directories in whose place it gets a small one of its own. network: none, unix
+    (sockets of this host only), serve (port alone, no connections to anybody) or host (port, and connections). port:
+    TCP port that may be listened on. namespaces, landlock, seccomp: whether they are to be used. logged: its
+    descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets. processes: most of
+    them at a time, files: most that each has open (0: any number). memory, data: bytes of address space, and of
+    memory of its own, for each process (0: any).
     """
 
     def __init__(self, text: bytes) -> None:
@@ -49,6 +50,7 @@ class Specification:
     staging: str
     readable: list[str]
     writable: list[str]
+    aliases: list[list[str]]
     private: list[str]
     network: str
     port: int
