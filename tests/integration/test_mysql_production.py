@@ -183,12 +183,6 @@ def test_a_table_that_was_not_archived(copy: Copy, production: Production, copy_
         without = copy_of(production.server, main=mysql_ephemeral.main)
     result: dict[str, Any] = without.start()
     assert not result.get("failed"), "\n".join([result["msg"], *result.get("log_tail", [])])
-    print(
-        ask(
-            result["client_file"],
-            "select table_schema, table_name, engine, table_comment, data_length, table_rows from information_schema.tables where table_schema like 'shop%'",
-        )
-    )
     missing = {one["table"] for one in result["data"]["unreadable_tables"]}
     assert missing == {f"{DATABASE}.far", f"{DATABASE}.moved"}
     assert [one for one in map(str, result["warnings"]) if "shop@0020data/far lies in" in one]

@@ -32,6 +32,7 @@ __all__ = ["DATABASE", "MariaDb", "ask", "checksums", "file_digests"]
 DATABASE = "shop data"
 OS_USER = "daemon" if os.geteuid() == 0 else None
 TIMEOUT = 120
+COMMITS = 100  # before a server is killed
 # What keeps a production of tests small and quick.
 SMALL = {
     "innodb_log_file_size": "8M",
@@ -189,7 +190,7 @@ class MariaDb:
         """State of all tables; see checksums()."""
         return checksums(self.sql)
 
-    def killed_while_writing(self, *, clients: int = 4, loops: int = 0, seconds: float = 0.5) -> set[int]:
+    def killed_while_writing(self, *, clients: int = 4, loops: int = 0) -> set[int]:
         """Kill it while clients commit; the ids whose commits it had acknowledged.
 
         loops: connections that beside them commit as fast as the server can, so that some are caught in the middle.
@@ -219,7 +220,12 @@ class MariaDb:
         writers = [threading.Thread(target=task, daemon=True) for task in tasks]
         for writer in writers:
             writer.start()
-        time.sleep(seconds)
+        hurried = f"select count(*) from `{DATABASE}`.hurried"
+        deadline = time.monotonic() + TIMEOUT
+        while len(known) < COMMITS or (loops and int(self.sql(hurried)) < COMMITS):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the server does not commit as it should")
+            time.sleep(0.05)
         self.kill()
         for writer in writers:
             writer.join(timeout=10)
