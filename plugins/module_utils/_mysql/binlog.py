@@ -10,15 +10,30 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+import struct
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO
 
-__all__ = ["HEAD", "BinlogHead", "is_binlog_name", "parse_head", "parse_index", "sorted_logs"]
+from .option_file import MysqlError
+
+__all__ = [
+    *("HEAD", "NAME", "BinlogHead", "Transaction", "description", "is_binlog_name", "parse_head", "parse_index"),
+    *("sorted_logs", "transactions"),
+]
 
 HEAD = 4 + 19 + 2 + 50  # bytes up to the end of the server's version
 MAGIC = b"\xfebin"
 NAME = re.compile(r"(?P<base>.+)\.(?P<number>\d{6,19})")
 VERSION = re.compile(rb"\d{1,3}\.\d{1,3}\.\d{1,3}")
+EVENT = struct.Struct("<IBIIIH")  # time, type, server id, length, end, flags
+LARGEST_DESCRIPTION = 4096  # bytes
+# Types of events. Those that begin a transaction: of MariaDB, and of MySQL with and without a GTID.
+OF_MARIADB, OF_MYSQL, ANONYMOUS, ENCRYPTED = 162, 33, 34, 164
+BEGINNINGS = (OF_MARIADB, OF_MYSQL, ANONYMOUS)
+# Those between transactions: STOP, ROTATE, the description, lists of GTIDs, and MariaDB's checkpoint.
+BETWEEN = (3, 4, 15, 35, 161, 163)
 DESCRIPTION = 15  # type of the first event, from MySQL 5.0 on
 IN_USE, RELAYED = 1, 0x40  # flags: not closed in order; of a replica's relay log
 MOST_NAMES = 100_000  # of one index
@@ -65,3 +80,54 @@ def sorted_logs(names: Iterable[str], base: str) -> Sequence[str]:
         (int(match["number"]), name) for name in names if (match := NAME.fullmatch(name)) and match["base"] == base
     ]
     return [name for _number, name in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """One transaction in a log: its place, the time of its last event, and its global id, if it has one."""
+
+    begin: int
+    end: int
+    time: int
+    gtid: str | None = None
+
+
+def description(file: IO[bytes]) -> bytes:
+    """What a log begins with: the magic number, and the event that describes its format. Raises MysqlError."""
+    file.seek(0)
+    head = file.read(len(MAGIC) + EVENT.size)
+    length = EVENT.unpack_from(head, len(MAGIC))[3] if len(head) == len(MAGIC) + EVENT.size else 0
+    if not head.startswith(MAGIC) or not EVENT.size <= length <= LARGEST_DESCRIPTION:
+        raise MysqlError("A binary log does not begin as one: use another archive of it.")
+    return head + file.read(length - EVENT.size)
+
+
+def transactions(file: IO[bytes], begin: int, size: int) -> Iterator[Transaction]:
+    """The whole transactions of a log from one event on; what is cut off at its end is none. Raises MysqlError."""
+    place, first, is_open, moment, gtid = begin, begin, False, 0, None
+    while place + EVENT.size <= size:
+        file.seek(place)
+        head = file.read(EVENT.size + 25)
+        time, kind, server, length, _end, _flags = EVENT.unpack_from(head)
+        if length < EVENT.size or place + length > size:
+            break
+        if kind == ENCRYPTED:
+            raise MysqlError("The binary logs are encrypted, and sessions have no keys: archive them decrypted.")
+        if kind in BEGINNINGS or kind in BETWEEN:
+            if is_open:
+                yield Transaction(first, place, moment, gtid)
+            first, is_open = place, kind in BEGINNINGS
+            gtid = _gtid(kind, server, head[EVENT.size :]) if is_open else None
+        moment = time if is_open else moment
+        place += length
+    if is_open:
+        yield Transaction(first, place, moment, gtid)
+
+
+def _gtid(kind: int, server: int, body: bytes) -> str | None:
+    if kind == OF_MARIADB and len(body) >= 12:
+        number, domain = struct.unpack_from("<QI", body)
+        return f"{domain}-{server}-{number}"
+    if kind == OF_MYSQL and len(body) >= 25:
+        return f"{uuid.UUID(bytes=body[1:17])}:{struct.unpack_from('<Q', body, 17)[0]}"
+    return None

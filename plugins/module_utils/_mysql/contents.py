@@ -31,6 +31,7 @@ SYSTEM = "ibdata1"
 REDO, REDO_DIRECTORY, REDO_NAME = "ib_logfile0", "#innodb_redo", re.compile(r"#ib_redo(\d{1,20})")
 UPGRADED = ("mariadb_upgrade_info", "mysql_upgrade_info", "mysql_upgrade_history")
 POINTERS = (".isl", ".index")  # where files of a table, or binary logs, are
+BINARY_LOG = re.compile(r"(.{1,200})\.\d{6}")
 VERSION = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}")
 OPENED = re.compile(
     r"/(?:ibdata|ib_logfile|ibtmp|undo|aria_log|#ib_|[^/]+\.(?:ibd|ibu|frm|isl|cfg|MY[DI]|MA[DI]|opt|par|index|info|cnf)$)"
@@ -69,6 +70,8 @@ class MysqlContents(Contents):
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing)
         self._unapplied: dict[str, str] = {}  # directories with files that only a preparation applies, one of each
+        self._logs: dict[tuple[str, str], list[str]] = {}  # by directory and base name: the first and the last
+        self._numbers: dict[tuple[str, str], int] = {}  # and how many
 
     def is_marker(self, directory: str, name: str) -> bool:
         return super().is_marker(directory, name) or REDO_NAME.fullmatch(name) is not None or name == "my.cnf"
@@ -81,6 +84,13 @@ class MysqlContents(Contents):
         if name.endswith((".delta", ".new", ".ren", ".del")) and directory not in self._unapplied:
             self.listing.keep(directory, path)
             self._unapplied[directory] = path
+        elif (match := BINARY_LOG.fullmatch(name)) is not None:
+            key = (directory, match[1])
+            if key not in self._logs:
+                self.listing.keep(directory, name)
+            first, last = self._logs.get(key, (name, name))
+            self._logs[key] = [min(first, name), max(last, name)]
+            self._numbers[key] = self._numbers.get(key, 0) + 1
 
     def directories(self) -> Sequence[str]:
         return self.listing.directories_with(SYSTEM)
@@ -236,6 +246,15 @@ class MysqlContents(Contents):
     def is_opened(self, path: str, database: Database) -> bool:
         # Its socket and its pid file may be beside them.
         return database.engine in self.names and OPENED.search(path) is not None
+
+    def log_archives(self, databases: Sequence[Database]) -> list[dict[str, Any]]:
+        """Directories of binary logs, but for the data directories with their own."""
+        own = {"" if one.data_directory == "." else one.data_directory for one in databases}
+        return [
+            {"path": directory or ".", "segments": self._numbers[directory, base], "first": first, "last": last}
+            for (directory, base), (first, last) in sorted(self._logs.items())
+            if directory not in own and "relay" not in base
+        ]
 
     def dump_in(self, header: bytes, members: Sequence[str]) -> Dump | None:
         return next(filter(None, (dump_of(engine, pattern, header) for engine, pattern in DUMPS)), None)

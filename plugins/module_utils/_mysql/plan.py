@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Programs, Request
+from .._engine.links import resolve_within
 from .._errors import MORE_TIME
 from .._host.deadline import deadline
 from .._host.limits import own_memory
@@ -21,6 +22,7 @@ from .directory import DataDirectory, check_account, read_data_directory
 from .option_file import MysqlError
 from .plugins import allowed_libraries, plugin_directory
 from .programs import NAMES, client_of, require, series_of
+from .replay import Replay, plan_replay
 from .settings import carried, check_settings, guards, report_carried, report_guards, tuning
 from .target import POINTS, Target
 
@@ -48,7 +50,8 @@ class MysqlRequest(Request):
 class Plan:
     """What will be done. sections: the session's option file, by heading. client: the program that asks the server.
 
-    neutralised, carried_over, warnings: as in _engine/interface.py. detached: what is changed in the copy.
+    neutralised, carried_over, warnings: as in _engine/interface.py. detached: what is changed in the copy. replay: what
+    is replayed of archived logs, if that is wanted.
     """
 
     request: MysqlRequest
@@ -62,6 +65,7 @@ class Plan:
     sandbox: Sandbox
     warnings: tuple[str, ...]
     detached: Detached
+    replay: Replay | None = None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -81,7 +85,7 @@ class Plan:
     @property
     def target(self) -> str | None:
         """The point that is recovered to, in words."""
-        return str(self.request.target) if self.request.target else None
+        return None if self.replay is None else str(self.request.target or "the end of the archived logs")
 
     @property
     def series(self) -> tuple[int, int]:
@@ -113,6 +117,7 @@ def make_plan(request: MysqlRequest) -> Plan:
 
 def _planned(request: MysqlRequest) -> Plan:
     _check_place(request)
+    _check_recovered(request)
     data = read_data_directory(request.data_directory)
     programs = require(data.version, bindir=request.bindir)
     series = series_of(programs.version)
@@ -144,7 +149,42 @@ def _planned(request: MysqlRequest) -> Plan:
         sandbox=replace(sandbox, aliases=tuple(detached.aliases.items())),
         warnings=(*warnings, *detached.warnings, *_of_version(data, programs)),
         detached=detached,
+        replay=None if is_recovered else _replay(request, data),
     )
+
+
+def _replay(request: MysqlRequest, data: DataDirectory) -> Replay | None:
+    """What of log_source leads to the target. In an archive, links mean what they meant on the host that it is from."""
+    source = request.log_source
+    if source is None:
+        if request.target is not None:
+            raise MysqlError(
+                f"{request.target} needs archived binary logs, which lead there from the copy: name their directory "
+                "(log_source)."
+            )
+        return None
+    if not is_within(source, request.directory):
+        return plan_replay(data, os.path.realpath(source), request.target)
+    place, _slash, path = os.path.relpath(source, request.directory).partition("/")
+    within = resolve_within(os.path.join(request.directory, place), path or ".")
+    if within is None:
+        raise MysqlError(f"log_source {source} is not in the archive: name a directory that it has.")
+    return plan_replay(data, within, request.target)
+
+
+def _check_recovered(request: MysqlRequest) -> None:
+    """Raise MysqlError where an earlier start brought the copy to something else than is asked for now."""
+    recovered = request.recovered
+    if recovered is None:
+        return
+    if recovered.get("problem"):
+        raise MysqlError(f"{recovered['problem']} This copy went past it: start from the archive again.")
+    if request.target is not None and str(request.target) != recovered["target"]:
+        raise MysqlError(
+            f"The copy in {request.data_directory} was recovered already, to "
+            f"{recovered['target'] or 'the end of its own logs'}: start from the archive again to see it at "
+            f"{request.target}."
+        )
 
 
 def _check_place(request: MysqlRequest) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .._engine.interface import Started
 from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
 from .._engine.steps import apply_steps
-from .._errors import MORE_TIME, shown, text_shown
+from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
 from .account import ACCOUNT, PROBE, account_script, clients_query
@@ -30,6 +30,7 @@ from .option_file import MysqlError, render_options
 from .plan import SOCKET
 from .plugins import allowed_libraries, plugin_directory
 from .programs import NAMES, tool_of
+from .replay import Feed, Replay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,12 @@ USUAL_CONNECTIONS = 151  # max_connections of both
 CLIENT_FILE = "client.cnf"  # for people, in the directory of clients
 LOGIN, PROBE_LOGIN = "login.cnf", "probe.cnf"  # for our own programs, in the directory that the server can read
 GREETING = 10  # version of the protocol, the first byte of what a server says
+FEED = "replay.pipe"  # in the same directory
+BINLOG_PROGRAMS = {"mariadb": ("mariadb-binlog", "mysqlbinlog"), "mysql": ("mysqlbinlog",)}
+# Values are parameters, and no part of the script. The mark comes only when the first program has come to its end.
+MARK = b"replayed to the end"
+REPLAY = f"""{{ "$2" --disable-log-bin - <"$1" && echo "select '{MARK.decode()}';"; }} |
+"$3" "$4" --batch --skip-column-names --binary-mode --default-character-set=utf8mb4"""
 MOST_SAID = 16 << 20  # bytes that a server may answer
 # Directories of the installation that a server from elsewhere has to be told; found by what is in them.
 MESSAGES, CHARSETS = "english/errmsg.sys", "charsets/Index.xml"
@@ -69,8 +76,10 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Star
             argv = _configure(plan, port, passwords)
             process = _start(plan, argv, port, reserved, session, deadline)
         _write_logins(plan, port, passwords)
+        _log_in(plan, deadline)
+        reached = _reached(plan, session, deadline)
         databases = _log_in(plan, deadline)
-        reached = _reached(plan, session, said_since(plan.request.log, begin))
+        make_file(plan.request.client(CLIENT_FILE), _login(plan, port, ACCOUNT, passwords[ACCOUNT]))
         facts = _facts(plan, databases, said_since(plan.request.log, begin))
         return Started(_result(plan, process, port, reached, facts), _clients_probe(plan))
     except BaseException:
@@ -171,11 +180,10 @@ def _accepts(path: str) -> bool:
 
 
 def _write_logins(plan: Plan, port: int, passwords: Mapping[str, str]) -> None:
-    """Option files for clients: one for people, and two for our programs, which run as the server's user."""
+    """Option files for our own programs, which run as the server's user."""
     request = plan.request
     for user, path in ((ACCOUNT, request.config(LOGIN)), (PROBE, request.config(PROBE_LOGIN))):
         make_file(path, _login(plan, port, user, passwords[user]), reader=plan.account.gid)
-    make_file(request.client(CLIENT_FILE), _login(plan, port, ACCOUNT, passwords[ACCOUNT]))
 
 
 def _login(plan: Plan, port: int, user: str, password: str) -> str:
@@ -233,11 +241,51 @@ def _log_in(plan: Plan, deadline: float) -> list[str]:
         raise MysqlError("The server is ready, but its list of databases cannot be read.") from error
 
 
-def _reached(plan: Plan, session: Session, said: list[str]) -> dict[str, Any]:
-    """The point that the copy shows, recorded for later starts."""
+def _reached(plan: Plan, session: Session, deadline: float) -> dict[str, Any]:
+    """The point that the copy shows, recorded for later starts, as is what has failed since."""
     recovered = plan.request.recovered
     if recovered is not None:
         return dict(recovered["recovered_to"])
+    reached = _by_itself(plan)
+    known = {"target": plan.target, "recovered_to": reached, "problem": None}
+    if plan.replay is not None:
+        try:
+            _replay(plan, plan.replay, deadline)
+        except RecoveryError as error:
+            session.update(recovered={**known, "problem": str(error)})
+            raise
+        reached = plan.replay.reached
+    session.update(recovered={**known, "recovered_to": reached})
+    return reached
+
+
+def _replay(plan: Plan, replay: Replay, deadline: float) -> None:
+    """Have the client execute what the archived logs hold. Raises MysqlError where it does not come to the end."""
+    program = tool_of(plan.programs, *BINLOG_PROGRAMS[plan.data.product])
+    if program is None:
+        name = BINLOG_PROGRAMS[plan.data.product][0]
+        raise MysqlError(
+            f"There is no {name} here, which turns binary logs into statements: install it (package mariadb-client, "
+            "mysql-client or the like)."
+        )
+    late = max(FIRST_LOG_IN, deadline - time.monotonic())
+    room = _client_room(plan)
+    login = f"--defaults-file={plan.request.config(LOGIN)}"
+    with Feed(replay, plan.request.config(FEED), plan.account.gid, deadline=deadline) as feed:
+        argv = ["/bin/sh", "-c", REPLAY, "replay", feed.path, program, plan.client, login]
+        done = room.run(argv, timeout=late, check=False, limit=MOST_SAID, memory=0)
+    if feed.problem is not None:
+        raise MysqlError(f"The archived binary logs cannot be read: {feed.problem}")
+    if done.returncode or MARK not in done.stdout:
+        said = done.stderr.strip() or "the program said nothing"
+        raise MysqlError(
+            f"Replay of the archived binary logs ended before {replay.reached['position']}: {shown(said[-1000:])}",
+            log_tail=log_tail(plan.request.log),
+        )
+
+
+def _by_itself(plan: Plan) -> dict[str, Any]:
+    """The point that the copy's own files lead to."""
     data, logs = plan.data, plan.data.binlogs
     position = None
     if logs is not None and logs.names and not data.is_clean:
@@ -246,9 +294,7 @@ def _reached(plan: Plan, session: Session, said: list[str]) -> dict[str, Any]:
         position = f"{data.backup.file}:{data.backup.position}"
     reason = "the server had been shut down" if data.is_clean else "end of the copy's logs"
     gtid = data.backup.gtid if data.backup is not None else None
-    reached = {"time": None, "position": position, "gtid": gtid, "reason": reason}
-    session.update(recovered={"target": plan.target, "recovered_to": reached, "problem": None})
-    return reached
+    return {"time": None, "position": position, "gtid": gtid, "reason": reason}
 
 
 def _facts(plan: Plan, databases: list[str], said: list[str]) -> Facts:

@@ -46,6 +46,19 @@ class Target:
         return f"{self.setting} {self.value}"
 
     @property
+    def place(self) -> tuple[str, int] | None:
+        """A binary log's name and a position in it, if it is one."""
+        if self.setting != "recovery_target_position":
+            return None
+        name, _colon, position = self.value.rpartition(":")
+        return name, int(position)
+
+    @property
+    def gtid(self) -> str | None:
+        """The global transaction id, if it is one."""
+        return self.value.lower() if self.setting == "recovery_target_gtid" else None
+
+    @property
     def time(self) -> datetime | None:
         """The point in time, if it is one."""
         return _time(self.value) if self.setting == "recovery_target_time" else None
