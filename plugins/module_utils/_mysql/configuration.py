@@ -30,7 +30,7 @@ def read_configuration(tree: str, directory: str | None) -> dict[str, str]:
     if directory is None:
         return {}
     try:
-        held = HeldDirectory(os.path.join(os.path.realpath(tree), directory))
+        held = HeldDirectory(os.path.join(tree, directory))
     except OSError:
         return {}
 

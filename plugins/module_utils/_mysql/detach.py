@@ -13,10 +13,10 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .._engine.links import Link, find_links, leads_within, places_of, resolve_within
+from .._engine.links import Link, find_links, place_within, places_of, resolve_within
 from .._engine.steps import Step
 from .._errors import shown
-from .._host.files import HeldDirectory
+from .._host.files import HeldDirectory, is_directory, is_file
 from .._host.links import is_within
 from .option_file import MysqlError
 
@@ -99,8 +99,9 @@ class _Planner:
     def _links(self) -> Iterator[Step]:
         for link in find_links(self._data.path):
             name = os.path.relpath(link.path, self._data.path)
-            if leads_within(link.path, self._tree):
-                self._note_directory(os.path.realpath(link.path))
+            place = place_within(link.path, self._tree)
+            if place is not None:
+                self._note_directory(place)
                 continue
             place = self._place(link.path, link.target)
             if place is not None:
@@ -130,7 +131,7 @@ class _Planner:
     def _pointer(self, name: str) -> Iterator[Step]:
         with open(self._held.open(name), "rb") as file:
             target = file.read(POINTER_SIZE).decode("utf-8", "surrogateescape").strip()
-        if is_within(os.path.normpath(target), os.path.realpath(self._tree)):
+        if is_within(os.path.normpath(target), self._tree):
             return
         place = self._place(self._path(name), target)
         if place is None:
@@ -185,8 +186,8 @@ class _Planner:
         return next(filter(None, map(_existing, places_of(self._tree, self._data.path, target))), None)
 
     def _note_directory(self, place: str) -> None:
-        directory = place if os.path.isdir(place) else os.path.dirname(place)
-        if not is_within(directory, os.path.realpath(self._data.path)) and directory not in self.found.directories:
+        directory = place if is_directory(place) else os.path.dirname(place)
+        if not is_within(directory, self._data.path) and directory not in self.found.directories:
             self.found.directories.append(directory)
 
     def _binary_logs(self, *, is_recovered: bool) -> Iterator[Step]:
@@ -228,7 +229,7 @@ class _Planner:
 
 
 def _existing(place: str | None) -> str | None:
-    return place if place is not None and os.path.lexists(place) and not os.path.islink(place) else None
+    return place if place is not None and (is_file(place) or is_directory(place)) else None
 
 
 def refuse_reachable(found: Detached, *, is_confined: bool) -> None:

@@ -77,8 +77,19 @@ class _Source:
 
     def __init__(self, path: str, *, is_writable: bool, is_device: bool = False, source: str = "") -> None:
         self.path, self.is_writable, self.is_device = path, is_writable, is_device
-        self.descriptor = os.open(source or path, os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if source else 0))
+        self.descriptor = _open_directory(source) if source else os.open(path, os.O_PATH | os.O_CLOEXEC)
         self.is_directory = stat.S_ISDIR(os.fstat(self.descriptor).st_mode)
+
+
+def _open_directory(path: str) -> int:
+    """A directory on whose path nothing is a link: what is below a writable tree may have been put there since."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    held = os.open("/", flags)
+    for part in filter(None, path.split("/")):
+        below = os.open(part, flags, dir_fd=held)
+        os.close(held)
+        held = below
+    return held
 
 
 class _Copy:
