@@ -14,7 +14,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_e
 
 from tests.integration.conftest import needs_root
 from tests.support.copies import Copy
-from tests.support.mariadb import DATABASE, MariaDb, ask
+from tests.support.mariadb import DATABASE, MariaDb, ask, own
 
 pytestmark = needs_root
 
@@ -71,3 +71,21 @@ def test_without_binary_logs_what_was_prepared_is_committed_and_told(copy: Copy,
     assert number > 0  # measured: 2 to 18
     sentence = f"{number} transactions were prepared when the server was killed"
     assert [one for one in map(str, result["warnings"]) if sentence in one]
+
+
+def test_binary_logs_elsewhere_decide_as_well(place: Path, copy_of: Callable[..., Copy]) -> None:
+    """As Debian's configuration proposes it: /var/log/mysql."""
+    logs = place / "log"
+    logs.mkdir()
+    own(logs)
+    with MariaDb(directory=place / "maria", settings={**DURABLE, "log_bin": str(logs / "mysql-bin")}) as server:
+        server.populate(rows=100)
+        acknowledged = server.killed_while_writing(loops=8)
+        copy = copy_of(server, main=mysql_ephemeral.main)
+        copy.add(logs)
+    inside = str(logs).lstrip("/")
+    result = started(copy, links={f"{inside}/mysql-bin.index": inside})
+    assert acknowledged <= ids(result)
+    assert result["data"]["prepared_transactions"] == 0
+    assert ask(result["client_file"], "show binary logs").splitlines()
+    assert [one for one in result["neutralised"] if "mysql-bin.index names the copy's own logs" in one["what"]]

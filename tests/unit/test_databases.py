@@ -39,6 +39,12 @@ ITEMS = [parse_item(line) for line in (RECORDED / "borg-1.2-items.jsonl").open()
 
 
 def find(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -> list[PostgresqlDatabase]:
+    """The databases of find_all()."""
+    found: list[PostgresqlDatabase] = find_all(items, contents, **options)[0]
+    return found
+
+
+def find_all(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -> Any:
     """find_databases with contents by path; an item's size need not be that of its content."""
 
     def read(wanted: Sequence[Item]) -> dict[str, bytes]:
@@ -47,7 +53,7 @@ def find(items: Iterable[Item], contents: Mapping[str, bytes], **options: Any) -
     def begin(wanted: Sequence[Item], size: int) -> dict[str, Beginning]:
         return {item.path: beginning(contents[item.path], size) for item in wanted if item.path in contents}
 
-    return find_databases(items, read=read, begin=begin, **options)[0]
+    return find_databases(items, read=read, begin=begin, **options)
 
 
 def cluster(directory: str, control: bytes = CRASHED, **others: bytes) -> tuple[list[Item], dict[str, bytes]]:

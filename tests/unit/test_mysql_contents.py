@@ -17,7 +17,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.op
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.redo import parse_redo
 
-from tests.unit.test_databases import directory, file, find, link
+from tests.unit.test_databases import directory, file, find, find_all, link
 
 DATA = "var/lib/mysql"
 
@@ -174,3 +174,18 @@ def test_what_is_written_is_read_again(value: str) -> None:
 def test_what_no_option_file_can_hold(value: str) -> None:
     with pytest.raises(MysqlError, match="tmpdir has a value that no option file can hold"):
         render_options({"x": {"tmpdir": value}})
+
+
+def test_binary_logs_elsewhere_are_known_by_their_index() -> None:
+    """Debian's configuration proposes /var/log/mysql; what is archived beside it is no server's."""
+    logs = {
+        "var/log/mysql/mysql-bin.index": b"/var/log/mysql/mysql-bin.000007\n",
+        "srv/old.index": b"/else/old.000001\n",
+    }
+    items = [file(f"{DATA}/ibdata1"), file(f"{DATA}/mysql/db.frm"), file("var/log/mysql/mysql-bin.000007")]
+    items += [file("dumps/shop.20261127"), *(file(path, len(content)) for path, content in logs.items())]
+    (found,), listing = find_all(items, logs)
+    assert found.links == {"var/log/mysql/mysql-bin.index": "var/log/mysql"}
+    assert found.paths() == [DATA, "var/log/mysql"]
+    known = {"path": "var/log/mysql", "segments": 1, "first": "mysql-bin.000007", "last": "mysql-bin.000007"}
+    assert listing.log_archives([found]) == [known]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,8 @@ def _rename(place: str, step: Step) -> None:
 
 
 def _write(place: str, step: Step) -> None:
-    os.unlink(place)
+    with suppress(FileNotFoundError):
+        os.unlink(place)
     _make_file(place, step)
 
 
@@ -144,7 +146,7 @@ def _patch(step: Step) -> None:
             os.close(descriptor)
 
 
-MAKING = ("link", "directory", "set_aside", "write", "make")  # of ACTIONS, those that leave something new
+MAKING = ("link", "directory", "set_aside", "write")  # of ACTIONS, those that leave something new
 ACTIONS = {  # each with the path of its place by a descriptor; "patch" has places of its own
     "remove": _remove,
     "link": _link,
@@ -152,6 +154,5 @@ ACTIONS = {  # each with the path of its place by a descriptor; "patch" has plac
     "set_aside": _set_aside,
     "rename": _rename,
     "write": _write,
-    "make": _make_file,
     "private": _private,
 }

@@ -17,6 +17,7 @@ from .._engine.listing import Beginnings, Listing
 from .._engine.other_backups import Dump, OtherBackup, dump_of
 from .._errors import listed, shown
 from .backup import INFORMATION, Backup, parse_backup
+from .binlog import parse_index
 from .external import External, external_files
 from .redo import HEAD, Redo, parse_redo, product_of
 
@@ -36,6 +37,7 @@ VERSION = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}")
 OPENED = re.compile(
     r"/(?:ibdata|ib_logfile|ibtmp|undo|aria_log|#ib_|[^/]+\.(?:ibd|ibu|frm|isl|cfg|MY[DI]|MA[DI]|opt|par|index|info|cnf)$)"
 )
+MOST_INDEXES = 20  # of binary logs beside data directories
 MOST_POINTERS = 5000  # tables of one data directory that lie elsewhere
 # Others' storage in a data directory, by the name of a directory in it.
 OTHER_ENGINES = {
@@ -95,8 +97,14 @@ class MysqlContents(Contents):
     def directories(self) -> Sequence[str]:
         return self.listing.directories_with(SYSTEM)
 
+    def _indexes(self, directories: Sequence[str]) -> list[str]:
+        """Indexes of binary logs that are in no data directory."""
+        found = (path for path in self.listing.markers if path.endswith(".index"))
+        return [path for path in found if posixpath.dirname(path) not in directories][:MOST_INDEXES]
+
     def wanted(self) -> Iterable[str]:
         directories = self.directories()
+        yield from self._indexes(directories)
         yield from (posixpath.join(directory, name) for directory in directories for name in self.readable)
         yield from (path for paths in self._pointers(directories).values() for path in paths)
 
@@ -130,6 +138,7 @@ class MysqlContents(Contents):
         version = self._version(content, directory, redo, backup)
         tables = {path: content.text(*posixpath.split(path)) for path in pointers if path.endswith(".isl")}
         external = external_files(listing, directory, tables, relocated)
+        external.links.update(self._logs_elsewhere(content, directory))
         parts = [directory, *outside(directory, external.links.values())]
         item = listing.markers[posixpath.join(directory, SYSTEM)]
         return MysqlDatabase(
@@ -150,6 +159,23 @@ class MysqlContents(Contents):
             backup=None if backup is None else backup.as_dict(),
             external=external.files,
         )
+
+    def _logs_elsewhere(self, content: Content, directory: str) -> dict[str, str]:
+        """The directory of the server's binary logs by the path of their index, where it is not the data directory.
+
+        The index has the paths that they had on their host. Of several that may be meant none is taken.
+        """
+        directories = self.directories()
+        if len(directories) > 1 or any(one == directory for one, _base in self._logs):
+            return {}
+        found = {}
+        for path in self._indexes(directories):
+            above, name = posixpath.split(path)
+            first = next(iter(parse_index(content.text(above, name))), "")
+            is_meant = first.startswith("/") and f"/{above}".endswith(posixpath.dirname(first))
+            if is_meant and first.startswith(posixpath.join(posixpath.dirname(first), name.removesuffix("index"))):
+                found[path] = above
+        return found if len(found) == 1 else {}
 
     def _redo(self, directory: str, begin: Beginnings) -> Redo | None:
         """What the first file of the redo log says, which may have gigabytes."""

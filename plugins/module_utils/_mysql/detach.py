@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .._engine.links import Link, find_links, place_within, places_of, resolve_within
 from .._engine.steps import Step
 from .._errors import shown
-from .._host.files import HeldDirectory, is_directory, is_file
+from .._host.files import HeldDirectory, is_directory, is_file, read_beginning
 from .._host.links import is_within
 from .option_file import MysqlError
 
@@ -195,17 +195,16 @@ class _Planner:
         logs = self._data.binlogs
         if logs is None or not logs.names:
             return
-        self.found.binlog = self._path(logs.base)
-        text = "".join(f"./{name}\n" for name in logs.names).encode("utf-8", "surrogateescape")
-        if is_recovered or (logs.index in self._data.files and self._content(logs.index) == text):
+        self.found.binlog = os.path.join(logs.directory, logs.base)
+        here = "." if logs.directory == self._data.path else logs.directory
+        text = "".join(f"{here}/{name}\n" for name in logs.names).encode("utf-8", "surrogateescape")
+        index = os.path.join(logs.directory, logs.index)
+        if is_recovered or (is_file(index) and read_beginning(index, LARGEST_INDEX) == text):
             return
-        action = "write" if logs.index in self._data.files else "make"
         why = "the server would have read, written and purged production's binary logs"
         missing = len(set(logs.listed) - set(logs.names))
         lacking = f" ({missing} that the copy does not have left out)" if missing else ""
-        yield Step(
-            action, self._path(logs.index), f"{logs.index} names the copy's own logs{lacking}", why, content=text
-        )
+        yield Step("write", index, f"{logs.index} names the copy's own logs{lacking}", why, content=text)
 
     def _content(self, name: str) -> bytes:
         with open(self._held.open(name), "rb") as file:

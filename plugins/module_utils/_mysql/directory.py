@@ -39,8 +39,12 @@ MOST_INDEXES = 20
 
 @dataclass(frozen=True)
 class BinaryLogs:
-    """The copy's own binary logs. names: those that it has, oldest first; listed: those of its index."""
+    """The copy's own binary logs, in a directory. names: those that it has, oldest first; listed: those of its index.
 
+    is_open: the server had not ended the last one.
+    """
+
+    directory: str
     base: str
     names: tuple[str, ...]
     listed: tuple[str, ...]
@@ -86,10 +90,13 @@ class DataDirectory:
         return self.product == "mariadb"
 
 
-def read_data_directory(path: str) -> DataDirectory:
-    """Look at a data directory. Raises MysqlError for anything else."""
+def read_data_directory(path: str, binlog_directory: str | None = None) -> DataDirectory:
+    """Look at a data directory. Raises MysqlError for anything else.
+
+    binlog_directory: where its binary logs are, if they are not in it.
+    """
     try:
-        return _read(path, HeldDirectory(path))
+        return _read(path, HeldDirectory(path), HeldDirectory(binlog_directory or path))
     except OSError as error:
         raise MysqlError(f"data_directory {path} cannot be read: {error.strerror}.") from error
 
@@ -110,7 +117,7 @@ def check_account(data: DataDirectory, account: Account, *, is_presented: bool =
         )
 
 
-def _read(path: str, held: HeldDirectory) -> DataDirectory:
+def _read(path: str, held: HeldDirectory, logs: HeldDirectory) -> DataDirectory:
     files, directories = map(frozenset, held.listed())
     if SYSTEM not in files:
         raise MysqlError(
@@ -125,8 +132,8 @@ def _read(path: str, held: HeldDirectory) -> DataDirectory:
     log, size = _first_of_redo(held, files, directories)
     redo = parse_redo(log)
     backup = parse_backup(lambda _directory, name: _text(held, name) if name in files else "", "")
-    binlogs = _binlogs(held, files)
-    version = _version(held, files, redo, backup, binlogs)
+    binlogs = _binlogs(logs)
+    version = _version(held, files, redo, backup, _version_of_logs(logs, binlogs))
     if version is None:
         raise MysqlError(
             f"The version of what wrote {path} is told neither by its redo log nor by its binary logs: use another "
@@ -208,8 +215,9 @@ def _system(path: str, held: HeldDirectory, files: frozenset[str]) -> tuple[tupl
     return tuple((f"ibdata{number}", _size(held, f"ibdata{number}")) for number in numbers)
 
 
-def _binlogs(held: HeldDirectory, files: frozenset[str]) -> BinaryLogs | None:
+def _binlogs(held: HeldDirectory) -> BinaryLogs | None:
     """The server's own binary logs, and not those that it had as a replica."""
+    files = frozenset(held.listed()[0])
     for name in sorted(one for one in files if one.endswith(".index"))[:MOST_INDEXES]:
         entries = parse_index(_text(held, name))
         base = name.removesuffix(".index")
@@ -221,7 +229,7 @@ def _binlogs(held: HeldDirectory, files: frozenset[str]) -> BinaryLogs | None:
             head = parse_head(_head(held, known[0], BINLOG_HEAD))  # the newest may be cut off
         if head is None or not head.is_relayed:
             listed = tuple(map(os.path.basename, entries))
-            return BinaryLogs(base, tuple(known), listed, is_open=head is not None and head.is_open)
+            return BinaryLogs(held.path, base, tuple(known), listed, is_open=head is not None and head.is_open)
     return None
 
 
@@ -230,15 +238,19 @@ def _version(
     files: frozenset[str],
     redo: Redo | None,
     backup: Backup | None,
-    binlogs: BinaryLogs | None,
+    of_logs: str | None,
 ) -> str | None:
-    said: list[str | None] = [redo.version if redo else None, backup.version if backup else None]
-    if binlogs is not None and binlogs.names:
-        head = parse_head(_head(held, binlogs.names[-1], BINLOG_HEAD))
-        said.append(head.version if head else None)
+    said: list[str | None] = [redo.version if redo else None, backup.version if backup else None, of_logs]
     said += [_text(held, name) for name in UPGRADED if name in files]
     found = (VERSION.search(text[:200]) for text in said if text)
     return next((one.group() for one in found if one), None)
+
+
+def _version_of_logs(held: HeldDirectory, binlogs: BinaryLogs | None) -> str | None:
+    if binlogs is None or not binlogs.names:
+        return None
+    head = parse_head(_head(held, binlogs.names[-1], BINLOG_HEAD))
+    return head.version if head else None
 
 
 def _head(held: HeldDirectory, name: str, size: int) -> bytes:

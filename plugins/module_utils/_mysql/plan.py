@@ -118,7 +118,7 @@ def make_plan(request: MysqlRequest) -> Plan:
 def _planned(request: MysqlRequest) -> Plan:
     _check_place(request)
     _check_recovered(request)
-    data = read_data_directory(request.data_directory)
+    data = read_data_directory(request.data_directory, _binlog_directory(request))
     programs = require(data.version, bindir=request.bindir)
     series = series_of(programs.version)
     own = check_settings(request.settings, data.product, series)
@@ -185,6 +185,12 @@ def _check_recovered(request: MysqlRequest) -> None:
             f"{recovered['target'] or 'the end of its own logs'}: start from the archive again to see it at "
             f"{request.target}."
         )
+
+
+def _binlog_directory(request: MysqlRequest) -> str | None:
+    """Where the copy has its binary logs, if they are not in its data directory: by their index."""
+    places = [place for path, place in request.links.items() if path.endswith(".index")]
+    return resolve_within(request.tree, places[0]) if places else None
 
 
 def _check_place(request: MysqlRequest) -> None:

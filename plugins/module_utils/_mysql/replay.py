@@ -98,7 +98,7 @@ def _start(data: DataDirectory) -> _Start:
             f"The copy in {data.path} has no binary logs of its own, so nobody knows where in the archived ones it "
             "ends: use a copy that has them, or a backup of mariadb-backup, which notes it."
         )
-    held, last = HeldDirectory(data.path), own.names[-1]
+    held, last = HeldDirectory(own.directory), own.names[-1]
     with open(held.open(last), "rb") as file:
         begin, size = len(description(file)), os.fstat(file.fileno()).st_size
         # Recovery commits all that is in the copy's last log.
