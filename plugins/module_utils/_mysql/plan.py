@@ -291,10 +291,8 @@ def _places(request: MysqlRequest, data: DataDirectory, detached: Detached) -> d
         found["ignore_db_dirs"] = SCRATCH
         undo = [name for name in data.files if name.startswith("undo") and name[4:].isdigit()]
         found["innodb_undo_tablespaces"] = str(len(undo))
-    else:
-        found["innodb_temp_tablespaces_dir"] = scratch
-        if detached.directories:
-            found["innodb_directories"] = ";".join(detached.directories)
+    elif detached.directories:
+        found["innodb_directories"] = ";".join(detached.directories)
     if detached.binlog is not None:
         found["log_bin"] = detached.binlog
     elif not data.is_mariadb:

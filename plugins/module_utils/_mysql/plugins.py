@@ -21,8 +21,10 @@ PLACES = ("lib/mysql/plugin", "lib64/mysql/plugin", "lib/mariadb/plugin", "lib64
 
 
 # Engines that keep tables in files, providers of compression and types of columns (MariaDB), and a way to log in that
-# calls nobody.
-ALLOWED = re.compile(r"(?:ha_(?:archive|blackhole|mroonga|oqgraph)|provider_\w+|auth_ed25519|type_\w+)\.so")
+# calls nobody; and what MySQL keeps counts of components by.
+ALLOWED = re.compile(
+    r"(?:ha_(?:archive|blackhole|mroonga|oqgraph)|component_reference_cache|provider_\w+|auth_ed25519|type_\w+)\.so"
+)
 
 
 def allowed_libraries(directory: str | None) -> list[str]:

@@ -1,0 +1,137 @@
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""MySQL 9.7, and MariaDB 11.8 on data of 10.11: killed servers, served from copies by programs that are unpacked."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral
+
+from tests.integration.conftest import copies, copy_of
+from tests.support.copies import Copy
+from tests.support.mariadb import DATABASE, MariaDb, ask, own
+from tests.support.playbook import CHECKOUT
+from tests.support.server_versions import UnobtainableError
+from tests.support.unpacked import unpacked
+
+__all__ = ["copies", "copy_of"]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs servers as another user: needs root")
+
+SUITES = {
+    "sid": ["mysql-server-core", "mysql-client-core"],
+    "trixie": ["mariadb-server-core", "mariadb-client-core"],
+}
+ORDERS = f"`{DATABASE}`.orders"
+
+
+@pytest.fixture(scope="module", name="programs_of")
+def _programs_of(shared_place: Path) -> Callable[[str], str]:
+    def programs(suite: str) -> str:
+        try:
+            return unpacked(suite, SUITES[suite], cache=CHECKOUT / ".cache" / "debian", directory=shared_place)
+        except UnobtainableError as error:
+            pytest.skip(str(error))
+
+    return programs
+
+
+class MySql(MariaDb):
+    """A server of MySQL whose programs are unpacked."""
+
+    bindir: str
+
+    def create(self) -> None:
+        for path in (self.directory, self.run):
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            own(path)
+        self._run("--no-defaults", "--initialize-insecure", f"--datadir={self.data}", *self._installation()).wait(120)
+        self.start()
+
+    def start(self) -> None:
+        options = ["--no-defaults", f"--datadir={self.data}", f"--socket={self.socket}", "--skip-networking"]
+        options += [f"--pid-file={self.run}/pid", f"--log-error={self.run}/log", "--mysqlx=0", "--secure-file-priv="]
+        self.process = self._run(*options, "--innodb-redo-log-capacity=16M", *self._installation())
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(pymysql.err.OperationalError):
+                self.connect().close()
+                return
+            time.sleep(0.1)
+        raise RuntimeError((self.run / "log").read_text()[-3000:])
+
+    def _installation(self) -> list[str]:
+        above = Path(self.bindir).parent
+        return [f"--basedir={above}", f"--lc-messages-dir={above}/share/mysql"]
+
+    def _run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([f"{self.bindir}/mysqld", *arguments], user="daemon", stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module", name="mysql")
+def _mysql(shared_place: Path, programs_of: Callable[[str], str]) -> Iterator[MySql]:
+    server = MySql(directory=shared_place / "mysql")
+    server.bindir = programs_of("sid")
+    with server, server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(f"create database `{DATABASE}`")
+        cursor.execute(f"create table {ORDERS} (id int auto_increment primary key, item text)")
+        cursor.execute("set persist max_connections = 77")
+        yield server
+
+
+def started(copy: Copy, **options: Any) -> dict[str, Any]:
+    result = copy.start(**options)
+    assert not result.get("failed"), "\n".join([result["msg"], *result.get("log_tail", [])])
+    return result
+
+
+def test_a_killed_mysql(mysql: MySql, copy_of: Callable[..., Copy]) -> None:
+    with mysql.connect(DATABASE) as connection, connection.cursor() as cursor:
+        for _number in range(300):
+            cursor.execute(f"insert into {ORDERS} (item) values (repeat(uuid(), 50))")
+        mysql.kill()
+    copy = copy_of(mysql, main=mysql_ephemeral.main)
+    result = started(copy, bindir=mysql.bindir)
+    assert re.fullmatch(r"9\.7\.\d+", result["version"])
+    client = result["client_file"]
+    assert ask(client, f"select count(*) from {ORDERS}; select @@max_connections") == "300\n151"
+    told = [one["what"] for one in result["neutralised"]]
+    assert "auto.cnf removed" in told
+    assert [what for what in told if "persisted_globals_load=OFF" in what]
+    assert ask(client, "select @@event_scheduler, @@mysqlx_port is null", check=False)
+    assert copy.stop()["changed"]
+    assert copy.left() == []
+    mysql.start()
+
+
+def test_read_only_mysql(mysql: MySql, copy_of: Callable[..., Copy]) -> None:
+    mysql.stop()
+    client = started(copy_of(mysql, main=mysql_ephemeral.main), bindir=mysql.bindir, read_only=True)["client_file"]
+    assert int(ask(client, f"select count(*) from {ORDERS}")) == 300
+    for statement in (f"delete from {ORDERS}", "set global super_read_only = 0"):
+        assert "ERROR" in ask(client, statement, check=False)
+    mysql.start()
+
+
+def test_data_of_a_killed_mariadb_are_opened_by_a_newer_one_with_a_warning(
+    shared_place: Path, programs_of: Callable[[str], str], copy_of: Callable[..., Copy]
+) -> None:
+    bindir = programs_of("trixie")
+    with MariaDb(directory=shared_place / "older") as server:
+        server.populate(rows=200)
+        acknowledged = server.killed_while_writing()
+        result = started(copy_of(server, main=mysql_ephemeral.main), bindir=bindir)
+    assert result["version"].startswith("11.8.")
+    known = ask(result["client_file"], f"select id from `{DATABASE}`.acknowledged")
+    assert acknowledged <= set(map(int, known.split()))
+    assert [one for one in map(str, result["warnings"]) if "is what opens them here" in one]
