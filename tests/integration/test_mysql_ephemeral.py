@@ -14,7 +14,10 @@ from typing import Any
 import pymysql
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import Session
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
+    Session,
+    claiming,
+)
 from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral
 
 from tests.integration.conftest import needs_root
@@ -165,3 +168,9 @@ def patch(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def test_the_buffer_pool_fits_into_the_sessions_memory(copy: Copy) -> None:
+    with claiming(str(copy.directory)) as session:
+        session.update(memory_max=512 << 20)
+    assert ask(started(copy)["client_file"], "select @@innodb_buffer_pool_size >> 20") == "256"

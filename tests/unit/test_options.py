@@ -375,3 +375,15 @@ def test_the_table_can_be_read_by_the_check() -> None:
     assert EXPLANATIONS.keys() <= known.keys() | TYPES.keys()
     for name, words in CHOICES.items():
         assert all(choice in words or "{others}" in words for choice in known[name]["choices"]), name
+
+
+def test_what_only_one_engine_can_is_refused_by_name_with_another() -> None:
+    for engine in ("mariadb", "mysql"):
+        said = f"recovery_target_lsn is an option of postgresql, and engine is {engine}: leave it out"
+        with pytest.raises(RecoveryError, match=said):
+            start(**ARCHIVE, engine=engine, recovery_target_lsn="0/1")
+    with pytest.raises(RecoveryError, match="recovery_target_gtid is an option of mariadb, and engine is postgresql"):
+        start(**ARCHIVE, engine="postgresql", recovery_target_gtid="0-1-2")
+    told = start(**ARCHIVE, recovery_target_gtid="0-1-2")
+    assert told["engine_options"]["mariadb"]["point"] == "recovery_target_gtid 0-1-2"
+    assert "leave it out" in told["refusals"]["postgresql"]

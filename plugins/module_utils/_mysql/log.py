@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["explain", "log_tail", "prepared_transactions", "said_since"]
+__all__ = ["explain", "log_tail", "prepared_transactions", "rolled_back", "said_since"]
 
 TAIL = 30  # lines of the server's log in an error
 LOOKED_AT = 1 << 20  # bytes of what a server says before it is ready
@@ -84,6 +84,12 @@ def prepared_transactions(said: Sequence[str]) -> int | None:
         if match is not None:
             return int(match[1])
     return None
+
+
+def rolled_back(said: Sequence[str]) -> int:
+    """How many transactions MySQL found prepared and, without binary logs, has rolled back."""
+    found = (re.search(r"Found (\d+) prepared transaction\(s\) in InnoDB", line) for line in said)
+    return next((int(match[1]) for match in found if match), 0)
 
 
 def _sentence(text: str) -> str:

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {name: {"type": "str"} for name in POINTS
 SOCKET = "mysql.sock"
 POOL_SHARE, LARGEST_POOL, LEAST_POOL = 4, 1 << 30, 64 << 20  # of memory; bytes
 MOST_TOLD = 1 << 20  # characters
+TUNED = "What keeps the session quick and its changes small"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,17 @@ class Plan:
     def series(self) -> tuple[int, int]:
         """The first two numbers of the server's version."""
         return series_of(self.programs.version)
+
+    def within(self, memory_max: int) -> Plan:
+        """The same for a session whose processes may have so much memory of their own, in bytes (0: any)."""
+        bounded = replace(self, sandbox=replace(self.sandbox, memory_max=memory_max))
+        if not memory_max:
+            return bounded
+        # Unless it is given, half of it: connections, dictionaries and temporary tables need the rest.
+        sections = {heading: dict(options) for heading, options in self.sections.items()}
+        pool = int(sections[TUNED]["innodb_buffer_pool_size"])
+        sections[TUNED]["innodb_buffer_pool_size"] = str(min(pool, max(LEAST_POOL, memory_max // 2 >> 20 << 20)))
+        return replace(bounded, sections=sections)
 
     def serving(self, port: int) -> Sandbox:
         """The sandbox of the server itself, which may listen on this port."""
@@ -250,7 +262,7 @@ def _sections(
     """The option file, by heading. What is unknown to this server of what production had is passed over."""
     return {
         "Where everything is": _places(request, data, detached),
-        "What keeps the session quick and its changes small": {
+        TUNED: {
             "innodb_buffer_pool_size": str(_pool()),
             **tuning(data, series),
         },

@@ -14,7 +14,6 @@ import secrets
 import socket
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Started
@@ -25,7 +24,7 @@ from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
 from .account import ACCOUNT, PROBE, account_script, clients_query
 from .facts import DATABASES, Facts, find_tables
-from .log import explain, log_tail, prepared_transactions, said_since
+from .log import explain, log_tail, prepared_transactions, rolled_back, said_since
 from .option_file import MysqlError, render_options
 from .plan import SOCKET
 from .plugins import allowed_libraries, plugin_directory
@@ -65,7 +64,7 @@ MESSAGES, CHARSETS = "english/errmsg.sys", "charsets/Index.xml"
 def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Started:
     """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
-    plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
+    plan = plan.within(session.record.memory_max)
     passwords = {name: f"{secrets.token_hex(24)}Aa1-" for name in (ACCOUNT, PROBE)}
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
@@ -300,7 +299,10 @@ def _by_itself(plan: Plan) -> dict[str, Any]:
 def _facts(plan: Plan, databases: list[str], said: list[str]) -> Facts:
     """What can be said about the data; tables are looked at unless that is not wanted."""
     facts = Facts(databases=databases, is_clean=plan.data.is_clean)
-    facts.prepared_transactions = prepared_transactions(said) or 0
+    if plan.data.is_mariadb:
+        facts.prepared_transactions = prepared_transactions(said) or 0
+    elif plan.detached.binlog is None:  # MySQL decides by itself, and does not say so
+        facts.prepared_transactions, facts.prepared_were = rolled_back(said), "rolled back"
     if plan.request.examine:
         find_tables(facts, lambda statement, timeout: _ask(plan, statement, timeout))
     return facts

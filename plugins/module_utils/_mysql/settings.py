@@ -146,6 +146,8 @@ TUNING = (
     Option("innodb_stats_auto_recalc", "0", "it writes statistics of tables that are only read"),
     Option("innodb_undo_log_truncate", "0", "it rewrites what is archived"),
     Option("performance_schema", "0", "memory that a session does not need", of=MARIADB),
+    Option("key_buffer_size", "32M", "a small share of a host that has other work"),
+    Option("aria_pagecache_buffer_size", "32M", "likewise", of=MARIADB),
     Option("userstat", "1", "by it the session knows what clients do", of=MARIADB),
     Option("log_error_verbosity", "3", "what recovery did is said at this level only", of=MYSQL, since=(5, 7)),
     Option("log_warnings", "2", "likewise", of=MARIADB),
