@@ -114,7 +114,7 @@ POSTGRESQL, MARIADB = Sample("PostgreSQL", 300, cluster), Sample("MariaDB", 250,
 
 
 def mariadb(session: dict[str, Any]) -> list[str]:
-    """The same of MariaDB."""
+    """The query to MariaDB, likewise."""
     options = [f"--defaults-file={session['client_file']}", "--table", DATABASE]
     return ["mariadb", *options, "-e", "select count(*) as orders, max(at) as latest from orders"]
 

@@ -94,7 +94,7 @@ class Plan:
         return series_of(self.programs.version)
 
     def within(self, memory_max: int) -> Plan:
-        """The same for a session whose processes may have so much memory of their own, in bytes (0: any)."""
+        """A plan for a session whose processes may have so much memory of their own, in bytes (0: any)."""
         bounded = replace(self, sandbox=replace(self.sandbox, memory_max=memory_max))
         if not memory_max:
             return bounded
