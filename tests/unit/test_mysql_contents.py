@@ -92,10 +92,8 @@ def test_backups_that_cannot_be_started_are_refused_with_the_command() -> None:
     information = {"mariadb_backup_info": b"tool_name = mariadb-backup\n"}
     incremental = told({**information, "mariadb_backup_checkpoints": b"backup_type = incremental\n"})
     assert "is an incremental backup of mariadb-backup: apply it" in incremental.refusals[0]
-    pending = told(
-        {**information, "mariadb_backup_checkpoints": b"backup_type = full-backuped\n", "shop/t.ibd.new": b"x"}
-    )
-    assert "during which tables were changed (var/lib/mysql/shop/t.ibd.new): prepare it" in pending.refusals[0]
+    pending = told({**information, "mariadb_backup_checkpoints": b"backup_type = full-backuped\n", "shop/t.ren": b"x"})
+    assert "during which tables were renamed or dropped (var/lib/mysql/shop/t.ren): prepare it" in pending.refusals[0]
 
 
 def test_what_is_missing_or_of_others_is_told() -> None:

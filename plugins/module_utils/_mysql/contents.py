@@ -83,7 +83,8 @@ class MysqlContents(Contents):
 
     def note_file(self, path: str, directory: str, name: str) -> None:
         """See Contents."""
-        if name.endswith((".delta", ".new", ".ren", ".del")) and directory not in self._unapplied:
+        # Not .new: of a table that was made meanwhile, the redo log has all.
+        if name.endswith((".delta", ".ren", ".del")) and directory not in self._unapplied:
             self.listing.keep(directory, path)
             self._unapplied[directory] = path
         elif (match := BINARY_LOG.fullmatch(name)) is not None:
@@ -265,7 +266,7 @@ class MysqlContents(Contents):
             pending = sorted(path for one, path in self._unapplied.items() if is_below(one, directory))
             if pending and not backup.is_incremental:
                 yield (
-                    f"{name} is a backup of {backup.program} during which tables were changed ({listed(pending)}): "
+                    f"{name} is a backup of {backup.program} during which tables were renamed or dropped ({listed(pending)}): "
                     f"prepare it ({backup.program} --prepare --target-dir=DIRECTORY), and archive it then."
                 )
 
