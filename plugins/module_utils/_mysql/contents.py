@@ -266,8 +266,8 @@ class MysqlContents(Contents):
             pending = sorted(path for one, path in self._unapplied.items() if is_below(one, directory))
             if pending and not backup.is_incremental:
                 yield (
-                    f"{name} is a backup of {backup.program} during which tables were renamed or dropped ({listed(pending)}): "
-                    f"prepare it ({backup.program} --prepare --target-dir=DIRECTORY), and archive it then."
+                    f"{name} is a backup of {backup.program} during which tables were renamed or dropped "
+                    f"({listed(pending)}): prepare it ({backup.program} --prepare --target-dir=DIRECTORY), and archive it then."
                 )
 
     def is_opened(self, path: str, database: Database) -> bool:
