@@ -267,7 +267,8 @@ class MysqlContents(Contents):
             if pending and not backup.is_incremental:
                 yield (
                     f"{name} is a backup of {backup.program} during which tables were renamed or dropped "
-                    f"({listed(pending)}): prepare it ({backup.program} --prepare --target-dir=DIRECTORY), and archive it then."
+                    f"({listed(pending)}): prepare it ({backup.program} --prepare --target-dir=DIRECTORY), and "
+                    "archive it then."
                 )
 
     def is_opened(self, path: str, database: Database) -> bool:
