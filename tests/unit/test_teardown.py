@@ -401,6 +401,23 @@ def test_removing_a_tree_that_is_not_there(tmp_path: Path) -> None:
     assert empty_directory(str(tmp_path / "link")) == [f"{tmp_path}/link (Not a directory)"]
 
 
+@needs_root
+def test_a_closed_directory_is_opened_and_no_link_in_its_place() -> None:
+    """The server may exchange them in between: what the link leads to is the user's own."""
+    with tempfile.TemporaryDirectory(prefix="ir-") as place, ordinary_user("ir-tree-test") as user:
+        top = Path(place)
+        top.chmod(0o755)
+        for name in ("tree", "tree/closed", "tree/closed/inner", "own"):
+            (top / name).mkdir(mode=0o700)
+            os.chown(top / name, user.pw_uid, user.pw_gid)
+        (top / "tree" / "closed").chmod(0)
+        (top / "own").chmod(0o500)
+        (top / "tree" / "link").symlink_to(top / "own")
+        assert forked(lambda: empty_directory(str(top / "tree")), user=user) == []
+        assert (top / "own").stat().st_mode & 0o777 == 0o500
+        assert os.listdir(top / "tree") == []
+
+
 def test_a_tree_deeper_than_any_stack_is_removed(tmp_path: Path) -> None:
     """A hostile server makes it step by step; no path would lead to its end."""
     place = os.open(tmp_path, os.O_RDONLY)

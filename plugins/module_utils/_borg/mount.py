@@ -29,7 +29,7 @@ from .._session.directory import TEMPORARY
 from .._session.record import LOGS, Claim
 from .._session.session import Session
 from .remount import Remount
-from .repository import BorgError, Repository, plain_path
+from .repository import BorgError, Repository, last_words, plain_path
 from .suspects import is_odd
 
 __all__ = ["ArchiveMount", "mounted_archives", "unmount_archives"]
@@ -209,7 +209,7 @@ class ArchiveMount:
                     f"borg did not mount {self.archive} at {server.mountpoint} within {self.repository.timeout:g} s: "
                     f"{MORE_TIME}, or see what borg waits for.",
                     command=list(server.argv),
-                    stderr=server.said(),
+                    stderr=last_words(server.said()),
                 )
         for path in map(plain_path, self.paths) if servers else ():
             # Only what strip_components leaves of it can be seen; of what it removes wholly, the content.

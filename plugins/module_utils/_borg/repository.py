@@ -51,6 +51,7 @@ __all__ = [
     "BorgError",
     "Repository",
     "diagnose",
+    "last_words",
     "parse_archives",
     "parse_item",
     "parse_log",
@@ -374,8 +375,7 @@ class Repository:
         msgid, message = diagnose(entries, repository=self.location, archive=archive)
         if msgid is None and stderr.startswith("usage:"):
             message = _unsupported_version() or message
-        said = _in_words(entries)[-DETAIL_CHARACTERS:]
-        return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=said)
+        return BorgError(message, msgid=msgid, command=list(argv), rc=returncode, stderr=_last_words(entries))
 
     def environment_and_secret(self) -> tuple[dict[str, str], str | None]:
         """What to add to a borg's environment, and the passphrase, which goes another way."""
@@ -701,6 +701,15 @@ def _in_command_lines(patterns: Iterable[str]) -> Iterator[set[str]]:
         size += length
     if some:
         yield some
+
+
+def last_words(log: str) -> str:
+    """The end of what a borg has logged, for people."""
+    return _last_words(parse_log(log))
+
+
+def _last_words(entries: Iterable[LogEntry]) -> str:
+    return _in_words(entries)[-DETAIL_CHARACTERS:]
 
 
 def _in_words(entries: Iterable[LogEntry]) -> str:

@@ -78,7 +78,7 @@ class _Tree:
         try:
             directory = os.open(name, flags, dir_fd=parent)
         except PermissionError:
-            os.chmod(name, 0o700, dir_fd=parent)
+            _open_to_us(name, parent)
             directory = os.open(name, flags, dir_fd=parent)
         try:
             if _mount_id(directory) != self.mount_id:
@@ -89,6 +89,15 @@ class _Tree:
         if not remains:
             os.rmdir(name, dir_fd=parent)
         return remains
+
+
+def _open_to_us(name: str, parent: int) -> None:
+    """Let ourselves into a directory, and into nothing that a link in its place would lead to."""
+    held = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{held}", 0o700)
+    finally:
+        os.close(held)
 
 
 def _mount_id(descriptor: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -165,7 +166,7 @@ def _not_started(plan: Plan, error: NotReadyError) -> MysqlError:
 def _most_by_tcp(plan: Plan) -> int:
     """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
     told = plan.settings.get("max_connections", "")
-    return max(1, (int(told) if told.isdecimal() else USUAL_CONNECTIONS) * 3 // 4)
+    return max(1, (int(told) if re.fullmatch("[0-9]{1,6}", told) else USUAL_CONNECTIONS) * 3 // 4)
 
 
 def _accepts(path: str) -> bool:
