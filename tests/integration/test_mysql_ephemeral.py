@@ -32,7 +32,7 @@ ORDERS = f"`{DATABASE}`.orders"
 @pytest.fixture(scope="module", name="closed")
 def _closed(shared_place: Path) -> Iterator[MariaDb]:
     """A server that was shut down in order."""
-    with MariaDb(directory=shared_place / "maria") as server:
+    with MariaDb(directory=shared_place / "maria2") as server:
         server.populate()
         server.tables = server.checksums()
         server.stop()

@@ -34,7 +34,7 @@ class Archived:
 
 @pytest.fixture(scope="module", name="archived")
 def _archived(shared_place: Path) -> Iterator[Archived]:
-    top = shared_place / "host"
+    top = shared_place / "mariadb-host"
     repository = Repository(directory=shared_place / "maria-repository", base=shared_place / "maria-borg")
     repository.create()
     for directory in (top / "var" / "lib", top / "etc" / "mysql" / "mariadb.conf.d"):
