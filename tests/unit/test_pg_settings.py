@@ -7,10 +7,8 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql import plan as _plan
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import (
     DataDirectory,
     PostgresError,
@@ -179,11 +177,3 @@ def test_what_was_kept_and_what_was_not_is_said() -> None:
 def test_quoting_of_sql() -> None:
     assert quote_literal("it's") == "'it''s'"
     assert quote_literal("a\\'b") == "E'a\\\\''b'"
-
-
-def test_what_is_told_of_a_copy_has_an_end() -> None:
-    told = SimpleNamespace(neutralised=({"what": "x" * 100, "why": "y"},) * 5000, carried_over=())
-    _plan._check_length(told)
-    told.neutralised *= 3
-    with pytest.raises(PostgresError, match="What has to be changed in the copy takes 1 MiB to tell: no server"):
-        _plan._check_length(told)

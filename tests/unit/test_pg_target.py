@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.cluster import PostgresError
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.moment import parse_moment
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._postgresql.target import (
     Target,
-    parse_time,
     read_target,
 )
 
@@ -36,16 +36,16 @@ def test_times(text: str, in_utc: str) -> None:
     ],
 )
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(PostgresError, match="write it as 2026-11-22T14:05:00"):
-        parse_time(text, "UTC")
+    with pytest.raises(RecoveryError, match="write it as 2026-11-22T14:05:00"):
+        parse_moment(text, "UTC", zone_is="UTC")
 
 
 def test_a_time_zone_that_is_not_known_here() -> None:
     with pytest.raises(
-        PostgresError, match="no offset from UTC, and the archive's time zone Mars/Olympus is not known"
+        RecoveryError, match="no offset from UTC, and the archive's time zone Mars/Olympus is not known"
     ):
-        parse_time("2026-11-22 14:05", "Mars/Olympus")
-    assert parse_time("2026-11-22 14:05+00", "Mars/Olympus").minute == 5
+        parse_moment("2026-11-22 14:05", "Mars/Olympus", zone_is="Mars")
+    assert parse_moment("2026-11-22 14:05+00", "Mars/Olympus", zone_is="Mars").minute == 5
 
 
 def test_no_target_and_a_timeline_alone() -> None:

@@ -10,6 +10,7 @@ directory `config`, and which process it is stands in the session's record.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from contextlib import suppress
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .._session.session import Session
     from .interface import Request
 
-__all__ = ["BACKLOG", "NotReadyError", "Server", "make_file", "running_server", "stop_server"]
+__all__ = ["BACKLOG", "NotReadyError", "Server", "make_file", "most_by_tcp", "running_server", "stop_server"]
 
 BACKLOG = 128  # connections that wait to be accepted
 MOST_CLIENTS = 1000  # through the socket, of the session's owner
@@ -149,6 +150,14 @@ def stop_server(session: Session) -> bool:
     for directory in written:
         empty_directory(directory)
     return process is not None or had_any
+
+
+def most_by_tcp(told: str | None, usual: int) -> int:
+    """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us.
+
+    told: how many the server is told to take at all; usual: how many it takes where it is told none.
+    """
+    return max(1, (int(told) if told and re.fullmatch("[0-9]{1,6}", told) else usual) * 3 // 4)
 
 
 def make_file(path: str, text: str, *, reader: int | None = None) -> None:

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Programs, Request
 from .._engine.links import resolve_within
-from .._errors import MORE_TIME
-from .._host.deadline import deadline
-from .._host.limits import own_memory
-from .._host.links import is_within
-from .._host.ports import check_port, check_socket_path
-from .._host.sandbox import Sandbox, missing_walls
+from .._engine.plan import ServerPlan, check_recovered, check_request, find_logs, make_bounded, server_sandbox
+from .._host.sandbox import missing_walls
 from .configuration import read_configuration
 from .detach import SCRATCH, Detached, plan_detach, refuse_reachable
 from .directory import DataDirectory, check_account, read_data_directory
@@ -29,14 +25,12 @@ from .target import POINTS, Target
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._host.command import Account
 
 __all__ = ["ARGUMENTS", "SOCKET", "MysqlRequest", "Plan", "make_plan"]
 
 ARGUMENTS: dict[str, dict[str, Any]] = {name: {"type": "str"} for name in POINTS}
 SOCKET = "mysql.sock"
 POOL_SHARE, LARGEST_POOL, LEAST_POOL = 4, 1 << 30, 64 << 20  # of memory; bytes
-MOST_TOLD = 1 << 20  # characters
 TUNED = "What keeps the session quick and its changes small"
 
 
@@ -48,40 +42,17 @@ class MysqlRequest(Request):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be done. sections: the session's option file, by heading. client: the program that asks the server.
+class Plan(ServerPlan):
+    """What will be done. client: the program that asks the server. detached: what is changed in the copy.
 
-    neutralised, carried_over, warnings: as in _engine/interface.py. detached: what is changed in the copy. replay: what
-    is replayed of archived logs, if that is wanted.
+    replay: what is replayed of archived logs, if that is wanted.
     """
 
     request: MysqlRequest
     data: DataDirectory
-    programs: Programs
     client: str
-    account: Account
-    sections: dict[str, dict[str, str]]
-    neutralised: tuple[dict[str, str], ...]
-    carried_over: tuple[dict[str, str], ...]
-    sandbox: Sandbox
-    warnings: tuple[str, ...]
     detached: Detached
     replay: Replay | None = None
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """The option file's options as they count."""
-        return {name: value for section in self.sections.values() for name, value in section.items()}
-
-    @property
-    def version(self) -> str:
-        """The server's, in full."""
-        return self.programs.version
-
-    @property
-    def bindir(self) -> str:
-        """Directory of its program."""
-        return self.programs.bindir
 
     @property
     def target(self) -> str | None:
@@ -104,41 +75,21 @@ class Plan:
         sections[TUNED]["innodb_buffer_pool_size"] = str(min(pool, max(LEAST_POOL, memory_max // 2 >> 20 << 20)))
         return replace(bounded, sections=sections)
 
-    def serving(self, port: int) -> Sandbox:
-        """The sandbox of the server itself, which may listen on this port."""
-        return replace(self.sandbox, network="host" if self.request.network == "host" else "serve", port=port)
-
 
 def make_plan(request: MysqlRequest) -> Plan:
-    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing.
-
-    It may take the request's timeout, and half of the host's memory.
-    """
-    late = MysqlError(f"The copy was not looked through within {request.timeout:g} s: {MORE_TIME}.")
-    large = MysqlError("To look through the copy takes more than half of this host's memory: use another archive.")
-    with deadline(request.timeout, late), own_memory(large):
-        plan = _planned(request)
-        told = sum(len(text) for entry in (*plan.neutralised, *plan.carried_over) for text in entry.values())
-        if told > MOST_TOLD:
-            raise MysqlError(
-                f"What has to be changed in the copy takes {told >> 20} MiB to tell: no server has so many tables "
-                "elsewhere. Use another archive, and find out who made this."
-            )
-    return plan
+    """Look at everything a start depends on. Raises RecoveryError for what stands in its way; changes nothing."""
+    return make_bounded(request, lambda: _planned(request))
 
 
 def _planned(request: MysqlRequest) -> Plan:
-    _check_place(request)
-    _check_recovered(request)
+    check_request(request, socket_name=SOCKET)
+    check_recovered(request, request.target)
     data = read_data_directory(request.data_directory, _binlog_directory(request))
     programs = require(data.version, bindir=request.bindir)
     series = series_of(programs.version)
     own = check_settings(request.settings, data.product, series)
     check_account(data, request.account, is_presented=not request.as_archived)
-    if request.port is not None:
-        check_port(request.port)
-    check_socket_path(request.client(), SOCKET)
-    sandbox = _sandbox(request, programs)
+    sandbox = server_sandbox(request, programs)
     confined, warnings = replace(sandbox, network="host" if request.network == "host" else "serve").report()
     is_recovered = request.recovered is not None
     detached = plan_detach(data, request.tree, known=request.links, sandbox=sandbox, is_recovered=is_recovered)
@@ -166,52 +117,22 @@ def _planned(request: MysqlRequest) -> Plan:
 
 
 def _replay(request: MysqlRequest, data: DataDirectory) -> Replay | None:
-    """What of log_source leads to the target. In an archive, links mean what they meant on the host that it is from."""
-    source = request.log_source
-    if source is None:
-        if request.target is not None:
-            raise MysqlError(
-                f"{request.target} needs archived binary logs, which lead there from the copy: name their directory "
-                "(log_source)."
-            )
-        return None
-    if not is_within(source, request.directory):
-        return plan_replay(data, os.path.realpath(source), request.target)
-    place, _slash, path = os.path.relpath(source, request.directory).partition("/")
-    within = resolve_within(os.path.join(request.directory, place), path or ".")
-    if within is None:
-        raise MysqlError(f"log_source {source} is not in the archive: name a directory that it has.")
-    return plan_replay(data, within, request.target)
-
-
-def _check_recovered(request: MysqlRequest) -> None:
-    """Raise MysqlError where an earlier start brought the copy to something else than is asked for now."""
-    recovered = request.recovered
-    if recovered is None:
-        return
-    if recovered.get("problem"):
-        raise MysqlError(f"{recovered['problem']} This copy went past it: start from the archive again.")
-    if request.target is not None and str(request.target) != recovered["target"]:
+    """What of log_source leads to the target."""
+    place = find_logs(request)
+    if place is not None:
+        return plan_replay(data, place, request.target)
+    if request.target is not None:
         raise MysqlError(
-            f"The copy in {request.data_directory} was recovered already, to "
-            f"{recovered['target'] or 'the end of its own logs'}: start from the archive again to see it at "
-            f"{request.target}."
+            f"{request.target} needs archived binary logs, which lead there from the copy: name their directory "
+            "(log_source)."
         )
+    return None
 
 
 def _binlog_directory(request: MysqlRequest) -> str | None:
     """Where the copy has its binary logs, if they are not in its data directory: by their index."""
     places = [place for path, place in request.links.items() if path.endswith(".index")]
     return resolve_within(request.tree, places[0]) if places else None
-
-
-def _check_place(request: MysqlRequest) -> None:
-    """Raise MysqlError for a data directory that is not the copy's own: a link could lead to production's."""
-    path, tree = request.data_directory, request.tree
-    if not is_within(path, tree) or ".." in path.split("/"):
-        raise MysqlError(
-            f"data_directory {path} is not a directory of the copy in {tree}: name a directory of the copy itself."
-        )
 
 
 def _client(programs: Programs) -> str:
@@ -237,18 +158,6 @@ def _report_plugins(programs: Programs) -> list[dict[str, str]]:
     why = "libraries of production's would open ports, write logs, call other servers or keep accounts out"
     kept = ", ".join(allowed_libraries(plugin_directory(programs)))
     return [{"what": f"plugins and functions from libraries not loaded (of those here: {kept or 'none'})", "why": why}]
-
-
-def _sandbox(request: MysqlRequest, programs: Programs) -> Sandbox:
-    """The server needs its own programs, what it is told, the copy, and a directory for its socket."""
-    return Sandbox(
-        account=request.account,
-        readable=(*programs.trees(), request.config()),
-        writable=(request.tree, request.socket_directory),
-        private=(request.socket_directory,),
-        session_directory=request.directory,
-        accept_unconfined=request.accept_unconfined,
-    )
 
 
 def _sections(

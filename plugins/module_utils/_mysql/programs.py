@@ -14,6 +14,7 @@ import re
 
 from .._engine.interface import Programs
 from .._host.command import CommandError, find_program, run
+from .._host.distribution import family
 from .option_file import MysqlError
 from .redo import product_of
 
@@ -97,13 +98,11 @@ def tool_of(programs: Programs, *names: str) -> str | None:
 
 def package_name(version: str, *, os_release: str | None = None) -> str:
     """The name of the server's package on this distribution; os_release is the text of /etc/os-release."""
-    release = _os_release() if os_release is None else os_release
-    values = dict(re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', release, re.MULTILINE))
-    family = {values.get("ID", ""), *values.get("ID_LIKE", "").split()}
+    known = family(os_release)
     name = product_of(version)
-    if family & {"debian", "ubuntu"}:
+    if known & {"debian", "ubuntu"}:
         return f"{name}-server-core"  # without a service
-    return name if family & {"alpine", "suse", "opensuse"} else f"{name}-server"
+    return name if known & {"alpine", "suse", "opensuse"} else f"{name}-server"
 
 
 def _explicit(version: str, bindir: str) -> Programs:
@@ -148,11 +147,3 @@ def _examine(directory: str) -> Programs | None:
             if version is not None and (product_of(version[1]) == "mariadb") == ("MariaDB" in printed):
                 return Programs(series_of(version[1])[0], version[1], directory)
     return None
-
-
-def _os_release() -> str:
-    try:
-        with open("/etc/os-release", encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

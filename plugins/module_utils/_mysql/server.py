@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import socket
 import time
@@ -18,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Started
-from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
+from .._engine.server import BACKLOG, NotReadyError, Server, make_file, most_by_tcp, stop_server
 from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
@@ -144,7 +143,7 @@ def _start(
             room=plan.serving(port),
             signals=STOP_SIGNALS,
             socket_name=SOCKET,
-            most_by_tcp=_most_by_tcp(plan),
+            most_by_tcp=most_by_tcp(plan.settings.get("max_connections"), USUAL_CONNECTIONS),
             accepts=_accepts,
         )
         try:
@@ -161,12 +160,6 @@ def _not_started(plan: Plan, error: NotReadyError) -> MysqlError:
     problem = late if error.is_late else f"did not start: {explain(said)}"
     tail = log_tail(plan.request.log, begin=error.begin)
     return MysqlError(f"The server of {NAMES[plan.data.product]} {plan.version} {problem}", log_tail=tail)
-
-
-def _most_by_tcp(plan: Plan) -> int:
-    """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
-    told = plan.settings.get("max_connections", "")
-    return max(1, (int(told) if re.fullmatch("[0-9]{1,6}", told) else USUAL_CONNECTIONS) * 3 // 4)
 
 
 def _accepts(path: str) -> bool:

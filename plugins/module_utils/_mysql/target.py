@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from .._engine.moment import parse_moment
 from .option_file import MysqlError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["POINTS", "Target", "read_target"]
 # The options that name a point, of which there can be one: what each must look like, and how to say so.
 POINTS = {
     "recovery_target": (re.compile(r"end"), "end, which is the end of the archived binary logs"),
-    "recovery_target_time": (re.compile(r".+"), ""),  # see _time
+    "recovery_target_time": (re.compile(r".+"), ""),  # see _engine/moment.py
     "recovery_target_position": (
         re.compile(r"[^\s:/]{1,200}\.\d{6,19}:\d{1,20}"),
         "a binary log's name and the position in it at which to stop, such as mysql-bin.000004:4672531",
@@ -30,9 +31,6 @@ POINTS = {
         "3e11fa47-71ca-11e1-9e33-c80aa9429562:23 (MySQL)",
     ),
 }
-TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?(?:[.,]\d{1,6})?\s*(?:(Z|UTC|GMT)|([+-])(\d\d):?([0-5]\d)?)?", re.ASCII
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Target:
     @property
     def time(self) -> datetime | None:
         """The point in time, if it is one."""
-        return _time(self.value) if self.setting == "recovery_target_time" else None
+        return parse_moment(self.value, "UTC", zone_is="UTC") if self.setting == "recovery_target_time" else None
 
 
 def read_target(options: Mapping[str, Any]) -> Target | None:
@@ -80,25 +78,6 @@ def read_target(options: Mapping[str, Any]) -> Target | None:
             raise MysqlError(f"{name} is {value!r}: give {meaning}.")
         target = Target(name, value)
         if target.setting == "recovery_target_time":
-            _time(value)
+            parse_moment(value, "UTC", zone_is="UTC")
         return target
     return None
-
-
-def _time(text: str) -> datetime:
-    """A time as ISO 8601 and people write it; without an offset it is in UTC. Binary logs have whole seconds."""
-    match = TIME.fullmatch(text.strip())
-    try:
-        if match is None:
-            raise ValueError("it is no time of a day")
-        date, minute, second, _utc, sign, hours, minutes = match.groups()
-        moment = datetime.fromisoformat(f"{date} {minute}{second or ':00'}")
-        zone = timezone.utc
-        if sign is not None:
-            zone = timezone(int(f"{sign}1") * timedelta(hours=int(hours), minutes=int(minutes or 0)))
-        return moment.replace(tzinfo=zone)
-    except ValueError as error:
-        raise MysqlError(
-            f"recovery_target_time {text!r} cannot be used ({error}): write it as 2026-11-22T14:05:00+01, as a space "
-            "ends a value on the command line. Without an offset it is in UTC."
-        ) from None

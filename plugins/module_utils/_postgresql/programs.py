@@ -13,6 +13,7 @@ import re
 
 from .._engine.interface import Programs
 from .._host.command import CommandError, find_program, run
+from .._host.distribution import family
 from .cluster import PostgresError
 
 __all__ = ["find_programs", "installed", "library_directory", "package_name", "parse_version", "require"]
@@ -70,12 +71,10 @@ def installed() -> list[Programs]:
 
 def package_name(major: int, *, os_release: str | None = None) -> str:
     """The name of the server's package on this distribution; os_release is the text of /etc/os-release."""
-    release = _os_release() if os_release is None else os_release
-    values = dict(re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', release, re.MULTILINE))
-    family = {values.get("ID", ""), *values.get("ID_LIKE", "").split()}
-    if family & {"rhel", "fedora", "centos", "suse", "opensuse"}:
+    known = family(os_release)
+    if known & {"rhel", "fedora", "centos", "suse", "opensuse"}:
         return f"postgresql{major}-server"
-    if "alpine" in family:
+    if "alpine" in known:
         return f"postgresql{major}"
     return f"postgresql-{major}"
 
@@ -130,11 +129,3 @@ def _examine(directory: str) -> Programs | None:
         return None
     version = parse_version(printed)
     return None if version is None else Programs(version[0], version[1], directory)
-
-
-def _os_release() -> str:
-    try:
-        with open("/etc/os-release", encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -9,7 +9,6 @@ _engine/server.py. What it answers comes through its socket, its output and its 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import socket
 import struct
@@ -22,7 +21,7 @@ from urllib.parse import quote
 
 from .._engine.interface import Started
 from .._engine.links import directory_within
-from .._engine.server import BACKLOG, NotReadyError, Server, make_file, stop_server
+from .._engine.server import BACKLOG, NotReadyError, Server, make_file, most_by_tcp, stop_server
 from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, listed, text_shown
 from .._host.command import CommandError
@@ -383,7 +382,7 @@ def _start(
         room=plan.serving(port),
         signals=STOP_SIGNALS,
         socket_name=_socket_name(port),
-        most_by_tcp=_most_by_tcp(plan),
+        most_by_tcp=most_by_tcp(plan.settings.get("max_connections"), USUAL_CONNECTIONS),
         accepts=_accepts,
     )
     try:
@@ -393,12 +392,6 @@ def _start(
         late = f"was not ready within {plan.request.timeout:g} s: {MORE_TIME}."
         problem = late if error.is_late else f"did not start: {reason(said)}"
         raise PostgresError(f"The server of PostgreSQL {plan.data.major} {problem}", log_tail=said) from None
-
-
-def _most_by_tcp(plan: Plan) -> int:
-    """How many clients may come by TCP: everybody on the host can come there, and the socket is to stay free for us."""
-    told = plan.settings.get("max_connections", "")
-    return max(1, (int(told) if re.fullmatch("[0-9]{1,6}", told) else USUAL_CONNECTIONS) * 3 // 4)
 
 
 def _socket_name(port: int) -> str:

@@ -5,17 +5,17 @@
 from __future__ import annotations
 
 import re
-import zoneinfo
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from .._engine.moment import parse_moment
 from .cluster import PostgresError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POINTS", "Target", "parse_time", "read_target"]
+__all__ = ["POINTS", "Target", "read_target"]
 
 # The settings that name a point, of which there can be one: what each must look like, and how to say so.
 POINTS = {
@@ -24,7 +24,7 @@ POINTS = {
         "immediate, which is the end of the backup, or one of recovery_target_time, recovery_target_xid, "
         "recovery_target_name and recovery_target_lsn",
     ),
-    "recovery_target_time": (re.compile(r".+"), ""),  # see parse_time
+    "recovery_target_time": (re.compile(r".+"), ""),  # see _engine/moment.py
     "recovery_target_xid": (re.compile(r"[1-9][0-9]{0,19}"), "the number of a transaction, such as 4711"),
     "recovery_target_lsn": (
         re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}"),
@@ -35,13 +35,9 @@ POINTS = {
         "the name that pg_create_restore_point() got, which has at most 63 bytes",
     ),
 }
+ZONE = "the time zone of the archived configuration"  # where a time has no offset
 LONGEST_NAME = 63  # bytes of a restore point's
 TIMELINE = re.compile(r"latest|current|[1-9][0-9]{0,9}")
-TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,6}))?)?"
-    r"\s*(?:(Z|UTC|GMT)|([+-])(\d\d):?(\d\d)?)?",
-    re.ASCII,
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Target:
 
     def time(self, time_zone: str) -> datetime | None:
         """The point in time, if it is one."""
-        return parse_time(self.value, time_zone) if self.setting == "recovery_target_time" else None
+        return parse_moment(self.value, time_zone, zone_is=ZONE) if self.setting == "recovery_target_time" else None
 
     def settings(self, time_zone: str) -> dict[str, str]:
         """For the server's command line. A time without an offset is in time_zone."""
@@ -97,7 +93,7 @@ def read_target(options: Mapping[str, Any]) -> Target | None:
         if is_long or not pattern.fullmatch(value):
             raise PostgresError(f"{name} is {value!r}: give {meaning}.")
     if "recovery_target_time" in given:
-        parse_time(given["recovery_target_time"], "UTC")
+        parse_moment(given["recovery_target_time"], "UTC", zone_is=ZONE)
     _refuse_action(options.get("recovery_target_action"))
     timeline = options.get("recovery_target_timeline")
     if timeline is not None and not TIMELINE.fullmatch(timeline):
@@ -107,35 +103,6 @@ def read_target(options: Mapping[str, Any]) -> Target | None:
     inclusive = options.get("recovery_target_inclusive")
     target = Target(inclusive=True if inclusive is None else inclusive, timeline=timeline or "latest")
     return next((replace(target, setting=name, value=value) for name, value in given.items()), target)
-
-
-def parse_time(text: str, time_zone: str) -> datetime:
-    """A time as ISO 8601 and PostgreSQL write it, in UTC. Raises PostgresError.
-
-    Without an offset it is in time_zone.
-    """
-    match = TIME.fullmatch(text.strip())
-    try:
-        if match is None:
-            raise ValueError("it is no time")
-        date, minute, second, fraction, utc, sign, hours, minutes = match.groups()
-        if minute is None:  # most likely a command line on which a space has ended the value
-            raise ValueError("it has no time of day")
-        moment = datetime.fromisoformat(f"{date} {minute}{second or ':00'}.{(fraction or '').ljust(6, '0')}")
-        zone: tzinfo = timezone.utc
-        if sign is not None:
-            zone = timezone(int(f"{sign}1") * timedelta(hours=int(hours), minutes=int(minutes or 0)))
-        elif utc is None:
-            zone = zoneinfo.ZoneInfo(time_zone)
-        return moment.replace(tzinfo=zone).astimezone(timezone.utc)
-    except (zoneinfo.ZoneInfoNotFoundError, OSError):  # OSError: the name of a directory of time zones
-        problem = f"it has no offset from UTC, and the archive's time zone {time_zone} is not known on this host"
-    except (ValueError, OverflowError) as error:  # the latter for a year before the first or after the last
-        problem = str(error)
-    raise PostgresError(
-        f"recovery_target_time {text!r} cannot be used ({problem}): write it as 2026-11-22T14:05:00+01, as a space "
-        "ends a value on the command line. Without an offset it is in the time zone of the archived configuration."
-    )
 
 
 def _refuse_action(action: str | None) -> None:
