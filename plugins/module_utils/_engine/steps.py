@@ -39,11 +39,8 @@ class Patch:
 class Step:
     """One change to the merged tree. action: a key of ACTIONS, or empty for what is only told.
 
-    target: of a link, or a file's new name.
-
-    patches: what to write where. content: of a file that is made anew.
-
-    Without a what it is a part of the next step, and not reported.
+    target: of a link, or a file's new name. patches: what to write where. content: of a file that is made anew. Without
+    a what it is a part of the next step, and not reported.
     """
 
     action: str

@@ -49,8 +49,8 @@ class Detached:
     """What has to be changed, and what the copy cannot show then.
 
     directories: of tables' files that lie elsewhere in the tree. aliases: where the server is to see such a directory,
-    as production had it. binlog: the base path of the binary logs that recovery
-    decides by, None where the copy has none.
+    as production had it. binlog: the base path of the binary logs that recovery decides by, None where the copy has
+    none.
     """
 
     steps: list[Step] = field(default_factory=list)
