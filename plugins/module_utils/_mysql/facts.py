@@ -88,7 +88,7 @@ def find_tables(facts: Facts, ask: Callable[[str, float], str]) -> None:
         checks = [_text(json.loads(line)["check"]) for line in ask(UNLOGGED, PATIENCE).splitlines()]
         if checks:
             _note_checks(facts, ask("; ".join(checks), PATIENCE))
-    except (CommandError, ValueError, KeyError, TypeError) as error:
+    except (CommandError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         facts.not_examined = str(error)
 
 

@@ -80,7 +80,7 @@ def explain(said: Sequence[str]) -> str:
 def prepared_transactions(said: Sequence[str]) -> int | None:
     """How many transactions were found prepared, of which nothing tells whether they were committed."""
     for line in said:
-        match = re.search(r"Found (\d+) prepared transactions!", line)
+        match = re.search(r"Found (\d{1,19}) prepared transactions!", line)
         if match is not None:
             return int(match[1])
     return None
@@ -88,7 +88,7 @@ def prepared_transactions(said: Sequence[str]) -> int | None:
 
 def rolled_back(said: Sequence[str]) -> int:
     """How many transactions MySQL found prepared and, without binary logs, has rolled back."""
-    found = (re.search(r"Found (\d+) prepared transaction\(s\) in InnoDB", line) for line in said)
+    found = (re.search(r"Found (\d{1,19}) prepared transaction\(s\) in InnoDB", line) for line in said)
     return next((int(match[1]) for match in found if match), 0)
 
 

@@ -230,7 +230,7 @@ def _log_in(plan: Plan, deadline: float) -> list[str]:
             said = f"not within {plan.request.timeout:g} s: {MORE_TIME} ({said})"
         message = f"The server is ready, but the session's account cannot log in: {said}"
         raise MysqlError(shown(message), log_tail=log_tail(plan.request.log)) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MysqlError("The server is ready, but its list of databases cannot be read.") from error
 
 
