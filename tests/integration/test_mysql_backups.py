@@ -131,7 +131,7 @@ def test_a_killed_server_is_brought_to_the_end_of_the_archived_logs(
         ({"recovery_target": "end", "recovery_target_gtid": "0-1-1"}, "are given together"),
         ({"recovery_target_gtid": "x"}, "recovery_target_gtid is 'x': give the global transaction id"),
         ({"recovery_target_position": "x"}, "such as mysql-bin.000004:4672531"),
-        ({"recovery_target_time": "yesterday"}, "cannot be used .it is no time of a day"),
+        ({"recovery_target_time": "yesterday"}, "cannot be used .it is no time."),
         ({"recovery_target": "immediate"}, "give end, which is the end of the archived binary logs"),
     ],
 )
