@@ -306,7 +306,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._errors import RecoveryError, run_module
 from ..module_utils._host.command import account
 from ..module_utils._host.limits import LEAST_MEMORY, WEIGHTS, Limits
-from ..module_utils._host.ports import reserve_port
+from ..module_utils._host.ports import PortChoice, reserve_port
 from ..module_utils._host.preflight import DRIVERS, Host, Report, examine
 from ..module_utils._host.sizes import parse_floor, parse_memory, parse_size
 from ..module_utils._host.users import RANGE, processes_of
@@ -390,7 +390,7 @@ def _present(root: str, params: dict[str, Any], check_mode: bool) -> dict[str, A
     if params["metrics_textfile"]:
         check_textfile(params["metrics_textfile"])
     if params["port"]:
-        with reserve_port(params["port"]):
+        with reserve_port(PortChoice(asked=params["port"])):
             pass  # it is free
     report = _ready_host(root, params)
     fields["python"] = report.python

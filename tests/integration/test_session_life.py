@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
-from ansible_collections.phpborg.instant_recovery.plugins.modules import pg_ephemeral
+from ansible_collections.phpborg.instant_recovery.plugins.modules import overlay_mount, pg_ephemeral
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import needs_root
@@ -47,8 +48,6 @@ def _begin(place: Path, sample: Sample, clock: Clock) -> Iterator[Callable[..., 
     def begin(*, root: Path = root, readers: int = 1, **options: Any) -> Stack:
         # An archive that comes and goes, or is mounted twice, would only take time.
         made.append(Stack(root, sample, {"suspend_after": "0", **options}, readers=readers))
-        # A reset lets go of the port for a moment: sessions of another worker's root would take the first free one.
-        made[-1].server = {**made[-1].server, "port": free_port()}
         return made[-1].start()
 
     yield begin
@@ -237,6 +236,56 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
     connection.close()
     assert [line["event"] for line in audit_log(stack.root)] == ["start", "reset"]
     stack.change("absent")
+
+
+def test_while_a_reset_is_under_way_nobody_else_gets_the_port(begin: Callable[..., Stack], sample: Sample) -> None:
+    stack = begin()
+    port = stack.info()["port"]
+    assert not stack.change("reset").get("failed")
+    assert "merged" not in stack.processes()
+    assert not can_bind(port)
+    again = stack.change("reset")  # the one before was cut off
+    assert not again.get("failed"), again["msg"]
+    assert not can_bind(port)
+    where = {"session_directory": str(stack.directory)}
+    for module, state in ((overlay_mount.main, "remounted"), (pg_ephemeral.main, "restarted")):
+        done = call(module, state=state, **where)
+        assert not done.get("failed"), done["msg"]
+    assert done["port"] == stack.info()["port"] == port
+    assert "port" not in stack.processes()
+    assert fingerprint(stack.connection()) == sample.tables
+    stack.change("reset")
+    stack.change("absent")
+    assert can_bind(port)
+
+
+def test_a_port_that_somebody_has_taken_does_not_cost_the_session(begin: Callable[..., Stack], sample: Sample) -> None:
+    stack = begin()
+    port = stack.info()["port"]
+    stack.kill("server")
+    with socket.create_server(("127.0.0.1", port)):
+        stack.change("reset")
+        where = {"session_directory": str(stack.directory)}
+        call(overlay_mount.main, state="remounted", **where)
+        done = call(pg_ephemeral.main, state="restarted", **where)
+    assert not done.get("failed"), done["msg"]
+    assert done["port"] != port
+    said = f"Port {port}, which the server had before, is somebody else's by now: it has {done['port']}."
+    assert said in " ".join(map(str, done["warnings"]))
+    assert f":{done['port']}/" in stack.info()["connection_string"]
+    assert fingerprint(stack.connection()) == sample.tables
+    stack.change("absent")
+
+
+def can_bind(port: int) -> bool:
+    """Whether a server that comes now gets the port."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def test_an_archive_that_nobody_reads_is_let_go_until_somebody_does(

@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._errors import RecoveryError
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.ports import (
     ADDRESS,
+    PortChoice,
     allow_another_bind,
     check_socket_path,
+    kept_port,
     reserve_port,
 )
 
@@ -21,7 +25,7 @@ FIRST_PORT = 15432
 
 def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
     with contextlib.ExitStack() as stack:
-        reserved = [stack.enter_context(reserve_port(None, first=FIRST_PORT)) for _number in range(5)]
+        reserved = [stack.enter_context(reserve_port(PortChoice(), first=FIRST_PORT)) for _number in range(5)]
         ports, holders = [port for port, _holder in reserved], [holder for _port, holder in reserved]
         assert len(set(ports)) == 5
         assert ports[0] >= FIRST_PORT
@@ -34,19 +38,22 @@ def test_nobody_gets_a_port_twice_and_the_server_gets_it() -> None:
         allow_another_bind(holders[0])
         with listening(ports[0]) as server:  # as PostgreSQL does it
             assert server.getsockname()[1] == ports[0]
-    with reserve_port(None, first=FIRST_PORT, backlog=1) as (port, _holder):  # as the session's warden does it
+    with reserve_port(PortChoice(), first=FIRST_PORT, backlog=1) as (port, _holder):  # as the session's warden does it
         socket.create_connection((ADDRESS, port), timeout=5).close()
-    with reserve_port(None, first=FIRST_PORT, avoid=frozenset(ports)) as (other, _socket):
+    with reserve_port(PortChoice(avoid=frozenset(ports)), first=FIRST_PORT) as (other, _socket):
         assert other not in ports
 
 
 def test_a_port_that_is_taken_or_cannot_be() -> None:
     with listening(0) as server:
         port = server.getsockname()[1]
-        with pytest.raises(RecoveryError, match=f"port {port} is taken on 127.0.0.1"), reserve_port(port):
+        with (
+            pytest.raises(RecoveryError, match=f"port {port} is taken on 127.0.0.1"),
+            reserve_port(PortChoice(asked=port)),
+        ):
             pass
     for port in (-1, 0, 80, 65536):
-        with pytest.raises(RecoveryError, match=f"port {port} is out of range"), reserve_port(port):
+        with pytest.raises(RecoveryError, match=f"port {port} is out of range"), reserve_port(PortChoice(asked=port)):
             pass
 
 
@@ -57,8 +64,47 @@ def test_connections_that_linger_do_not_keep_a_port_that_is_asked_for() -> None:
             accepted, _address = server.accept()
             accepted.close()  # the side that closes first keeps the port for a minute
             client.recv(1)
-    with reserve_port(port) as (reserved, holder):
+    with reserve_port(PortChoice(asked=port)) as (reserved, holder):
         assert reserved == holder.getsockname()[1] == port
+
+
+def test_a_port_is_kept_from_one_server_to_the_next_and_for_nobody_else() -> None:
+    with contextlib.ExitStack() as first:
+        port, _server = first.enter_context(reserve_port(PortChoice(), first=FIRST_PORT, backlog=1))
+        with kept_port(port, is_listening=False) as none:
+            assert none is None
+        with kept_port(port, is_listening=True) as holder:
+            assert holder is not None
+            client = first.enter_context(socket.create_connection((ADDRESS, port), timeout=5))  # it does not listen
+            accepted, _address = _server.accept()
+            first.close()
+            accepted.close()
+            client.close()
+            assert not can_bind_as_another_user(port)
+            choice = PortChoice(before=port, is_kept=True)
+            with reserve_port(choice, first=FIRST_PORT, backlog=1) as (again, server):
+                assert again == port
+                holder.close()
+                assert not can_bind_as_another_user(port)
+                with socket.create_connection((ADDRESS, port), timeout=5):
+                    server.accept()[0].close()
+    with listening(0) as server:
+        taken = server.getsockname()[1]
+        with reserve_port(PortChoice(before=taken), first=FIRST_PORT) as (other, _socket):
+            assert other != taken
+
+
+def can_bind_as_another_user(port: int) -> bool:
+    """Whether somebody else gets a port who asks for it in every way that there is."""
+    code = (
+        "import os, socket, sys\nif os.geteuid() == 0: os.setuid(65534)\ns = socket.socket()\n"
+        "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "if os.getuid() == 65534: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "s.bind(('127.0.0.1', int(sys.argv[1])))\ns.listen()"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code, str(port)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "Address already in use" in done.stderr, done.stderr
+    return done.returncode == 0
 
 
 def test_the_longest_path_of_a_socket() -> None:

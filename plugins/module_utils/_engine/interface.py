@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from .._host.command import Account
+    from .._host.ports import PortChoice
     from .._session.session import Session
 
 __all__ = ["ARGUMENTS", "Engine", "Plan", "Programs", "Request", "Started"]
@@ -160,8 +161,8 @@ class Engine(Protocol[R, P]):
     def plan(self, request: R) -> P:
         """Look at everything that the start depends on; changes nothing."""
 
-    def start(self, plan: P, session: Session, avoid: frozenset[int]) -> Started:
-        """Do what plan says. Unless it has a port, those in avoid are passed over.
+    def start(self, plan: P, session: Session, port: PortChoice) -> Started:
+        """Do what plan says, on the port that is chosen.
 
         session gets a claim before each process is started. When this raises, everything that was started has ended.
         """

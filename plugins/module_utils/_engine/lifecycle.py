@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,7 +14,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from .._errors import RecoveryError, run_module
 from .._host.command import account
+from .._host.ports import PortChoice
 from .._layer.lost import lost_content
+from .._session.port import is_kept, keep_port, release_port
 from .._session.record import SERVER
 from .._session.session import Session, claiming
 from .interface import ARGUMENTS, Engine, P, Plan, R, Request
@@ -78,11 +79,13 @@ def _start(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
         if unchanged is not None:
             return {**unchanged, "session": session.record.public()}
         stop_server(session)  # what an earlier start that was cut off has left
-        if request.port is None:  # it had one before
-            request = dataclasses.replace(request, port=session.record.port)
+        choice = _choose_port(session, request)
         with _noting_failure(session), session.within(request.timeout + GRACE), _naming_lost_content(session):
             plan = engine.plan(request)
-            started = engine.start(plan, session, _ports_of_others(session))
+            try:
+                started = engine.start(plan, session, choice)
+            finally:
+                release_port(session)
         result = started.result
         session.remember(SERVER, options)
         session.timing(SERVER, time.monotonic() - begun)
@@ -94,7 +97,7 @@ def _start(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
         except BaseException:
             stop_server(session)
             raise
-        shown = {**result, "session": session.record.public()}
+        shown = {**result, "session": session.record.public(), **_warnings(result, choice)}
     return {**shown, "changed": True, "diff": _difference(request, plan, result)}
 
 
@@ -127,6 +130,8 @@ def _restart(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool)
     again = {**options, **session.remembered(SERVER)}
     if check_mode:
         return {**_predicted(engine, _request(engine, again, session)), "changed": True}
+    with claiming(options["session_directory"]) as held:
+        keep_port(held)
     _stop(engine, again, check_mode=False)
     return _start(engine, again, check_mode=False)
 
@@ -205,7 +210,21 @@ def _difference(request: Request, plan: Plan, result: dict[str, Any]) -> dict[st
     return {"before": {"state": "stopped"}, "after": after}
 
 
-def _ports_of_others(session: Session) -> frozenset[int]:
-    """Ports in the records of other sessions: one whose server is down just now may need its port again."""
+def _choose_port(session: Session, request: Request) -> PortChoice:
+    """The port that is asked for, or that the server had; another session's server may be down, and need its own."""
     others = (other for other in Session.all(os.path.dirname(session.directory)) if other.id != session.id)
-    return frozenset(other.record.port for other in others if other.record.port is not None)
+    avoid = frozenset(other.record.port for other in others if other.record.port is not None)
+    before = session.record.port
+    # When it is started again nobody asks: the option was remembered.
+    asked = None if request.port == before else request.port
+    return PortChoice(asked=asked, before=before, is_kept=is_kept(session), avoid=avoid)
+
+
+def _warnings(result: Mapping[str, Any], choice: PortChoice) -> dict[str, list[str]]:
+    """What was warned of, and that the server has another port than before."""
+    warnings = list(result.get("warnings", ()))
+    if choice.asked is None and choice.before not in (None, result["port"]):
+        warnings.append(
+            f"Port {choice.before}, which the server had before, is somebody else's by now: it has {result['port']}."
+        )
+    return {"warnings": warnings} if warnings else {}

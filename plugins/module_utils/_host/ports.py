@@ -1,6 +1,10 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a session's server listens: a TCP port of its own on the loopback address, and a Unix socket."""
+"""Where a session's server listens: a TCP port of its own on the loopback address, and a Unix socket.
+
+A port that is reserved here can be bound by this user a second time (SO_REUSEPORT, socket(7)), if that is asked for: so
+one process can keep it for the next. Nobody else can.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import errno
 import os
 import socket
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from .._errors import RecoveryError
@@ -15,7 +21,15 @@ from .._errors import RecoveryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ADDRESS", "allow_another_bind", "check_port", "check_socket_path", "reserve_port"]
+__all__ = [
+    "ADDRESS",
+    "PortChoice",
+    "allow_another_bind",
+    "check_port",
+    "check_socket_path",
+    "kept_port",
+    "reserve_port",
+]
 
 ADDRESS = "127.0.0.1"
 LOWEST_PORT = 1024  # that an ordinary user's server can have
@@ -42,28 +56,55 @@ def check_socket_path(directory: str, name: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class PortChoice:
+    """Which port a server is to have.
+
+    asked: it must be this one. before: the one that it had, which it has again where that can be; is_kept: a process
+    of this user keeps it for that. avoid: those that are passed over otherwise.
+    """
+
+    asked: int | None = None
+    before: int | None = None
+    is_kept: bool = False
+    avoid: frozenset[int] = frozenset()
+
+
 @contextmanager
 def reserve_port(
-    port: int | None, *, first: int = LOWEST_PORT, avoid: frozenset[int] = frozenset(), backlog: int = 0
+    choice: PortChoice, *, first: int = LOWEST_PORT, backlog: int = 0
 ) -> Iterator[tuple[int, socket.socket]]:
-    """A free port of 127.0.0.1, and the socket that has it: the one asked for, else the free one from first on.
+    """A port of 127.0.0.1 and the socket that has it: the one that choice names, else the first free one from first on.
 
     With a backlog it listens, for whoever it is handed to. Otherwise it is held until somebody else binds the port,
     for whom allow_another_bind() is called just before: from then on anybody can. Starts at the same time come to
-    different ports without knowing of each other. Ports in avoid are passed over unless asked for.
+    different ports without knowing of each other.
     """
-    if port is not None:
-        check_port(port)
-    for candidate in range(first, LAST_PORT + 1) if port is None else (port,):
-        if port is None and candidate in avoid:
-            continue
+    named = [port for port in (choice.asked or choice.before,) if port is not None]
+    if choice.asked is not None:
+        check_port(choice.asked)
+    others = [] if choice.asked else (port for port in range(first, LAST_PORT + 1) if port not in choice.avoid)
+    for port in chain(named, others):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-            if _bind(holder, candidate, backlog, asked_for=port is not None):
-                yield candidate, holder
+            is_kept = choice.is_kept and port == choice.before
+            if _bind(holder, port, backlog, is_named=port in named, is_kept=is_kept):
+                yield port, holder
                 return
-    if port is None:
+    if choice.asked is None:
         raise RecoveryError(f"No port from {first} on is free on {ADDRESS}: stop some sessions.")
-    raise RecoveryError(f"port {port} is taken on {ADDRESS}: choose another one, or none for the first free one.")
+    raise RecoveryError(
+        f"port {choice.asked} is taken on {ADDRESS}: choose another one, or none for the first free one."
+    )
+
+
+@contextmanager
+def kept_port(port: int, *, is_listening: bool) -> Iterator[socket.socket | None]:
+    """A socket that keeps a port for another reserve_port() of this user, or None where somebody has it.
+
+    is_listening: a server of this user listens there still.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        yield holder if _bind(holder, port, 0, is_named=True, is_kept=is_listening) else None
 
 
 def allow_another_bind(holder: socket.socket) -> None:
@@ -71,8 +112,9 @@ def allow_another_bind(holder: socket.socket) -> None:
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
-def _bind(holder: socket.socket, port: int, backlog: int, *, asked_for: bool) -> bool:
-    for reuse in (0, 1) if asked_for else (0,):
+def _bind(holder: socket.socket, port: int, backlog: int, *, is_named: bool, is_kept: bool) -> bool:
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_kept))
+    for reuse in (0, 1) if is_named else (0,):
         # With it, connections that linger after the port's last user do not count; a listening server does.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         try:
@@ -80,6 +122,7 @@ def _bind(holder: socket.socket, port: int, backlog: int, *, asked_for: bool) ->
             if backlog:
                 holder.listen(backlog)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             return True
         except OSError as error:
             if error.errno != errno.EADDRINUSE:

@@ -17,6 +17,7 @@ from .settings import check_settings
 from .target import read_target
 
 if TYPE_CHECKING:
+    from .._host.ports import PortChoice
     from .._session.session import Session
 
 __all__ = ["Mysql"]
@@ -37,9 +38,9 @@ class Mysql:
         """Look at everything that the start depends on."""
         return make_plan(request)
 
-    def start(self, plan: Plan, session: Session, avoid: frozenset[int]) -> Started:
+    def start(self, plan: Plan, session: Session, port: PortChoice) -> Started:
         """Recover the copy and start its server."""
-        return start_server(plan, session=session, avoid=avoid)
+        return start_server(plan, session=session, choice=port)
 
     def differences(self, request: MysqlRequest, result: Mapping[str, Any]) -> list[str]:
         """Settings, and the point that the data are of."""

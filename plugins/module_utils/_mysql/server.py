@@ -34,6 +34,7 @@ from .replay import Feed, Replay
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .._host.ports import PortChoice
     from .._host.processes import Process
     from .._host.sandbox import Sandbox
     from .._session.session import Session
@@ -61,7 +62,7 @@ MOST_SAID = 16 << 20  # bytes that a server may answer
 MESSAGES, CHARSETS = "english/errmsg.sys", "charsets/Index.xml"
 
 
-def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Started:
+def start_server(plan: Plan, *, session: Session, choice: PortChoice) -> Started:
     """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
     plan = plan.within(session.record.memory_max)
@@ -69,7 +70,7 @@ def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Star
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         backlog = BACKLOG if is_listening else 0
-        with reserve_port(plan.request.port, first=FIRST_PORT, avoid=avoid, backlog=backlog) as (port, reserved):
+        with reserve_port(choice, first=FIRST_PORT, backlog=backlog) as (port, reserved):
             begin = os.path.getsize(plan.request.log) if os.path.exists(plan.request.log) else 0
             apply_steps(plan.detached.steps, plan.account)
             argv = _configure(plan, port, passwords)

@@ -55,6 +55,7 @@ from .wal_server import WalServer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .._host.ports import PortChoice
     from .._host.processes import Process
     from .._host.sandbox import Sandbox
     from .._session.session import Session
@@ -133,14 +134,14 @@ PROTOCOL = 3 << 16  # of clients: PostgreSQL's documentation, "Message Formats",
 STARTING_UP = b"57P03"  # SQLSTATE cannot_connect_now
 
 
-def start_server(plan: Plan, *, session: Session, avoid: frozenset[int]) -> Started:
+def start_server(plan: Plan, *, session: Session, choice: PortChoice) -> Started:
     """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
     plan = replace(plan, sandbox=replace(plan.sandbox, memory_max=session.record.memory_max))
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         backlog = BACKLOG if is_listening else 0
-        with reserve_port(plan.request.port, first=FIRST_PORT, avoid=avoid, backlog=backlog) as (port, reserved):
+        with reserve_port(choice, first=FIRST_PORT, backlog=backlog) as (port, reserved):
             apply_steps(plan.clone.steps, plan.account)
             password = secrets.token_hex(24)  # a new one for each start: the last may have been told to somebody else
             argv = _configure(plan, port)

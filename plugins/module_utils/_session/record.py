@@ -21,6 +21,7 @@ __all__ = [
     "KEEPER",
     "LAYER",
     "LOGS",
+    "PORT",
     "PUBLIC_KEYS",
     "SCHEMA_VERSION",
     "SERVER",
@@ -42,7 +43,7 @@ PUBLIC_KEYS = (
     "timings", "recovered_to", "stop_reason",
 )  # fmt: skip
 # What claims are parts of.
-KEEPER, ARCHIVE, LOGS, LAYER, SERVER = "keeper", "archive", "log_archive", "layer", "server"
+KEEPER, ARCHIVE, LOGS, LAYER, SERVER, PORT = "keeper", "archive", "log_archive", "layer", "server", "port"
 LONGEST_MESSAGE = 16 << 10  # characters: a record is read whole, and often
 SUMS = ("total", "overhead")  # in timings, beside those of the steps
 SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))  # each with the seconds that a process has to end by it
@@ -56,8 +57,9 @@ class NewerRecordError(ValueError):
 class Claim:
     """What the session is about to have, or has: a process, or a mount with the process that serves it.
 
-    part is what it is of: KEEPER, ARCHIVE, LOGS (archived logs), LAYER or SERVER; mounts of one part can stand in for
-    one another. Without what is not required the session goes on. process is None before it is known. signals end it;
+    part is what it is of: KEEPER, ARCHIVE, LOGS (archived logs), LAYER, SERVER or PORT (which is kept for the server);
+    mounts of one part can stand in for one another. Without what is not required the session goes on. process is None
+    before it is known. signals end it;
     notice is a signal that tells it beforehand that the session ends, so that it keeps nobody waiting.
     suspended: its Borg was ended on purpose, until somebody reads. spent: what the processes before this one have used.
     shared_memory: ids of System V segments that it made.

@@ -22,8 +22,9 @@ from .._host.trees import empty_directory
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .directory import LOCK, RECORD, RESUME
+from .port import keep_port
 from .prometheus import write_textfile
-from .record import KEEPER, LAYER, SIGNALS, brief
+from .record import KEEPER, LAYER, PORT, SIGNALS, brief
 from .session import Session
 
 if TYPE_CHECKING:
@@ -121,10 +122,12 @@ def _interrupt(session: Session, timeout: float) -> None:
 def drop_changes(session: Session) -> list[str]:
     """Undo the layer's claim and those made after it, and empty the upper; return what could not be removed.
 
-    The archive stays mounted and the keeper at work. To be called under the lock.
+    The archive stays mounted, the port is kept, and the keeper at work. To be called under the lock.
     """
     parts = [claim.part for claim in session.record.claims]
-    later = session.record.claims[parts.index(LAYER) :] if LAYER in parts else []
+    since_layer = session.record.claims[parts.index(LAYER) :] if LAYER in parts else []
+    later = [claim for claim in since_layer if claim.part != PORT]
+    keep_port(session)
     _give_notice(session)
     for claim in reversed(later):
         _undo(session, claim)
