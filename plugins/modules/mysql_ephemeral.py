@@ -272,6 +272,10 @@ data:
         why:
           description: The server's reason.
           type: str
+    libraries_not_loaded:
+      description: Libraries that the copy's tables of plugins and functions name. None of them is loaded.
+      type: list
+      elements: str
   sample:
     recovered: true
     prepared_transactions: 0
@@ -279,6 +283,7 @@ data:
     unreadable_tables:
       - table: shop.orders
         why: "Table 'shop.orders' doesn't exist in engine"
+    libraries_not_loaded: [ha_federatedx.so]
 session:
   description:
     - The session's record, which this start has made C(active).

@@ -60,6 +60,7 @@ def test_a_copy_is_served_and_ended(copy: Copy, closed: MariaDb) -> None:
         "prepared_transactions": 0,
         "examined": True,
         "unreadable_tables": [],
+        "libraries_not_loaded": [],
     }
     client = result["client_file"]
     assert checksums(lambda statement: ask(client, statement)) == closed.tables

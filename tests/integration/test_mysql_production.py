@@ -30,7 +30,7 @@ from tests.support.mariadb import DATABASE, MariaDb, ask, file_digests, own
 
 pytestmark = needs_root
 
-FAR, MOVED = f"`{DATABASE}`.far", f"`{DATABASE}`.moved"
+FAR, MOVED, AWAY = (f"`{DATABASE}`.{name}" for name in ("far", "moved", "away"))
 
 
 @dataclass
@@ -98,6 +98,8 @@ def _production(shared_place: Path) -> Iterator[Production]:
             f"create table {FAR} (id int primary key, x text) engine=innodb data directory='{elsewhere}';"
             f"create table {MOVED} (id int primary key, x text) engine=myisam data directory='{elsewhere}'"
             f" index directory='{elsewhere}';"
+            f"create table {AWAY} (id int primary key, x text) engine=aria data directory='{elsewhere}'"
+            f" index directory='{elsewhere}';"
             f"create table `{DATABASE}`.log (at datetime);"
             f"create event `{DATABASE}`.tick on schedule every 1 second do insert into `{DATABASE}`.log values (now());"
             f"change master to master_host='127.0.0.1', master_port={listener.port}, master_user='x',"
@@ -106,7 +108,8 @@ def _production(shared_place: Path) -> Iterator[Production]:
             "insert into mysql.func values ('sys_exec', 0, 'lib_mysqludf_sys.so', 'function');"
             "flush logs",
         )
-        server.sql(f"insert into {MOVED} select seq, 'x' from seq_1_to_50; flush tables", database=DATABASE)
+        for table in (MOVED, AWAY):
+            server.sql(f"insert into {table} select seq, 'x' from seq_1_to_50; flush tables", database=DATABASE)
         yield Production(server, elsewhere, listener)
         listener.socket.close()
 
@@ -128,6 +131,7 @@ def assert_cut_loose(told: list[str]) -> None:
     for pattern in (
         r"/elsewhere/shop@0020data is \S+/merged/\S+/elsewhere/shop@0020data to the server",
         r"shop@0020data/moved\.MYD re-pointed to \S+/merged/\S+/elsewhere/moved\.MYD",
+        r"shop@0020data/away\.MAI re-pointed to \S+/merged/\S+/elsewhere/away\.MAI",
         r"mysql-bin\.index names the copy's own logs",
         r"master\.info removed",
         r"skip_slave_start=ON",
@@ -144,8 +148,12 @@ def test_hard_use_of_a_copy_leaves_production_as_it_was(copy: Copy, production: 
     assert not result.get("failed"), "\n".join([result["msg"], *result.get("log_tail", [])])
     client, elsewhere = result["client_file"], production.elsewhere
     assert_cut_loose([one["what"] for one in result["neutralised"]])
+    libraries = ["ha_federatedx.so", "handlersocket.so", "lib_mysqludf_sys.so"]
+    assert result["data"]["libraries_not_loaded"] == libraries
     rows = production.server.sql(f"select count(*) from {FAR}")
-    assert ask(client, f"select count(*) from {FAR}; select count(*) from {MOVED}") == f"{rows}\n50"
+    counted = ask(client, "; ".join(f"select count(*) from {table}" for table in (FAR, MOVED, AWAY)))
+    assert counted == f"{rows}\n50\n50"
+    ask(client, f"update {AWAY} set x = 'changed'; optimize table {AWAY}")
     ask(client, f"update {FAR} set x = 'changed'; update {MOVED} set x = 'changed'; optimize table {MOVED}")
     ask(client, f"delete from {FAR} where id < 100; alter table {FAR} add y int; flush tables; flush logs")
     newest = ask(client, "show master status").split("\t")[0]
@@ -188,7 +196,7 @@ def test_a_table_that_was_not_archived(copy: Copy, production: Production, copy_
     result: dict[str, Any] = without.start()
     assert not result.get("failed"), "\n".join([result["msg"], *result.get("log_tail", [])])
     missing = {one["table"] for one in result["data"]["unreadable_tables"]}
-    assert missing == {f"{DATABASE}.far", f"{DATABASE}.moved"}
+    assert missing == {f"{DATABASE}.far", f"{DATABASE}.moved", f"{DATABASE}.away"}
     assert [one for one in map(str, result["warnings"]) if "shop@0020data/far lies in" in one]
     assert "ERROR" in ask(result["client_file"], f"select count(*) from {FAR}", check=False)
     assert ask(result["client_file"], f"select count(*) from `{DATABASE}`.orders") == "200"

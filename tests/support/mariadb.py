@@ -103,6 +103,10 @@ class MariaDb:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
+    def program(self) -> str:
+        return "mariadbd"
+
+    @property
     def socket(self) -> str:
         return str(self.run / "s")
 
@@ -125,7 +129,7 @@ class MariaDb:
         lines = (f"{name} = {value}\n" for name, value in options.items())
         self.option_file.write_text(f"[mariadbd]\n{''.join(lines)}")
         self.process = subprocess.Popen(
-            ["mariadbd", f"--defaults-file={self.option_file}"],
+            [self.program, f"--defaults-file={self.option_file}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

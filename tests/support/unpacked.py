@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["unpacked"]
 
-MIRROR = "http://deb.debian.org/debian"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+MERGED = ("bin", "lib", "lib64", "sbin")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PROGRAMS = ("mysqld", "mariadbd", "mysql", "mariadb", "mysqlbinlog", "mariadb-binlog")
 TIMEOUT = 900
@@ -34,7 +34,9 @@ def unpacked(suite: str, packages: Sequence[str], *, cache: Path, directory: Pat
     state, root = cache / suite, directory / suite
     if not any((state / "cache" / "archives").glob("*.deb")):
         _download(suite, packages, state)
-    root.mkdir(parents=True, exist_ok=True)
+    for name in MERGED:  # packages may have their files in either, and all of them are looked for below usr
+        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(f"usr/{name}")
     for package in sorted((state / "cache" / "archives").glob("*.deb")):
         content = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", str(root), "--keep-directory-symlink"], stdin=content.stdout, check=True)
@@ -47,7 +49,7 @@ def _download(suite: str, packages: Sequence[str], state: Path) -> None:
     for part in ("lists/partial", "cache/archives/partial", "etc"):
         (state / part).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
-    (state / "etc" / "sources.list").write_text(f"deb [signed-by={KEYS}] {MIRROR} {suite} main\n")
+    (state / "etc" / "sources.list").write_text(f"deb [signed-by={KEYS}] {_mirror()} {suite} main\n")
     options = {
         "Dir::State": state,
         "Dir::State::status": state / "status",
@@ -67,6 +69,15 @@ def _download(suite: str, packages: Sequence[str], state: Path) -> None:
         if done.returncode:
             shutil.rmtree(state)
             raise UnobtainableError(f"apt-get {arguments[0]} for {suite} failed: {done.stderr.strip()[-300:]}")
+
+
+def _mirror() -> str:
+    """Where this machine's apt has Debian from."""
+    argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian", "Origin: Debian"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    if not done.stdout.strip():
+        raise UnobtainableError("apt of this machine knows no mirror of Debian")
+    return done.stdout.split()[0]
 
 
 def _wrappers(root: Path) -> Path:

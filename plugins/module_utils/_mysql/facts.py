@@ -43,7 +43,10 @@ UNLOGGED = (
 
 @dataclass
 class Facts:
-    """What is known of the data. tables: those that cannot be read, and why; was_examined: they were looked for."""
+    """What is known of the data. tables: those that cannot be read, and why; was_examined: they were looked for.
+
+    libraries: those of plugins and functions that the session's server has not loaded.
+    """
 
     databases: list[str]
     is_clean: bool
@@ -52,6 +55,7 @@ class Facts:
     not_examined: str | None = None
     prepared_transactions: int = 0
     prepared_were: str = "committed"
+    libraries: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the module's result."""
@@ -60,6 +64,7 @@ class Facts:
             "prepared_transactions": self.prepared_transactions,
             "examined": self.was_examined and self.not_examined is None,
             "unreadable_tables": [{"table": name, "why": why} for name, why in self.tables.items()],
+            "libraries_not_loaded": self.libraries,
         }
 
     def warnings(self) -> list[str]:

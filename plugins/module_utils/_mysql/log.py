@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from contextlib import suppress
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["explain", "log_tail", "prepared_transactions", "rolled_back", "said_since"]
+__all__ = ["explain", "log_tail", "missing_libraries", "prepared_transactions", "rolled_back", "said_since"]
 
 TAIL = 30  # lines of the server's log in an error
 LOOKED_AT = 1 << 20  # bytes of what a server says before it is ready
 ERROR = re.compile(r"\[ERROR\] (?:\[MY-\d+\] \[\w+\] )?(?:InnoDB: )?(?:\S*mysqld: |\S*mariadbd: )?(.*)")
+MISSING_LIBRARY = re.compile(r"Can't open shared library '([^']{1,300})'")
+MOST_LIBRARIES = 1000  # mentions
 # Said because of the sandbox, or after what matters.
 HARMLESS = re.compile(
     r"Can't copy ownership|sched_setaffinity|^Aborting$|init function returned error|registration as a STORAGE"
@@ -90,6 +93,12 @@ def rolled_back(said: Sequence[str]) -> int:
     """How many transactions MySQL found prepared and, without binary logs, has rolled back."""
     found = (re.search(r"Found (\d{1,19}) prepared transaction\(s\) in InnoDB", line) for line in said)
     return next((int(match[1]) for match in found if match), 0)
+
+
+def missing_libraries(said: Sequence[str]) -> list[str]:
+    """Names of the libraries that the copy's tables of plugins and functions name, and that were not loaded."""
+    found = (match[1].rpartition("/")[2] for line in said for match in MISSING_LIBRARY.finditer(line))
+    return sorted(set(itertools.islice(found, MOST_LIBRARIES)))
 
 
 def _sentence(text: str) -> str:

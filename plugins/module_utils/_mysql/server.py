@@ -24,7 +24,7 @@ from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
 from .account import ACCOUNT, PROBE, account_script, clients_query
 from .facts import DATABASES, Facts, find_tables
-from .log import explain, log_tail, prepared_transactions, rolled_back, said_since
+from .log import explain, log_tail, missing_libraries, prepared_transactions, rolled_back, said_since
 from .option_file import MysqlError, render_options
 from .plan import SOCKET
 from .plugins import allowed_libraries, plugin_directory
@@ -293,7 +293,7 @@ def _by_itself(plan: Plan) -> dict[str, Any]:
 
 def _facts(plan: Plan, databases: list[str], said: list[str]) -> Facts:
     """What can be said about the data; tables are looked at unless that is not wanted."""
-    facts = Facts(databases=databases, is_clean=plan.data.is_clean)
+    facts = Facts(databases=databases, is_clean=plan.data.is_clean, libraries=missing_libraries(said))
     if plan.data.is_mariadb:
         facts.prepared_transactions = prepared_transactions(said) or 0
     elif plan.detached.binlog is None:  # MySQL decides by itself, and does not say so
