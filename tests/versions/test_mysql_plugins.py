@@ -75,7 +75,8 @@ def _production(shared_place: Path, bindir: str) -> Iterator[MariaDb]:
         server.sql("install plugin spider soname 'ha_spider'")
         server.sql("create user x@127.0.0.1 identified by 'y'; grant all on *.* to x@127.0.0.1")
         server.sql(
-            "create database plain; create table plain.target (id int primary key); insert into plain.target values (4711);"
+            "create database plain; create table plain.target (id int primary key);"
+            "insert into plain.target values (4711);"
             f"create table remote (id int primary key) engine=federated"
             f" connection='mysql://x:y@127.0.0.1:{port}/plain/target';"
             f"create table file (x varchar(20) not null) engine=connect table_type=csv file_name='{outside}/rows.csv';"
