@@ -38,7 +38,7 @@ options:
   accept_unconfined:
     description:
       - Start also where the host's kernel cannot keep the server away from other files and processes of its user.
-      - That takes Landlock of version 6 (Linux 6.12) or namespaces, which root can always make, and filters of calls.
+      - That takes namespaces, which root can always make, and filters of calls.
     type: bool
     default: false
 """

@@ -24,7 +24,7 @@ description:
     of the session's own where root starts it, without a way to other files, processes or networks.
   - The server starts as no replica, without its event scheduler, and loads no library but those that store tables.
   - The account C(instant_recovery), with all rights and a password made up for this start, is what clients log in as,
-    through a socket and on 127.0.0.1. The account C(instant_recovery_probe) counts them.
+    through a socket and on 127.0.0.1. The account C(ir_probe) counts them.
 options:
   session_directory:
     description:

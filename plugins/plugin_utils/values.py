@@ -16,6 +16,7 @@ from ..module_utils._borg.location import check_repository, parse_archive, parse
 from ..module_utils._errors import RecoveryError
 from ..module_utils._host.limits import WEIGHTS
 from ..module_utils._host.sizes import parse_floor, parse_memory, parse_size
+from ..module_utils._session.directory import check_name
 from ..module_utils._session.duration import parse_duration
 
 if TYPE_CHECKING:
@@ -163,5 +164,6 @@ FORMS: Mapping[str, Callable[[str], object]] = {
     "max_upper_size": lambda text: parse_size(text, option="max_upper_size"),
     "cache_size": lambda text: parse_size(text, option="cache_size"),
     "free_space_floor": parse_floor,
+    "session_id": lambda text: text == "all" or check_name(text),
     "memory_max": lambda text: parse_memory(text, option="memory_max"),
 }

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,34 @@ def test_a_program_sees_and_writes_the_copy_where_production_is(room: Sandbox, p
     assert (place / "production" / "table").read_text() == "production"
 
 
+@pytest.mark.parametrize("path", ["//etc", "/etc", "/usr/lib/instant-recovery-none/x"])
+def test_nothing_of_the_host_is_written_when_something_covers_what_is_its(
+    room: Sandbox, place: Path, path: str
+) -> None:
+    """Were such a path shown all the same, what is made for the program would end up where the archive's links lead."""
+    victim = place / "victim"
+    victim.write_text("untouched")
+    (place / "copy" / "far" / "hosts").symlink_to(victim)
+    (place / "copy" / "far" / "passwd").symlink_to(victim)
+    hostile = replace(room, aliases=((path, str(place / "copy" / "far")),))
+    with pytest.raises(RecoveryError, match="cannot be confined"):
+        hostile.run(["/bin/ls", "/"], timeout=30)
+    assert victim.read_text() == "untouched"
+    assert victim.stat().st_mode & 0o777 == 0o644
+    assert not Path("/usr/lib/instant-recovery-none").exists()
+
+
+def test_no_mount_of_somebody_elses_keeps_programs_from_starting(room: Sandbox, place: Path) -> None:
+    """As an ordinary user makes one, with FUSE: its path may hold what Python takes for the end of a line."""
+    point = place / "a\rb\x0bc\x85d"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    try:
+        assert room.run(["/bin/echo", "here"], timeout=30).stdout == b"here\n"
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
 @pytest.mark.parametrize("part", ["far", "above"])
 def test_no_link_leads_to_what_is_shown(room: Sandbox, place: Path, part: str) -> None:
     """Neither in the directory's place nor above it: code of the copy may have put it there since it was looked at."""
@@ -66,6 +96,11 @@ def test_no_link_leads_to_what_is_shown(room: Sandbox, place: Path, part: str) -
         "/run/x",
         "relative",
         "/a/../etc",
+        "//etc",
+        "//usr/lib/x",
+        "//proc",
+        "//",
+        "/elsewhere//x",
         "COPY",
         "COPY/far",
         "ABOVE",

@@ -30,7 +30,7 @@ from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
 from tests.support.cluster import Cluster
 from tests.support.forked import forked
-from tests.support.host import processes_below
+from tests.support.host import mountinfo, processes_below
 from tests.support.modules import call
 from tests.support.repository import Repository
 from tests.support.sshd import Sshd
@@ -659,7 +659,7 @@ def _leftovers(directory: Path) -> list[str]:
 
 
 def _mounted_below(directory: Path) -> list[str]:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    points = [line.split()[4] for line in mountinfo()]
     return sorted(point for point in points if point.startswith(str(directory)))
 
 

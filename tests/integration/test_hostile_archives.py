@@ -34,7 +34,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import (
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster
 from tests.support.forked import forked
-from tests.support.host import remains
+from tests.support.host import mountinfo, remains
 from tests.support.layer import Layer
 from tests.support.modules import call
 from tests.support.repository import Repository
@@ -124,7 +124,7 @@ def made(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 def listed(directory: Path) -> list[str]:
-    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line]
+    return [line for line in mountinfo() if str(directory) in line]
 
 
 # -- what the archive lists
@@ -396,5 +396,5 @@ def _outcome(path: str, flags: int) -> str:
 
 def _flags(mountpoint: str) -> set[str]:
     """The flags of a mount; not the options of its file system, which are only words."""
-    lines = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    lines = [line.split(" ") for line in mountinfo()]
     return next(set(line[5].split(",")) for line in lines if line[4] == mountpoint)

@@ -94,8 +94,54 @@ def test_a_backup_is_brought_to_a_point_in_time(story: Story, copy_of: Callable[
     again = copy._call("restarted", check=False)
     assert not again.get("failed"), again
     assert read(again) == story.states["two"]
+    assert "ERROR" not in ask(again["client_file"], f"delete from `{DATABASE}`.steps", check=False)
     other = copy.start(log_source=str(story.logs), recovery_target="end")
     assert "its data recovered to recovery_target_" in other["msg"]
+
+
+def test_after_replay_nothing_can_be_written_where_that_is_asked_for(
+    story: Story, copy_of: Callable[..., Copy]
+) -> None:
+    copy = copy_of(story.backup, main=mysql_ephemeral.main)
+    result = started(copy, log_source=str(story.logs), recovery_target_gtid=story.gtids["two"], read_only=True)
+    for _time in range(2):
+        assert read(result) == story.states["two"]
+        for statement in (f"delete from `{DATABASE}`.steps", "set global read_only = 0"):
+            assert "ERROR" in ask(result["client_file"], statement, check=False)
+        assert ask(result["client_file"], "select user from mysql.user where user like '%replay'") == ""
+        result = copy._call("restarted", check=False)
+        assert not result.get("failed"), result
+
+
+def test_a_copy_that_was_made_when_the_log_had_just_been_changed(
+    server: MariaDb, shared_place: Path, copy_of: Callable[..., Copy]
+) -> None:
+    """Its last log holds no transaction: whether a moment is before its end, an older one tells."""
+    before = datetime.now(UTC)
+    time.sleep(2)
+    server.sql(f"insert into `{DATABASE}`.orders (item) values ('last'); flush logs")
+    time.sleep(1.1)
+    after = datetime.now(UTC)
+    with server.frozen():
+        copy = copy_of(server, main=mysql_ephemeral.main)
+        backup = copy_of(server, main=mysql_ephemeral.main)
+    logs = shared_place / "rotated"
+    logs.mkdir()
+    state = server.checksums()
+    for path in server.data.glob("mysql-bin.0*"):
+        shutil.copy(path, logs)
+    early = before.isoformat(timespec="seconds")
+    refused = copy.start(log_source=str(logs), recovery_target_time=early)
+    assert refused["failed"]
+    assert "is before the end of the copy" in refused["msg"]
+    nothing = started(copy, log_source=str(logs), recovery_target="end")  # there is nothing to replay
+    assert read(nothing) == state
+    server.sql(f"insert into `{DATABASE}`.orders (item) values ('later')")
+    for path in server.data.glob("mysql-bin.0*"):
+        shutil.copy(path, logs)
+    as_it_is = started(backup, log_source=str(logs), recovery_target_time=after.isoformat(timespec="seconds"))
+    assert read(as_it_is) == state
+    assert as_it_is["recovered_to"]["reason"].startswith("stopped at recovery_target_time")
 
 
 def test_a_killed_server_is_brought_to_the_end_of_the_archived_logs(

@@ -34,6 +34,13 @@ def _closed(shared_place: Path) -> Iterator[MariaDb]:
     """A server that was shut down in order."""
     with MariaDb(directory=shared_place / "maria2") as server:
         server.populate()
+        server.sql(
+            "create user app@'%' identified by ''; grant all on *.* to app@'%';"
+            "create procedure put() sql security definer insert into orders (item) values ('put');"
+            "create procedure allow() sql security definer set global read_only = 0;"
+            "create procedure number() sql security definer select count(*) from orders",
+            database=DATABASE,
+        )
         server.tables = server.checksums()
         server.stop()
         yield server
@@ -105,6 +112,21 @@ def test_read_only_holds_against_its_own_account(copy: Copy) -> None:
     assert ask(client, f"select count(*) from {ORDERS}") == "2000"
     for statement in (f"delete from {ORDERS}", "set global read_only=0", "grant super on *.* to current_user()"):
         assert "ERROR" in ask(client, statement, check=False)
+    assert ask(client, f"call `{DATABASE}`.number()") == "2000"
+    for routine in ("put", "allow"):  # with the rights of root, who made them
+        assert "ERROR" in ask(client, f"call `{DATABASE}`.{routine}()", check=False)
+    assert ask(client, f"select count(*) from {ORDERS}; select @@read_only") == "2000\n1"
+
+
+def test_no_account_of_the_archive_lets_anybody_in(copy: Copy) -> None:
+    result = started(copy)
+    for user in ("root", "app"):
+        for way in (
+            {"host": "127.0.0.1", "port": result["port"]},
+            {"unix_socket": f"{copy.directory}/client/mysql.sock"},
+        ):
+            with pytest.raises(pymysql.err.OperationalError, match=r"Access denied|account is locked"):
+                pymysql.connect(user=user, **way)
 
 
 def test_settings_count_unless_they_undo_the_isolation(copy: Copy) -> None:

@@ -25,6 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import copy_pl
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
 from tests.support.cluster import Cluster, Connection
+from tests.support.host import mountinfo
 from tests.support.modules import call
 from tests.support.repository import Repository
 
@@ -98,7 +99,7 @@ def looking(playbooks: Playbooks, temporary: Path) -> Playbooks:
 
 def left_over(temporary: Path) -> list[str]:
     """Mounts and directories of a look that should be gone."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [line.split()[4] for line in mountinfo()]
     return [*(path for path in mounts if path.startswith(str(temporary))), *map(str, temporary.glob("instant-*"))]
 
 

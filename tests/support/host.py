@@ -25,6 +25,7 @@ __all__ = [
     "detach_mounts",
     "free_port",
     "is_listening",
+    "mountinfo",
     "processes_below",
     "remains",
     "without",
@@ -145,8 +146,13 @@ def _in_name_space(commands: str) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{commands} && exec "$@"', "sh"]
 
 
+def mountinfo() -> list[str]:
+    """The lines of this process's table of mounts, which end where the kernel ends them."""
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
+
+
 def _mountpoints() -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = mountinfo()
     return [line.split()[4].encode().decode("unicode_escape") for line in lines]
 
 

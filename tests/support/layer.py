@@ -18,6 +18,8 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.cowfs import program as cowfs
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._layer.overlay import COWFS, packed_cowfs
 
+from tests.support.host import mountinfo
+
 if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +153,7 @@ def drop_names() -> None:
 
 def is_mounted(path: Path) -> bool:
     """Whether a mount is at `path`, dead or alive."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = mountinfo()
     return str(path) in (line.split()[4] for line in lines)
 
 

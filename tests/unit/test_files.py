@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.files import (
+    HeldDirectory,
     open_regular,
     read_beginning,
     read_end,
@@ -158,3 +159,20 @@ def test_several_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
     assert failed == []
     assert len(set(Path(path).read_text())) == 1
     assert os.listdir(tmp_path) == ["metrics.prom"]
+
+
+@pytest.mark.parametrize("name", ["way/inner/secret", "inner/../../outside/inner/secret", "inner/way/secret"])
+def test_a_held_directory_gives_nothing_that_is_not_in_it(tmp_path: Path, name: str) -> None:
+    """Nor by a link in the middle of a path."""
+    for directory in ("held/inner", "outside/inner"):
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "secret").write_text(directory)
+    (tmp_path / "held" / "way").symlink_to(tmp_path / "outside")
+    (tmp_path / "held" / "inner" / "way").symlink_to(tmp_path / "outside" / "inner")
+    held = HeldDirectory(str(tmp_path / "held"))
+    with open(held.open("inner/secret"), encoding="utf-8") as file:
+        assert file.read() == "held/inner"
+    with pytest.raises(OSError, match=r"Not a directory|No such file|Too many levels"):
+        held.open(name)
+    with pytest.raises(OSError, match=r"Not a directory|No such file|Too many levels"):
+        held.listed(name.rpartition("/")[0])

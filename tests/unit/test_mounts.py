@@ -72,7 +72,7 @@ def test_the_table_of_this_machine() -> None:
 @pytest.fixture(name="point")
 def _point(tmp_path: Path) -> Iterator[str]:
     """A mount point with an awkward name; whatever a test leaves there is unmounted."""
-    point = tmp_path / "a \\ b\tc"
+    point = tmp_path / "a \\ b\tc\rd\x0be\x1cf\u2028g"
     point.mkdir()
     yield str(point)
     for mount in mounts_below(str(tmp_path)):

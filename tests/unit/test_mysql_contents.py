@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._engine.d
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.contents import MysqlDatabase
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.option_file import (
     MysqlError,
+    groups_of,
     parse_options,
     read_options,
     render_options,
 )
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.redo import parse_redo
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql.settings import carried, check_settings
 
 from tests.unit.test_databases import directory, file, find, find_all, link
 
@@ -153,7 +156,8 @@ def test_option_files_are_read_as_servers_do() -> None:
         "/etc/d/a.cnf": "[mysqld]\ninnodb-page-size=4k\ntmpdir='/a b'\n",
     }
     names = {"/etc/d": ["b.cnf", "a.cnf", "c.txt"]}
-    found = read_options("/etc/my.cnf", read=texts.get, listed=lambda name: names.get(name, []))
+    read = partial(read_options, read=texts.get, listed=lambda name: names.get(name, []))
+    found = read("/etc/my.cnf", groups=groups_of("mariadb", (10, 11)))
     assert found == {
         "sql_mode": "ANSI # no",
         "log_bin": "OFF",
@@ -161,14 +165,44 @@ def test_option_files_are_read_as_servers_do() -> None:
         "skip_name_resolve": "ON",
         "tmpdir": "/a b",
     }
+    for product, series in (("mariadb", (10, 5)), ("mysql", (10, 11))):  # another's group
+        assert "skip_name_resolve" not in read("/etc/my.cnf", groups=groups_of(product, series))
+
+
+def test_what_is_kept_of_production_is_what_it_had() -> None:
+    archived = {"sql_mode": "", "default_storage_engine": "rocksdb", "lc_time_names": "x" * 5000, "tmpdir": "/a"}
+    assert carried(archived) == {"sql_mode": ""}
+    assert carried({"default_storage_engine": "MyISAM"}) == {"default_storage_engine": "MyISAM"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "skip-grant-tables",
+            "skip-grant-tab",
+            "SKIP_GRANT",
+            "loose-skip-grant-tables",
+            "plugin-di",
+            "secure-file-pri",
+        ),
+        *("autoset-plugin-dir", "init-fil", "maximum-port", "wsrep_provider", "event-sched", "bind_addres", "extra-p"),
+        *("persisted-globals-l", "enable-local-infile", "skip_slave", "loose_group_replication_start", "tc-heur"),
+    ],
+)
+def test_settings_that_undo_the_isolation_are_refused_however_they_are_written(name: str) -> None:
+    of = ("mysql", (9, 7)) if "persisted" in name or "group" in name else ("mariadb", (10, 11))
+    with pytest.raises(MysqlError, match=f"settings: {name} cannot be set"):
+        check_settings({name: "x"}, *of)
 
 
 @pytest.mark.parametrize("value", ["plain", "a # b", "it's", r"C:\new", 'a"b', " blank "])
 def test_what_is_written_is_read_again(value: str) -> None:
-    assert parse_options(render_options({"x": {"tmpdir": value}})) == [("tmpdir", value)]
+    groups = groups_of("mysql", (9, 7))
+    assert parse_options(render_options({"x": {"tmpdir": value}}), groups=groups) == [("tmpdir", value)]
 
 
-@pytest.mark.parametrize("value", ["a\nb", 'ends with "'])
+@pytest.mark.parametrize("value", ["a\nb", 'ends with "', "a\0b", f"{'x' * 4080}skip_grant_tables", "\\" * 2001])
 def test_what_no_option_file_can_hold(value: str) -> None:
     with pytest.raises(MysqlError, match="tmpdir has a value that no option file can hold"):
         render_options({"x": {"tmpdir": value}})

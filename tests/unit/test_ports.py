@@ -68,6 +68,16 @@ def test_connections_that_linger_do_not_keep_a_port_that_is_asked_for() -> None:
         assert reserved == holder.getsockname()[1] == port
 
 
+def test_connections_that_a_session_has_ended_do_not_keep_its_port() -> None:
+    with reserve_port(PortChoice(), first=FIRST_PORT, backlog=1) as (port, server):
+        with socket.create_connection((ADDRESS, port)) as client:
+            server.accept()[0].close()
+            client.recv(1)
+        assert not can_bind_as_another_user(port)
+    with reserve_port(PortChoice(asked=port), backlog=1) as (again, _socket):
+        assert again == port
+
+
 def test_a_port_is_kept_from_one_server_to_the_next_and_for_nobody_else() -> None:
     with contextlib.ExitStack() as first:
         port, _server = first.enter_context(reserve_port(PortChoice(), first=FIRST_PORT, backlog=1))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,10 @@ from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.pro
     stop_all,
     wait_for_end,
 )
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.shared_memory import shared_memory_of
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.users import processes_of
+
+from tests.support.playbook import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -249,3 +254,49 @@ def test_a_daemon_of_another_user(start: Start) -> None:
     assert os.stat(f"/proc/{process.pid}").st_uid != 0
     groups = Path(f"/proc/{process.pid}/status").read_text().split("Groups:")[1].splitlines()[0].split()
     assert "0" not in groups
+
+
+@needs_root
+def test_nobody_passes_for_another_user_by_the_name_of_a_process() -> None:
+    """The kernel prints a carriage return in it as it is."""
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'a\\rUid:\\t4711\\t0'); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], user=65534, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert b"\rUid:\t4711" in Path(f"/proc/{process.pid}/status").read_bytes()
+        assert process.pid in processes_of(65534)
+        assert process.pid not in processes_of(4711)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_lines_of_what_the_kernel_tells_end_where_the_kernel_ends_them() -> None:
+    """Names of files and processes may hold what else Python takes for the end of a line."""
+    for path in (CHECKOUT / "plugins").rglob("*.py"):
+        for call in re.findall(r"(?<!os\.)open\(f?\"/proc/[^)]*\)", path.read_text()):
+            assert '"rb"' in call or '"w"' in call or 'newline="\\n"' in call, (path, call)
+
+
+def test_shared_memory_is_that_of_the_file_and_not_of_a_name(tmp_path: Path) -> None:
+    """What a process has mapped is told by path: one with a line break of Python's passed for another's segment."""
+    other = Path("/dev/shm") / f"instant-recovery-{os.getpid()}"
+    posing = tmp_path / "x\r0-0 rw-s 0 00:00 1 " / str(other).lstrip("/")
+    posing.parent.mkdir(parents=True)
+    code = "import mmap, sys; file = open(sys.argv[1], 'r+b'); mapped = mmap.mmap(file.fileno(), 0); print(flush=True)"
+    code += "; sys.stdin.read()"
+    try:
+        for path in (other, posing):
+            path.write_bytes(bytes(4096))
+        found = []
+        for path in (other, posing):
+            with subprocess.Popen(
+                [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                found.append(shared_memory_of(process.pid))
+        assert found == [[f"posix:{other.name}"], []]
+    finally:
+        other.unlink()

@@ -136,6 +136,8 @@ def place_inside(path: str) -> Iterator[str]:
 class HeldDirectory:
     """A directory that is held open: whoever puts another one or a link in its place later changes nothing.
 
+    What is asked for in it is found without following a link, and is in it.
+
     Raises OSError for one that is not there, or on whose path (absolute) there is a link.
     """
 
@@ -173,8 +175,9 @@ class HeldDirectory:
             os.close(directory)
 
     def _below(self, name: str) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(name, flags, dir_fd=self._descriptor)
+        if ".." in name.split("/"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return open_below(self._descriptor, name, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def read_beginning(path: str, limit: int, *, offset: int = 0) -> bytes:

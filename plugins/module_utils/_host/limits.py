@@ -206,7 +206,10 @@ def _exists(slice_name: str) -> bool:
 
 
 def _is_in(slice_name: str, process: Process) -> bool:
-    with suppress(OSError), open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as groups:
+    with (
+        suppress(OSError),
+        open(f"/proc/{process.pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as groups,
+    ):
         return f"/{slice_name}/" in groups.read()
     return False
 

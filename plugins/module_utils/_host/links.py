@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["LONGEST_PATH", "MOST_LINKS", "is_within", "leading", "moved", "resolve"]
+__all__ = ["LONGEST_PATH", "MOST_LINKS", "is_within", "leading", "moved", "normal", "resolve"]
 
 MOST_LINKS = 40  # on one way, as the kernel has it
 LONGEST_PATH = 4095  # bytes: PATH_MAX without the NUL at its end (linux/limits.h)
+
+
+def normal(path: str) -> str:
+    """A path without dots and doubled slashes: POSIX lets two at the beginning mean something else, Linux does not."""
+    path = posixpath.normpath(path)
+    return path[1:] if path.startswith("//") else path
 
 
 def is_within(path: str, directory: str) -> bool:
@@ -80,6 +86,6 @@ def leading(path: str) -> Iterator[str]:
 
 def moved(path: str, places: Mapping[str, str]) -> tuple[str, str] | None:
     """Of the directories that were moved (from: to) the longest that path is or is below, and where path is now."""
-    path = posixpath.normpath(path)
+    path = normal(path)
     above = next((name for name in (path, *leading(path)) if name in places), None)
     return None if above is None else (above, posixpath.join(places[above], path[len(above) :].lstrip("/")))

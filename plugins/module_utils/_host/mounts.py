@@ -82,7 +82,7 @@ class Mount:
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts of a mountinfo text, in its order; lines that are not in its format are left out."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # what other characters end a line to Python may be in a path
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if separator and len(fields) >= 6 and len(tail) >= 2:

@@ -121,7 +121,8 @@ def _bind(holder: socket.socket, port: int, backlog: int, *, is_named: bool, is_
             holder.bind((ADDRESS, port))
             if backlog:
                 holder.listen(backlog)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            # Connections inherit it: those that linger then do not count for the next. Nobody binds while it listens.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(backlog > 0))
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             return True
         except OSError as error:

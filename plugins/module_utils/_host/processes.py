@@ -114,7 +114,7 @@ def connection() -> Process | None:
     It lives as long as the connection, which Ansible keeps for a minute after the last task (ControlPersist).
     """
     for pid in ancestors()[1:]:
-        with suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
+        with suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace", newline="\n") as name:
             if name.read().strip() in SSH_SERVERS:
                 return identify(pid)
     return None
@@ -176,7 +176,7 @@ def command_lines(claimed: Iterable[Process] | None) -> Iterator[tuple[Process, 
 def describe(process: Process) -> str:
     """Such as C(process 4711 (postgres)), for messages."""
     try:
-        with open(f"/proc/{process.pid}/comm", encoding="utf-8", errors="replace") as comm:
+        with open(f"/proc/{process.pid}/comm", encoding="utf-8", errors="replace", newline="\n") as comm:
             return f"process {process.pid} ({comm.read().strip()})"
     except OSError:
         return f"process {process.pid}"
@@ -391,7 +391,7 @@ def _status(pid: int) -> _Status | None:
 
 
 def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot_id:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii", newline="\n") as boot_id:
         return boot_id.read().strip()
 
 
@@ -439,6 +439,6 @@ def _is_borrowed(pid: int) -> bool:
 
     Such a program may become root in every respect, as sudo does; its file tells, then.
     """
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace", newline="\n") as status:
         ids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
     return set(ids) != {"0"} or bool(os.stat(f"/proc/{pid}/exe").st_mode & (stat.S_ISUID | stat.S_ISGID))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import posixpath
 import select
 import subprocess
 import sys
@@ -33,9 +32,9 @@ from .._errors import RecoveryError
 from .command import Account, Completed, CompletedBytes, Inner, run_bytes, search_path
 from .confined import program as confined_program  # so Ansible ships it
 from .confined.calls import can_filter_calls
-from .confined.landlock import SIGNALS_SINCE, landlock_version
+from .confined.landlock import landlock_version
 from .confined.specification import SYSTEM
-from .links import is_within
+from .links import is_within, normal
 from .processes import KILL, MARKER, Process, descendants, end_family, identify, memory_file, open_log
 from .programs import packed
 
@@ -120,7 +119,7 @@ class Sandbox:
         others = [*SYSTEM, *NEVER_SHOWN, *self.readable, *self.writable, *self.private, self.session_directory or "/"]
         others += [alias for alias, _source in self.aliases]
         apart = not any(is_within(path, other) or is_within(other, path) for other in others)
-        return _has_namespaces() and path == posixpath.normpath(path) and path.startswith("/") and apart
+        return _has_namespaces() and path == normal(path) and path.startswith("/") and apart
 
     def has_network(self) -> bool:
         """Whether its program has a network of its own, with nobody in it: who is to come to it comes by a door."""
@@ -283,13 +282,12 @@ def missing_walls(account: Account) -> str | None:
     """What this host lacks to lock up a server of account, and the cure; None where it can be done."""
     if not can_filter_calls():
         return "calls of the kernel cannot be filtered here (seccomp, on x86_64 and aarch64)"
-    if _has_namespaces() or landlock_version() >= SIGNALS_SINCE:
+    if _has_namespaces():
         return None
-    found = f"is of version {landlock_version()}" if landlock_version() else "is missing"
+    # Landlock alone leaves System V objects of the user open, and lets processes go on when their session has ended.
     return (
-        f"the kernel's Landlock {found} (version {SIGNALS_SINCE} is needed, Linux 6.12), and this user may not make "
-        "namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-        "kernel.apparmor_restrict_unprivileged_userns): allow one of them, or start the session as root"
+        "this user may not make namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns): allow that, or start the session as root"
     )
 
 

@@ -31,15 +31,25 @@ def shared_memory_of(pid: int) -> list[str]:
         # Those of a namespace of its own end with it, and their numbers are other segments' here.
         if os.readlink(f"/proc/{pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc"):
             return found
-    with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+    with suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as maps:
         for line in maps:
-            _addresses, _mode, _offset, _device, inode, *name = line.split(maxsplit=5)
-            path = name[0].strip() if name else ""
-            if path.startswith(POSIX) and not path.endswith(" (deleted)"):
+            _addresses, _mode, _offset, device, inode, *name = line.split(maxsplit=5)
+            path = name[0].rstrip("\n") if name else ""
+            if path.startswith(POSIX) and _is_file(path, device, inode):
                 found.append(f"posix:{path[len(POSIX) :]}")
             elif path.startswith("/SYSV"):
                 found.append(f"sysv:{inode}:{path[5:13]}")
     return list(dict.fromkeys(found))
+
+
+def _is_file(path: str, device: str, inode: str) -> bool:
+    """Whether the file at path is the one that is mapped, and not another's that the process only names."""
+    try:
+        state = os.lstat(path)
+    except OSError:
+        return False
+    major, _colon, minor = device.partition(":")
+    return (state.st_dev, state.st_ino) == (os.makedev(int(major, 16), int(minor, 16)), int(inode))
 
 
 def release(names: Iterable[str]) -> None:
@@ -55,6 +65,6 @@ def release(names: Iterable[str]) -> None:
 
 def _unused() -> set[tuple[int, int]]:
     """Id and key of the System V segments that no process is attached to. Ids come round again only after thousands."""
-    with open("/proc/sysvipc/shm", encoding="ascii") as table:
+    with open("/proc/sysvipc/shm", encoding="ascii", newline="\n") as table:
         rows = [line.split() for line in table][1:]
     return {(int(row[1]), int(row[0]) & 0xFFFFFFFF) for row in rows if row[6] == "0"}

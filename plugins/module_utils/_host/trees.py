@@ -102,5 +102,5 @@ def _open_to_us(name: str, parent: int) -> None:
 
 def _mount_id(descriptor: int) -> str:
     """Which mount an open directory is in; the device number would not tell bind mounts apart."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii", newline="\n") as info:
         return next(line.split()[1] for line in info if line.startswith("mnt_id:"))

@@ -69,7 +69,7 @@ def processes_of(uid: int) -> list[int]:
     """The ids of the processes that run as this user, real or effective."""
     found = []
     for pid in _pids():
-        with suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+        with suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace", newline="\n") as status:
             lines = [line.split()[1:3] for line in status if line.startswith("Uid:")]
             if lines and str(uid) in lines[0]:
                 found.append(pid)

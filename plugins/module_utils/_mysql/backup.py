@@ -16,7 +16,7 @@ INFO = ("mariadb_backup_info", "xtrabackup_info")
 POSITION = ("mariadb_backup_binlog_info", "xtrabackup_binlog_info")
 INFORMATION = (*CHECKPOINTS, *INFO, *POSITION)
 PAIR = re.compile(r"^(\w{1,40}) = (.{0,400})$", re.MULTILINE)
-PLACE = re.compile(r"(\S{1,255})\t(\d{1,20})(?:\t(\S{1,4000}))?")
+PLACE = re.compile(r"(\S{1,255})\t(\d{1,18})(?:\t(\S{1,4000}))?")
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ def transactions(file: IO[bytes], begin: int, size: int) -> Iterator[Transaction
     while place + EVENT.size <= size:
         file.seek(place)
         head = file.read(EVENT.size + 25)
+        if len(head) < EVENT.size:
+            break
         time, kind, server, length, _end, _flags = EVENT.unpack_from(head)
         if length < EVENT.size or place + length > size:
             break

@@ -12,7 +12,7 @@ from .._host.files import HeldDirectory
 from .option_file import read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
 __all__ = ["read_configuration"]
 
@@ -22,7 +22,7 @@ FIRST = ("my.cnf", "mariadb.cnf", "mysql.cnf")
 LARGEST = 1 << 20  # bytes of one file
 
 
-def read_configuration(tree: str, directory: str | None) -> dict[str, str]:
+def read_configuration(tree: str, directory: str | None, *, groups: Container[str]) -> dict[str, str]:
     """What the archived option files in a directory below tree told the server; nothing where there is none.
 
     They name one another by the paths that they had on their host.
@@ -53,5 +53,5 @@ def read_configuration(tree: str, directory: str | None) -> dict[str, str]:
 
     for name in FIRST:
         if read(name) is not None:
-            return read_options(name, read=read, listed=listed)
+            return read_options(name, groups=groups, read=read, listed=listed)
     return {}

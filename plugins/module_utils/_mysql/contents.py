@@ -19,7 +19,7 @@ from .._errors import listed, shown
 from .backup import INFORMATION, Backup, parse_backup
 from .binlog import parse_index
 from .external import External, external_files
-from .redo import HEAD, Redo, parse_redo, product_of
+from .redo import HEAD, TABLE, Redo, parse_redo, product_of, version_of_table
 
 __all__ = ["MysqlContents", "MysqlDatabase"]
 
@@ -79,7 +79,7 @@ class MysqlContents(Contents):
         return super().is_marker(directory, name) or REDO_NAME.fullmatch(name) is not None or name == "my.cnf"
 
     def is_readable(self, name: str) -> bool:
-        return super().is_readable(name) or name.endswith(POINTERS)
+        return super().is_readable(name) or name.endswith(POINTERS) or name == posixpath.basename(TABLE)
 
     def note_file(self, path: str, directory: str, name: str) -> None:
         """See Contents."""
@@ -106,7 +106,8 @@ class MysqlContents(Contents):
     def wanted(self) -> Iterable[str]:
         directories = self.directories()
         yield from self._indexes(directories)
-        yield from (posixpath.join(directory, name) for directory in directories for name in self.readable)
+        names = (*self.readable, TABLE)
+        yield from (posixpath.join(directory, name) for directory in directories for name in names)
         yield from (path for paths in self._pointers(directories).values() for path in paths)
 
     def databases(self, content: Content, relocated: Mapping[str, str], begin: Beginnings) -> Iterator[MysqlDatabase]:
@@ -200,7 +201,7 @@ class MysqlContents(Contents):
         said = [backup.version] if backup is not None and backup.version else []
         said += [content.text(directory, name) for name in UPGRADED]
         found = (VERSION.search(text[:200]) for text in said)
-        return next((one.group() for one in found if one), None)
+        return next((one.group() for one in found if one), version_of_table(content.get(directory, TABLE)))
 
     def _product(self, directory: str, version: str | None, redo: Redo | None) -> str:
         if version is not None:

@@ -17,7 +17,7 @@ from .._engine.links import Link, find_links, place_within, places_of, resolve_w
 from .._engine.steps import Step
 from .._errors import shown
 from .._host.files import HeldDirectory, is_directory, is_file, read_beginning
-from .._host.links import is_within
+from .._host.links import is_within, normal
 from .option_file import MysqlError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Planner:
     def _pointer(self, name: str) -> Iterator[Step]:
         with open(self._held.open(name), "rb") as file:
             target = file.read(POINTER_SIZE).decode("utf-8", "surrogateescape").strip()
-        if is_within(os.path.normpath(target), self._tree):
+        if is_within(normal(target), self._tree):
             return
         place = self._place(self._path(name), target)
         if place is None:

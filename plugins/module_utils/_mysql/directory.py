@@ -18,12 +18,12 @@ from .backup import Backup, parse_backup
 from .binlog import HEAD as BINLOG_HEAD
 from .binlog import parse_head, parse_index, sorted_logs
 from .option_file import MysqlError
-from .redo import HEAD, Redo, parse_redo, product_of
+from .redo import HEAD, TABLE, Redo, parse_redo, product_of, version_of_table
 
 if TYPE_CHECKING:
     from .._host.command import Account
 
-__all__ = ["BinaryLogs", "DataDirectory", "check_account", "read_data_directory"]
+__all__ = ["REDO", "REDO_DIRECTORY", "BinaryLogs", "DataDirectory", "check_account", "read_data_directory"]
 
 SYSTEM, REDO, REDO_DIRECTORY = "ibdata1", "ib_logfile0", "#innodb_redo"
 SYSTEM_FILE = re.compile(r"ibdata([1-9]\d{0,3})")
@@ -149,7 +149,7 @@ def _read(path: str, held: HeldDirectory, logs: HeldDirectory) -> DataDirectory:
         redo_size=size,
         page_size=_page_size(path, int.from_bytes(first[FLAGS], "big")),
         system=_system(path, held, files),
-        is_clean=_is_clean(files, redo, backup),
+        is_clean=_is_clean(files, redo, backup, product=product_of(version), version=version),
         backup=backup,
         binlogs=binlogs,
         files=files,
@@ -165,9 +165,11 @@ def _owner(path: str) -> int:
         os.close(descriptor)
 
 
-def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None) -> bool:
+def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None, *, product: str, version: str) -> bool:
     if backup is not None:
         return backup.is_prepared
+    if product == "mysql" and version.startswith("5.6."):
+        return False  # nothing tells
     return "ibtmp1" not in files and (redo is None or redo.is_clean is not False)
 
 
@@ -243,7 +245,10 @@ def _version(
     said: list[str | None] = [redo.version if redo else None, backup.version if backup else None, of_logs]
     said += [_text(held, name) for name in UPGRADED if name in files]
     found = (VERSION.search(text[:200]) for text in said if text)
-    return next((one.group() for one in found if one), None)
+    version = next((one.group() for one in found if one), None)
+    with suppress(OSError):
+        return version or version_of_table(_head(held, TABLE, PAGE))
+    return version
 
 
 def _version_of_logs(held: HeldDirectory, binlogs: BinaryLogs | None) -> str | None:

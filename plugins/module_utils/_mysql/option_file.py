@@ -11,15 +11,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .._errors import RecoveryError
+from .._errors import RecoveryError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
-__all__ = ["MysqlError", "parse_options", "read_options", "render_options"]
+__all__ = ["MysqlError", "fits_line", "groups_of", "parse_options", "read_options", "render_options"]
 
-# Groups that a server reads, of either product and any version.
-GROUP = re.compile(r"\[\s*(mysqld|server|mariadb|mariadbd|galera|mysqld-[0-9.]+|mariadb-[0-9.]+|mariadbd-[0-9.]+)\s*\]")
+GROUP = re.compile(r"\[\s*([^\]]*?)\s*\]")
+# Groups that a server of a product reads; of each there is one with its series as well, such as mysqld-10.11.
+GROUPS = {
+    "mariadb": ("mysqld", "server", "mariadb", "mariadbd", "galera"),
+    "mysql": ("mysqld", "server"),
+}
+LONGEST_LINE = 4000  # bytes; servers read 4095 at a time, and take what follows for another line
 INCLUDE = re.compile(r"!(include|includedir)\s+(\S.*)")
 OPTION = re.compile(r"([A-Za-z][\w-]{0,79})\s*(?:=\s*(.*))?$", re.ASCII)
 PREFIX = re.compile(r"(?:loose|maximum|enable)_(?=\w)")
@@ -39,10 +44,26 @@ class MysqlError(RecoveryError):
     """A copy of MariaDB or MySQL cannot be used, or its server cannot be started or stopped."""
 
 
+def groups_of(product: str, series: tuple[int, int]) -> frozenset[str]:
+    """The groups that a server of that product and series reads."""
+    names = GROUPS[product]
+    return frozenset([*names, *(f"{name}-{series[0]}.{series[1]}" for name in names)])
+
+
+def fits_line(name: str, value: str) -> bool:
+    """Whether an option and its value can be written to an option file."""
+    line = f'{name} = "{value}"'.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return len(line) <= LONGEST_LINE and not set("\n\r\0") & set(value) and not value.endswith('"')
+
+
 def read_options(
-    name: str, *, read: Callable[[str], str | None], listed: Callable[[str], Iterable[str]]
+    name: str,
+    *,
+    groups: Container[str],
+    read: Callable[[str], str | None],
+    listed: Callable[[str], Iterable[str]],
 ) -> dict[str, str]:
-    """What a server is told by an option file and those that it includes; later ones count more.
+    """What a server is told by an option file and those that it includes, in its groups; later ones count more.
 
     read gives the text of a file by the name that is in use there, listed the names of files in a directory.
     """
@@ -52,7 +73,7 @@ def read_options(
         text = read(ahead.pop())
         done += 1
         included: list[str] = []
-        for word, value in parse_options(text or ""):
+        for word, value in parse_options(text or "", groups=groups):
             if word == "!include":
                 included.append(value)
             elif word == "!includedir":
@@ -63,13 +84,14 @@ def read_options(
     return found
 
 
-def parse_options(text: str) -> list[tuple[str, str]]:
+def parse_options(text: str, *, groups: Container[str]) -> list[tuple[str, str]]:
     """Options for a server and their values, in order; and `!include` and `!includedir` with the path."""
     found: list[tuple[str, str]] = []
     is_server = False
-    for line in map(str.strip, text.splitlines()):
+    for line in map(str.strip, text.split("\n")):
         if line.startswith("["):
-            is_server = GROUP.match(line) is not None
+            group = GROUP.match(line)
+            is_server = group is not None and group[1] in groups
         elif include := INCLUDE.match(line):
             found.append((f"!{include[1]}", include[2].strip().rstrip("/")))
         elif is_server and (option := OPTION.match(_uncommented(line))):
@@ -89,9 +111,10 @@ def render_options(sections: Mapping[str, Mapping[str, str]], *, group: str = "m
 
 def _quoted(name: str, value: str) -> str:
     """A value as both servers read it: in quotes nothing begins a comment, and a backslash has to be doubled."""
-    if "\n" in value or "\r" in value or value.endswith('"'):
+    if not fits_line(name, value):
         raise MysqlError(
-            f"{name} has a value that no option file can hold: leave out line breaks, and a quote at its end."
+            f"{shown(name)} has a value that no option file can hold: leave out line breaks, and a quote at its end, "
+            f"and write less than {LONGEST_LINE} bytes."
         )
     escaped = value.replace("\\", "\\\\")
     return f'"{escaped}"'

@@ -15,7 +15,7 @@ from .._host.sandbox import missing_walls
 from .configuration import read_configuration
 from .detach import SCRATCH, Detached, plan_detach, refuse_reachable
 from .directory import DataDirectory, check_account, read_data_directory
-from .option_file import MysqlError
+from .option_file import MysqlError, groups_of
 from .plugins import allowed_libraries, plugin_directory
 from .programs import NAMES, client_of, require, series_of
 from .replay import Replay, plan_replay
@@ -31,6 +31,8 @@ __all__ = ["ARGUMENTS", "SOCKET", "MysqlRequest", "Plan", "make_plan"]
 ARGUMENTS: dict[str, dict[str, Any]] = {name: {"type": "str"} for name in POINTS}
 SOCKET = "mysql.sock"
 POOL_SHARE, LARGEST_POOL, LEAST_POOL = 4, 1 << 30, 64 << 20  # of memory; bytes
+SINCE_TEMPORARY = (5, 7)  # MySQL's tablespace for temporary tables
+SINCE_LOGGED = (8, 0)  # MySQL logs unless it is told not to, and looks for tablespaces
 TUNED = "What keeps the session quick and its changes small"
 
 
@@ -94,14 +96,15 @@ def _planned(request: MysqlRequest) -> Plan:
     is_recovered = request.recovered is not None
     detached = plan_detach(data, request.tree, known=request.links, sandbox=sandbox, is_recovered=is_recovered)
     refuse_reachable(detached, is_confined=missing_walls(request.account) is None)
-    archived = read_configuration(request.tree, request.configuration)
+    replay = None if is_recovered else _replay(request, data)
+    archived = read_configuration(request.tree, request.configuration, groups=groups_of(data.product, data.series))
     return Plan(
         request=request,
         data=data,
         programs=programs,
         client=_client(programs),
         account=request.account,
-        sections=_sections(request, data, series, archived, own, detached),
+        sections=_sections(request, data, series, archived, own, detached, replay),
         neutralised=(
             *(step.as_dict() for step in detached.steps if step.what),
             *confined,
@@ -112,7 +115,7 @@ def _planned(request: MysqlRequest) -> Plan:
         sandbox=replace(sandbox, aliases=tuple(detached.aliases.items())),
         warnings=(*warnings, *detached.warnings, *_of_version(data, programs)),
         detached=detached,
-        replay=None if is_recovered else _replay(request, data),
+        replay=replay,
     )
 
 
@@ -167,10 +170,10 @@ def _sections(
     archived: Mapping[str, str],
     own: dict[str, str],
     detached: Detached,
+    replay: Replay | None,
 ) -> dict[str, dict[str, str]]:
-    """The option file, by heading. What is unknown to this server of what production had is passed over."""
+    """The option file, by heading, of which the last counts most. What this server does not know is passed over."""
     return {
-        "Where everything is": _places(request, data, detached),
         TUNED: {
             "innodb_buffer_pool_size": str(_pool()),
             **tuning(data, series),
@@ -181,8 +184,10 @@ def _sections(
         "Given for this session": own,
         "What keeps it away from production": {
             **guards(data.product, series),
-            **_read_only(request, data),
+            # Replay writes; after it the server is told.
+            **(_read_only(request, data) if replay is None else {}),
         },
+        "Where everything is": _places(request, data, detached),
     }
 
 
@@ -206,17 +211,18 @@ def _places(request: MysqlRequest, data: DataDirectory, detached: Detached) -> d
         "init_file": request.config("init.sql"),
         "innodb_data_file_path": _system_files(data),
         "innodb_page_size": str(data.page_size),
-        "innodb_temp_data_file_path": temporary,
     }
+    if data.is_mariadb or data.series >= SINCE_TEMPORARY:
+        found["innodb_temp_data_file_path"] = temporary
     if data.is_mariadb:
         found["ignore_db_dirs"] = SCRATCH
         undo = [name for name in data.files if name.startswith("undo") and name[4:].isdigit()]
         found["innodb_undo_tablespaces"] = str(len(undo))
-    elif detached.directories:
+    elif detached.directories and data.series >= SINCE_LOGGED:
         found["innodb_directories"] = ";".join(detached.directories)
     if detached.binlog is not None:
         found["log_bin"] = detached.binlog
-    elif not data.is_mariadb:
+    elif not data.is_mariadb and data.series >= SINCE_LOGGED:
         found["disable_log_bin"] = "ON"
     return found
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["HEAD", "Redo", "parse_redo", "product_of"]
+__all__ = ["HEAD", "TABLE", "Redo", "parse_redo", "product_of", "version_of_table"]
 
+TABLE = "mysql/user.frm"  # a table's definition, in which every server before MySQL 8.0 notes its version
 HEAD = 12 << 10  # bytes of the first file that are looked at; a prepared backup's has no more
 PHYSICAL = 0x50687973  # MariaDB's from 10.8 on; `PHYS` differs by the case of its letters
 ENCRYPTED = 1 << 31  # of the format
@@ -35,6 +36,12 @@ class Redo:
     is_clean: bool | None
     is_backup: bool = False
     is_encrypted: bool = False
+
+
+def version_of_table(head: bytes) -> str | None:
+    """The version of the server that made a table, by the beginning of its definition (`.frm`, bytes 51 to 54)."""
+    number = int.from_bytes(head[51:55], "little") if head[:2] == b"\xfe\x01" else 0
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if 50000 <= number < 200000 else None
 
 
 def parse_redo(head: bytes) -> Redo | None:

@@ -27,7 +27,7 @@ from .option_file import MysqlError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .directory import DataDirectory
+    from .directory import BinaryLogs, DataDirectory
     from .target import Target
 
 __all__ = ["Feed", "Piece", "Replay", "plan_replay"]
@@ -57,11 +57,15 @@ class Replay:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a copy ends: name of a log and position. is_closed: the server had ended that log."""
+    """Where a copy ends: name of a log and position. is_closed: the server had ended that log.
+
+    own: the copy's own logs, which lead there, with their directory.
+    """
 
     name: str
     position: int
     is_closed: bool = False
+    own: BinaryLogs | None = None
 
 
 def plan_replay(data: DataDirectory, source: str, target: Target | None) -> Replay:
@@ -83,6 +87,7 @@ def plan_replay(data: DataDirectory, source: str, target: Target | None) -> Repl
         )
     ahead = _from(known, start, source)
     plan = _Planner(logs, source, start, target)
+    plan.refuse_what_is_before(known)
     for name in ahead:
         if not plan.add(name):
             break
@@ -103,7 +108,7 @@ def _start(data: DataDirectory) -> _Start:
         begin, size = len(description(file)), os.fstat(file.fileno()).st_size
         # Recovery commits all that is in the copy's last log.
         end = max((one.end for one in transactions(file, begin, size)), default=begin)
-    return _Start(last, end, is_closed=not own.is_open)
+    return _Start(last, end, is_closed=not own.is_open, own=own)
 
 
 def _base(name: str) -> str:
@@ -156,8 +161,12 @@ class _Planner:
                 raise MysqlError(f"{shown(name)} in log_source {self._source} is no binary log: name another.")
             size, begin = os.fstat(file.fileno()).st_size, len(description(file))
             if name == self._start.name:
-                self._refuse_what_is_before(transactions(file, begin, self._start.position))
                 begin = self._start.position
+                if begin > size:
+                    raise MysqlError(
+                        f"{shown(name)} in log_source {self._source} ends at {size}, and the copy at {begin}: it is "
+                        "cut off, or another server's. Name a directory that has it whole."
+                    )
             first, end = None, begin
             for one in transactions(file, begin, size):
                 if self._is_beyond(name, one):
@@ -195,13 +204,37 @@ class _Planner:
         }
         return Replay(self._source, tuple(self._pieces), self._number, reached)
 
-    def _refuse_what_is_before(self, before: Iterator[Transaction]) -> None:
-        """Raise MysqlError where the target is among what the copy has already."""
-        target = self._target
-        for one in before:
-            is_meant = target is not None and target.gtid is not None and one.gtid == target.gtid
-            if is_meant or self._is_beyond("", one):
-                raise _too_early(target, self._start)
+    def refuse_what_is_before(self, known: Sequence[str]) -> None:
+        """Raise MysqlError where the target is among what the copy has already. known: names of archived logs.
+
+        Looked at is the log that the copy ends in, and while there are no transactions, the ones before it. Where there
+        are none at all, nothing is known of the time before the last of them was begun.
+        """
+        start, target, begun = self._start, self._target, 0
+        if target is None or (target.time is None and target.gtid is None):
+            return
+        for logs, name in self._before(known):
+            with open(logs.open(name), "rb") as file:
+                head = parse_head(file.read(HEAD))
+                size = start.position if name == start.name else os.fstat(file.fileno()).st_size
+                any_there = False
+                for one in transactions(file, len(description(file)), size):
+                    any_there = True
+                    if self._is_beyond("", one) or (target.gtid is not None and one.gtid == target.gtid):
+                        raise _too_early(target, start)
+            if any_there:
+                return
+            begun = head.time if head is not None else begun
+        if target.time is not None and target.time.timestamp() < begun:
+            raise _too_early(target, start)
+
+    def _before(self, known: Sequence[str]) -> Iterator[tuple[HeldDirectory, str]]:
+        """Logs up to the copy's end, the newest first: its own, or archived ones."""
+        own = self._start.own
+        logs, names = (self._logs, known) if own is None else (HeldDirectory(own.directory), own.names)
+        for name in sorted(names, key=_number, reverse=True):
+            if _number(name) <= _number(self._start.name):
+                yield logs, name
 
     def _is_beyond(self, name: str, one: Transaction) -> bool:
         """Whether a transaction does not count any more."""

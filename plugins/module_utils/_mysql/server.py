@@ -8,7 +8,6 @@ _engine/server.py. What it answers comes through its socket, its output and its 
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -22,8 +21,8 @@ from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
-from .account import ACCOUNT, PROBE, account_script, clients_query
-from .facts import DATABASES, Facts, find_tables
+from .account import ACCOUNT, PROBE, REPLAYER, account_script, clients_query, end_of_replay
+from .facts import DATABASES, Facts, find_tables, named
 from .log import explain, log_tail, missing_libraries, prepared_transactions, rolled_back, said_since
 from .option_file import MysqlError, render_options
 from .plan import SOCKET
@@ -49,7 +48,8 @@ STOP_SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
 SERVERS = {"mariadb": ("mariadbd", "mysqld"), "mysql": ("mysqld",)}
 USUAL_CONNECTIONS = 151  # max_connections of both
 CLIENT_FILE = "client.cnf"  # for people, in the directory of clients
-LOGIN, PROBE_LOGIN = "login.cnf", "probe.cnf"  # for our own programs, in the directory that the server can read
+# For our own programs, in the directory that the server can read.
+LOGINS = {ACCOUNT: "login.cnf", PROBE: "probe.cnf", REPLAYER: "replay.cnf"}
 GREETING = 10  # version of the protocol, the first byte of what a server says
 FEED = "replay.pipe"  # in the same directory
 BINLOG_PROGRAMS = {"mariadb": ("mariadb-binlog", "mysqlbinlog"), "mysql": ("mysqlbinlog",)}
@@ -66,7 +66,8 @@ def start_server(plan: Plan, *, session: Session, choice: PortChoice) -> Started
     """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
     plan = plan.within(session.record.memory_max)
-    passwords = {name: f"{secrets.token_hex(24)}Aa1-" for name in (ACCOUNT, PROBE)}
+    accounts = (ACCOUNT, PROBE, *(() if plan.replay is None else (REPLAYER,)))
+    passwords = {name: f"{secrets.token_hex(24)}Aa1-" for name in accounts}
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         backlog = BACKLOG if is_listening else 0
@@ -96,8 +97,7 @@ def _configure(plan: Plan, port: int, passwords: Mapping[str, str]) -> list[str]
     script = account_script(
         is_mariadb=plan.data.is_mariadb,
         series=plan.series,
-        password=passwords[ACCOUNT],
-        probe_password=passwords[PROBE],
+        passwords=passwords,
         read_only=request.read_only,
     )
     make_file(request.config("init.sql"), script, reader=reader)
@@ -176,8 +176,8 @@ def _accepts(path: str) -> bool:
 def _write_logins(plan: Plan, port: int, passwords: Mapping[str, str]) -> None:
     """Option files for our own programs, which run as the server's user."""
     request = plan.request
-    for user, path in ((ACCOUNT, request.config(LOGIN)), (PROBE, request.config(PROBE_LOGIN))):
-        make_file(path, _login(plan, port, user, passwords[user]), reader=plan.account.gid)
+    for user, password in passwords.items():
+        make_file(request.config(LOGINS[user]), _login(plan, port, user, password), reader=plan.account.gid)
 
 
 def _login(plan: Plan, port: int, user: str, password: str) -> str:
@@ -189,6 +189,7 @@ def _login(plan: Plan, port: int, user: str, password: str) -> str:
         "port": str(port),
         "socket": plan.request.client(SOCKET),
         "protocol": "SOCKET",
+        "loose-local-infile": "0",  # whatever is asked, a server could ask for another file
     }
     return render_options({"": entries}, group="client")
 
@@ -206,7 +207,7 @@ def _client(plan: Plan, login: str, statement: str) -> list[str]:
     return [plan.client, f"--defaults-file={plan.request.config(login)}", *options, "-e", statement]
 
 
-def _ask(plan: Plan, statement: str, timeout: float, *, login: str = LOGIN) -> str:
+def _ask(plan: Plan, statement: str, timeout: float, *, login: str = LOGINS[ACCOUNT]) -> str:
     done = _client_room(plan).run(_client(plan, login, statement), timeout=timeout, limit=MOST_SAID)
     return done.stdout.decode("utf-8", "replace")
 
@@ -214,7 +215,7 @@ def _ask(plan: Plan, statement: str, timeout: float, *, login: str = LOGIN) -> s
 def _clients_probe(plan: Plan) -> dict[str, Any]:
     """See Started."""
     query = clients_query(is_mariadb=plan.data.is_mariadb)
-    return {"argv": _client(plan, PROBE_LOGIN, query), "env": {}, "sandbox": _client_room(plan).as_dict()}
+    return {"argv": _client(plan, LOGINS[PROBE], query), "env": {}, "sandbox": _client_room(plan).as_dict()}
 
 
 def _log_in(plan: Plan, deadline: float) -> list[str]:
@@ -223,15 +224,14 @@ def _log_in(plan: Plan, deadline: float) -> list[str]:
     A statement of the script that makes accounts may have failed: the server comes up all the same.
     """
     try:
-        answer = _ask(plan, DATABASES, max(FIRST_LOG_IN, deadline - time.monotonic()))
-        return [bytes.fromhex(one).decode("utf-8", "replace") for one in json.loads(answer)]
+        return named(_ask(plan, DATABASES, max(FIRST_LOG_IN, deadline - time.monotonic())))
     except CommandError as error:
         said = error.stderr.strip() or str(error)
         if time.monotonic() >= deadline:
             said = f"not within {plan.request.timeout:g} s: {MORE_TIME} ({said})"
         message = f"The server is ready, but the session's account cannot log in: {said}"
         raise MysqlError(shown(message), log_tail=log_tail(plan.request.log)) from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise MysqlError("The server is ready, but its list of databases cannot be read.") from error
 
 
@@ -244,7 +244,11 @@ def _reached(plan: Plan, session: Session, deadline: float) -> dict[str, Any]:
     known = {"target": plan.target, "recovered_to": reached, "problem": None}
     if plan.replay is not None:
         try:
-            _replay(plan, plan.replay, deadline)
+            if plan.replay.pieces:
+                _replay(plan, plan.replay, deadline)
+            last = end_of_replay(is_mariadb=plan.data.is_mariadb, read_only=plan.request.read_only)
+            _ask(plan, last, max(FIRST_LOG_IN, deadline - time.monotonic()), login=LOGINS[REPLAYER])
+            os.unlink(plan.request.config(LOGINS[REPLAYER]))
         except RecoveryError as error:
             session.update(recovered={**known, "problem": str(error)})
             raise
@@ -264,7 +268,7 @@ def _replay(plan: Plan, replay: Replay, deadline: float) -> None:
         )
     late = max(FIRST_LOG_IN, deadline - time.monotonic())
     room = _client_room(plan)
-    login = f"--defaults-file={plan.request.config(LOGIN)}"
+    login = f"--defaults-file={plan.request.config(LOGINS[REPLAYER])}"
     with Feed(replay, plan.request.config(FEED), plan.account.gid, deadline=deadline) as feed:
         argv = ["/bin/sh", "-c", REPLAY, "replay", feed.path, program, plan.client, login]
         done = room.run(argv, timeout=late, check=False, limit=MOST_SAID, memory=0)

@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .option_file import MysqlError
+from .directory import REDO, REDO_DIRECTORY
+from .option_file import MysqlError, fits_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -144,7 +145,7 @@ TUNING = (
     Option("innodb_buffer_pool_load_at_startup", "0", "it would read production's hot pages"),
     Option("innodb_buffer_pool_dump_at_shutdown", "0", "nobody reads them"),
     Option("innodb_stats_auto_recalc", "0", "it writes statistics of tables that are only read"),
-    Option("innodb_undo_log_truncate", "0", "it rewrites what is archived"),
+    Option("innodb_undo_log_truncate", "0", "it rewrites what is archived", since=(5, 7)),
     Option("performance_schema", "0", "memory that a session does not need", of=MARIADB),
     Option("key_buffer_size", "32M", "a small share of a host that has other work"),
     Option("aria_pagecache_buffer_size", "32M", "likewise", of=MARIADB),
@@ -166,6 +167,7 @@ CARRIED = (
         "log_bin_trust_function_creators",
     ),
 )
+BUILT_IN_ENGINES = ("innodb", "myisam", "aria", "memory", "csv", "mrg_myisam", "merge")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,79}")
 
 
@@ -190,8 +192,13 @@ def tuning(data: DataDirectory, series: tuple[int, int]) -> dict[str, str]:
         found["innodb_log_file_size"] = (
             str(data.redo_size) if data.redo_size % 4096 == 0 and data.redo_size >= 4 << 20 else "4M"
         )
-    elif series >= (8, 0):
+    elif REDO_DIRECTORY in data.directories:  # since 8.0.30
         found["innodb_redo_log_capacity"] = "8M"  # spare files are made in full; it can be raised later
+    elif data.redo_size:
+        found["innodb_log_file_size"] = str(data.redo_size)
+        logs = [name for name in data.files if name.startswith(REDO.rstrip("0"))]
+        found["innodb_log_files_in_group"] = str(max(2, len(logs)))
+    if not data.is_mariadb:
         found["innodb_doublewrite"] = _doublewrite(data)
     return found
 
@@ -203,7 +210,11 @@ def _doublewrite(data: DataDirectory) -> str:
 
 def carried(archived: Mapping[str, str]) -> dict[str, str]:
     """Archived options that a session keeps."""
-    return {name: archived[name] for name in CARRIED if archived.get(name)}
+    kept = {name: archived[name] for name in CARRIED if name in archived}
+    engine = kept.get("default_storage_engine")
+    if engine is not None and engine.lower() not in BUILT_IN_ENGINES:
+        del kept["default_storage_engine"]  # without its library the server would not start
+    return {name: value for name, value in kept.items() if fits_line(f"loose_{name}", value)}
 
 
 def report_carried(archived: Mapping[str, str]) -> list[dict[str, str]]:
@@ -227,11 +238,17 @@ def check_settings(settings: Mapping[str, Any], product: str, series: tuple[int,
                 f"settings: {given!r} is not the name of a setting; write for example sort_buffer_size: 4M."
             )
         name = given.lower().replace("-", "_")
-        plain = re.sub(r"^(?:(?:loose|skip|enable|disable|maximum)_)+", "", name)
-        reason = refused.get(name) or refused.get(plain) or refused.get(f"skip_{plain}")
+        plain = re.sub(r"^(?:(?:loose|skip|enable|disable|maximum|autoset)_)+", "", name)
+        reason = _refusal(refused, plain)
         if reason:
             raise MysqlError(f"settings: {given} cannot be set ({reason}). Leave it out.")
         if not isinstance(value, (str, int, float)):
             raise MysqlError(f"settings: {given} has a value that is neither a text, a number nor yes or no.")
         checked[name] = ("ON" if value else "OFF") if isinstance(value, bool) else str(value)
     return checked
+
+
+def _refusal(refused: Mapping[str, str], name: str) -> str | None:
+    """Why a setting is refused, named without prefixes; servers also take the beginning of a name for the whole."""
+    meant = (reason for word, reason in refused.items() if word.startswith((name, f"skip_{name}")))
+    return next(meant, None) or ("a session is in no cluster" if name.startswith("wsrep_") else None)

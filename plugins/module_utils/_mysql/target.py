@@ -22,7 +22,7 @@ POINTS = {
     "recovery_target": (re.compile(r"end"), "end, which is the end of the archived binary logs"),
     "recovery_target_time": (re.compile(r".+"), ""),  # see _engine/moment.py
     "recovery_target_position": (
-        re.compile(r"[^\s:/]{1,200}\.\d{6,19}:\d{1,20}"),
+        re.compile(r"[^\s:/]{1,200}\.\d{6,18}:\d{1,18}"),
         "a binary log's name and the position in it at which to stop, such as mysql-bin.000004:4672531",
     ),
     "recovery_target_gtid": (

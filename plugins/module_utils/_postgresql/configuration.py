@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .._engine.links import Link, archived_places, places_of, resolve_within
 from .._errors import shown
 from .._host.files import is_directory, names_in
-from .._host.links import is_within
+from .._host.links import is_within, normal
 from .cluster import PostgresError, read_regular_file
 from .detach import AUTO_CONF, OPTIONS, OPTIONS_ASIDE, SET_ASIDE
 
@@ -113,7 +113,7 @@ class _Reader:
     def was_started_with(self, options: str) -> None:
         """Note what the server called its data directory."""
         original = DIRECTORY.search(options)
-        self._original = os.path.normpath(original[1]) if original is not None else None
+        self._original = normal(original[1]) if original is not None else None
 
     def text(self, path: str) -> str | None:
         """What is in a file; nothing of one that cannot be read: the copy does without. None where there is none."""
@@ -157,7 +157,7 @@ class _Reader:
         elif not os.path.isabs(value):
             inside = os.path.relpath(os.path.join(os.path.dirname(path), value), self._tree)
             found = [resolve_within(self._tree, inside)]
-        elif self._original is not None and is_within(os.path.normpath(value), self._original):
+        elif self._original is not None and is_within(normal(value), self._original):
             below = os.path.relpath(value, self._original)
             found = [resolve_within(self._tree, os.path.relpath(os.path.join(self._data_directory, below), self._tree))]
         else:

@@ -354,7 +354,7 @@ def _head(path: str) -> bytes:
 
 def check_memory(size: int) -> None:
     """Raise RecoveryError where so many bytes are more than half of the memory that this host has to spare."""
-    with open("/proc/meminfo", encoding="ascii") as table:
+    with open("/proc/meminfo", encoding="ascii", newline="\n") as table:
         spare = next((int(line.split()[1]) * 1024 for line in table if line.startswith("MemAvailable:")), size * 2)
     if size > spare // 2:
         raise RecoveryError(

@@ -132,7 +132,7 @@ def _origin() -> str:
 
 def _login() -> str | None:
     """The user who logged in, as the kernel keeps it through everything that follows; None where nobody did."""
-    with suppress(OSError, ValueError), open("/proc/self/loginuid", encoding="ascii") as login:
+    with suppress(OSError, ValueError), open("/proc/self/loginuid", encoding="ascii", newline="\n") as login:
         uid = int(login.read())
         return None if uid == NOBODY else user_name(uid)
     return None

@@ -101,7 +101,7 @@ def check_name(session_id: str) -> str:
     """A session id that can be one. Raises SessionError for another."""
     if not IDENTIFIER.fullmatch(session_id) or session_id in ("all", ENDED) or session_id.startswith(LOG):
         raise SessionError(
-            f"{session_id!r} is not a session id: use letters, digits, dots, dashes and underscores, at most 64, "
+            f"{session_id[:100]!r} is not a session id: use letters, digits, dots, dashes and underscores, at most 64, "
             f"beginning with a letter or digit; all, ended and what begins with {LOG} are taken."
         )
     return session_id

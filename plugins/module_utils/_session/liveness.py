@@ -201,7 +201,7 @@ def _check_process(name: str, process: Process) -> dict[str, Any]:
 
 def _is_listening(port: int) -> bool:
     """Whether a server listens on this port of 127.0.0.1. Asking the kernel leaves no trace in the server's log."""
-    with open("/proc/net/tcp", encoding="ascii") as table:
+    with open("/proc/net/tcp", encoding="ascii", newline="\n") as table:
         sockets = [line.split() for line in table.readlines()[1:]]
     hosts = [int.from_bytes(bytes(address), sys.byteorder) for address in ((127, 0, 0, 1), (0, 0, 0, 0))]
     wanted = [f"{host:08X}:{port:04X}" for host in hosts]

@@ -169,7 +169,7 @@ def _limit(spec: Specification) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     # A namespace's user is counted by himself (since Linux 5.14), and for all that he has outside as well: half of an
     # ordinary user's are left to his other programs.
-    if spec.processes and spec.namespaces:
+    if spec.processes:
         allowed = [limit for limit in resource.getrlimit(resource.RLIMIT_NPROC) if limit != resource.RLIM_INFINITY]
         most = min(spec.processes, min(allowed, default=2 * spec.processes) // 2)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))

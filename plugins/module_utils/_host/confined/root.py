@@ -21,6 +21,7 @@ from .specification import CONFIGURATION, DEVICES, RESOLVER, SYSTEM, Specificati
 __all__ = ["enter_namespaces", "make_root"]
 
 _SMALL = "size=16m,mode=0755"  # the new root holds mount points and small files
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LARGEST = 1 << 20  # bytes of one of these
 _PRIVATE = "size=1m,nr_inodes=64,mode=0700"  # a server has a socket and a file beside it there
 
@@ -83,10 +84,9 @@ class _Source:
 
 def _open_directory(path: str) -> int:
     """A directory on whose path nothing is a link: what is below a writable tree may have been put there since."""
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    held = os.open("/", flags)
+    held = os.open("/", _DIRECTORY)
     for part in filter(None, path.split("/")):
-        below = os.open(part, flags, dir_fd=held)
+        below = os.open(part, _DIRECTORY, dir_fd=held)
         os.close(held)
         held = below
     return held
@@ -104,13 +104,73 @@ class _Copy:
             state = os.fstat(file.fileno())
             return cls(file.read(_LARGEST), stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid)
 
-    def write(self, path: str) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(self.content)
+
+class _Root:
+    """The new root directory while it is made: a small file system in memory, on which other trees are bound.
+
+    In those nothing is made, and no link of theirs is followed: they may be the archive's.
+    """
+
+    def __init__(self, top: str) -> None:
+        _mount("tmpfs", top, "tmpfs", _MS_NOSUID | _MS_NODEV, _SMALL)
+        self._top = os.open(top, _DIRECTORY)
+        self._device = os.fstat(self._top).st_dev
+
+    def directory(self, path: str) -> int:
+        """A descriptor of a directory, which is made where it is missing."""
+        held = os.dup(self._top)
+        for part in filter(None, path.split("/")):
+            try:
+                below = os.open(part, _DIRECTORY, dir_fd=held)
+            except FileNotFoundError:
+                os.mkdir(part, 0o755, dir_fd=self._own(held))
+                below = os.open(part, _DIRECTORY, dir_fd=held)
+            os.close(held)
+            held = below
+        return held
+
+    def bind(self, source: _Source) -> None:
+        """Show something of the host's."""
+        if source.is_directory:
+            place = self.directory(source.path)
+        else:
+            above, name = os.path.split(source.path)
+            directory, flags = self.directory(above), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                place = os.open(name, flags, dir_fd=directory)
+            except FileNotFoundError:
+                self.write(source.path, _Copy(b"", 0o600))
+                place = os.open(name, flags, dir_fd=directory)
+        _mount(f"/proc/self/fd/{source.descriptor}", f"/proc/self/fd/{place}", None, _MS_BIND | _MS_REC)
+        os.close(place)
+
+    def mount(self, path: str, kind: str, flags: int, data: str | None = None) -> None:
+        """Mount a file system of its own."""
+        place = self.directory(path)
+        _mount(kind, f"/proc/self/fd/{place}", kind, _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | flags, data)
+        os.close(place)
+
+    def write(self, path: str, copy: _Copy) -> None:
+        """Make a file."""
+        above, name = os.path.split(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o600, dir_fd=self._own(self.directory(above))), "wb") as file:
+            file.write(copy.content)
             with suppress(OSError):  # only root may, and not to an owner whom the namespace does not know
-                os.fchown(file.fileno(), self.uid, self.gid)
-            os.fchmod(file.fileno(), self.mode)
+                os.fchown(file.fileno(), copy.uid, copy.gid)
+            os.fchmod(file.fileno(), copy.mode)
+
+    def link(self, path: str, target: str) -> None:
+        """Make a link, unless something of that name is there already."""
+        above, name = os.path.split(path)
+        with suppress(FileExistsError):
+            os.symlink(target, name, dir_fd=self._own(self.directory(above)))
+
+    def _own(self, directory: int) -> int:
+        """The descriptor, unless it is of a tree that was bound. Raises OSError."""
+        if os.fstat(directory).st_dev != self._device:
+            raise PermissionError(f"nothing is made in {os.readlink(f'/proc/self/fd/{directory}')}")
+        return directory
 
 
 def make_root(spec: Specification) -> None:
@@ -119,25 +179,19 @@ def make_root(spec: Specification) -> None:
     links, files, sources = _collect(spec)
     files.update(_account_files(spec))
     top = spec.staging
-    _mount("tmpfs", top, "tmpfs", _MS_NOSUID | _MS_NODEV, _SMALL)
+    root = _Root(top)
     for source in sources:
-        _bind(top, source)
+        root.bind(source)
     for path, target in {**links, **{f"/dev/{name}": f"/proc/self/fd{at}" for name, at in _STANDARD.items()}}.items():
-        place = top + path
-        if not os.path.lexists(place):
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.symlink(target, place)
+        root.link(path, target)
     for path, copy in files.items():
-        copy.write(top + path)
+        root.write(path, copy)
     for path in spec.private:
-        os.makedirs(top + path, exist_ok=True)
-        owner = f"{_PRIVATE},uid={spec.uid},gid={spec.gid}"
-        _mount("tmpfs", top + path, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, owner)
+        root.mount(path, "tmpfs", 0, f"{_PRIVATE},uid={spec.uid},gid={spec.gid}")
     _harden(top, sources, spec.private)
-    os.makedirs(f"{top}/proc", exist_ok=True)
     with suppress(OSError):  # a container's /proc may be covered in part: then there is none, which servers can do with
         # Read-only: what is set for a process there, such as whom the kernel ends first, is not its own to take back.
-        _mount("proc", f"{top}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY)
+        root.mount("/proc", "proc", _MS_RDONLY)
     os.chdir(top)
     checked(libc.pivot_root(b".", b"."), "pivot_root")
     checked(libc.umount2(b".", _MNT_DETACH), "umount")
@@ -198,16 +252,6 @@ def _account_files(spec: Specification) -> dict[str, _Copy]:
     return files
 
 
-def _bind(top: str, source: _Source) -> None:
-    place = top + source.path
-    if source.is_directory:
-        os.makedirs(place, exist_ok=True)
-    elif not os.path.lexists(place):
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    _mount(f"/proc/self/fd/{source.descriptor}", place, None, _MS_BIND | _MS_REC)
-
-
 def _harden(top: str, sources: list[_Source], private: list[str]) -> None:
     """Make every mount below the new root nosuid, nodev but for devices, and read-only unless it is to be written.
 
@@ -226,7 +270,7 @@ def _harden(top: str, sources: list[_Source], private: list[str]) -> None:
 
 def _mounts_of_root(top: str) -> list[tuple[str, str]]:
     """Mount points below the new root and their options. The host's own mounts may hide behind it (proc(5))."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         mounts = [line.split(" ") for line in file]
     inside = {[fields[0] for fields in mounts if _unescaped(fields[4]) == top][-1]}
     found = []

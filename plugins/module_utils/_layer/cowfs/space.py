@@ -99,7 +99,7 @@ def _dirty_limit() -> int:
     """Bytes of dirty memory that the kernel allows (its Documentation/admin-guide/sysctl/vm.rst)."""
     values = {}
     for name in ("dirty_bytes", "dirty_ratio"):
-        with open(f"/proc/sys/vm/{name}") as file:
+        with open(f"/proc/sys/vm/{name}", newline="\n") as file:
             values[name] = int(file.read())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return values["dirty_bytes"] or memory * values["dirty_ratio"] // 100
