@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.sources import Source
     from tests.support.repository import Repository
 
-__all__ = ["Extracted", "Mounted", "Recovery", "UsualMounted", "Way", "end_all"]
+__all__ = ["Extracted", "Mounted", "Recovery", "UsualMounted", "Way", "done", "end_all", "ephemeral"]
 
 OWNER = "postgres"
 SERVER_STARTS = 900.0  # seconds
@@ -96,17 +96,22 @@ class Recovery:
 
 @dataclass(kw_only=True)
 class Way(ABC):
-    """One way to recover. Sessions are made below `session_root`."""
+    """One way to recover. Sessions are made below `session_root`, and servers run as `owner`.
+
+    `serve` starts the server of a session that has been begun, by the engine's module.
+    """
 
     repository: Repository
     session_root: Path
+    owner: str = OWNER
+    serve: Callable[[dict[str, Any], Source], Server] = field(default_factory=lambda: ephemeral)
 
     @abstractmethod
     def start(self, source: Source) -> Recovery:
         """Recover one archive. Whatever fails, `end_all` removes what was made."""
 
     def _begin(self) -> dict[str, Any]:
-        return done(session.main, state="present", session_root=str(self.session_root), server_user=OWNER)
+        return done(session.main, state="present", session_root=str(self.session_root), server_user=self.owner)
 
     def _recovery(
         self, begun: dict[str, Any], source: Source, *, changes: str, server: Server, began: float, **more: Any
@@ -135,7 +140,7 @@ class Extracted(Way):
         self.repository.borg("extract", f"{self.repository.location}::{source.archive}", cwd=tree)
         used = _children_seconds() - used
         _open_way(Path(tree), source)
-        server = _ephemeral(begun, source)
+        server = self.serve(begun, source)
         return self._recovery(
             begun, source, changes="merged", server=server, began=began, mounted=False, borg_before=used
         )
@@ -166,7 +171,7 @@ class Mounted(Way):
         )
 
     def _mount(self, begun: dict[str, Any], source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-        common = {"session_directory": begun["session_directory"], "owner": OWNER}
+        common = {"session_directory": begun["session_directory"], "owner": self.owner}
         mount = done(
             borg_mount.main,
             repository=self.repository.location,
@@ -189,7 +194,7 @@ class Mounted(Way):
 
     def _serve(self, begun: dict[str, Any], source: Source) -> tuple[Server, Callable[[], object]]:
         """The server, and what has to be done to stop it before the session's end."""
-        return _ephemeral(begun, source), lambda: None
+        return self.serve(begun, source), lambda: None
 
 
 @dataclass(kw_only=True)
@@ -236,7 +241,8 @@ def end_all(session_root: Path) -> None:
         done(session.main, state="absent", session_root=str(session_root), session_id="all")
 
 
-def _ephemeral(begun: dict[str, Any], source: Source) -> Server:
+def ephemeral(begun: dict[str, Any], source: Source) -> Server:
+    """A session's server of PostgreSQL."""
     tree = begun["directories"]["merged"]
     started = done(
         pg_ephemeral.main,
