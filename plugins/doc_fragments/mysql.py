@@ -30,4 +30,10 @@ options:
   recovery_target:
     description: V(end) is the end of the archived binary logs.
     type: str
+  encryption_key_file:
+    description:
+      - File with the keys of data that MariaDB has encrypted, as its plugin file_key_management reads it, on the host
+        that the module runs on. The session keeps a copy of it, which its server can read, as long as that runs.
+      - It is read again when the server is started again.
+    type: path
 """

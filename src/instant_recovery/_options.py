@@ -149,3 +149,6 @@ class StartOptions(TypedDict, total=False):
     recovery_target_gtid: str | None
     # Replay archived binary logs up to this position, such as `mysql-bin.000004:4672531`.
     recovery_target_position: str | None
+    # File with the keys of data that MariaDB has encrypted, as its plugin file_key_management reads it, on the
+    # session's host. The session keeps a copy of it, which its server can read, as long as that runs.
+    encryption_key_file: str | None

@@ -47,6 +47,14 @@ class Unpacked(MariaDb):
 
     bindir: str
 
+    @classmethod
+    def of(cls, bindir: str, directory: Path, settings: dict[str, str]) -> Unpacked:
+        above = Path(bindir).parent
+        places = {"plugin_dir": str(above / "lib/mysql/plugin"), "lc_messages_dir": str(above / "share/mysql")}
+        server = cls(directory=directory, settings={**places, **settings})
+        server.bindir = bindir
+        return server
+
     @property
     def program(self) -> str:
         return f"{self.bindir}/mariadbd"
@@ -54,7 +62,6 @@ class Unpacked(MariaDb):
 
 @pytest.fixture(scope="module", name="production")
 def _production(shared_place: Path, bindir: str) -> Iterator[MariaDb]:
-    above = Path(bindir).parent
     outside = shared_place / "outside"
     outside.mkdir()
     own(outside)
@@ -63,12 +70,9 @@ def _production(shared_place: Path, bindir: str) -> Iterator[MariaDb]:
         "skip_networking": "OFF",
         "bind_address": "127.0.0.1",
         "port": str(port),
-        "plugin_dir": str(above / "lib/mysql/plugin"),
-        "lc_messages_dir": str(above / "share/mysql"),
         "plugin_maturity": "unknown",
     }
-    server = Unpacked(directory=shared_place / "production", settings=settings)
-    server.bindir = bindir
+    server = Unpacked.of(bindir, shared_place / "production", settings)
     with server:
         server.populate(rows=50)
         server.sql("; ".join(f"install soname '{name}'" for name in LIBRARIES if name != "ha_spider"))
@@ -113,3 +117,44 @@ def test_neither_a_server_nor_a_file_of_production_is_reached(
     copy.stop()
     assert file_digests(shared_place / "outside") == outside
     assert int(production.sql(connections).split()[1]) == before + 1  # this one
+
+
+def test_encrypted_data_are_opened_with_their_keys(
+    bindir: str, copy_of: Callable[..., Copy], shared_place: Path, place: Path
+) -> None:
+    keys, secret = shared_place / "keys.txt", os.urandom(32).hex()
+    keys.write_text(f"# of production\n1;{secret}\n")
+    settings = {
+        "plugin_load_add": "file_key_management",
+        "file_key_management_filename": str(keys),
+        "file_key_management_encryption_algorithm": "AES_CTR",
+        **dict.fromkeys(("innodb_encrypt_tables", "innodb_encrypt_log", "encrypt_binlog"), "ON"),
+        **dict.fromkeys(("aria_encrypt_tables", "encrypt_tmp_files"), "ON"),
+    }
+    with Unpacked.of(bindir, shared_place / "encrypted", settings) as server:
+        server.populate(rows=200)
+        acknowledged = server.killed_while_writing()
+        copy = copy_of(server, main=mysql_ephemeral.main)
+    (copy.tree / "etc" / "mysql").mkdir(parents=True)
+    (copy.tree / "etc/mysql/my.cnf").write_text("[mariadb]\nfile_key_management_encryption_algorithm=aes_ctr\n")
+    options: dict[str, Any] = {"bindir": bindir, "configuration_directory": "etc/mysql"}
+    refused = copy.start(**options)
+    assert refused["failed"]
+    assert "encryption_key_file" in refused["msg"]
+    for wrong, said in (("1;zz\n", "is no list of keys"), (None, "cannot be read")):
+        other = place / "other"
+        other.unlink(missing_ok=True)
+        if wrong:
+            other.write_text(wrong)
+        assert said in copy.start(encryption_key_file=str(other), **options)["msg"]
+    keys.chmod(0o600)
+    result = copy.start(encryption_key_file=str(keys), **options)
+    assert not result.get("failed"), "\n".join([result["msg"], *result.get("log_tail", [])])
+    known = ask(result["client_file"], f"select id from `{DATABASE}`.acknowledged")
+    assert acknowledged <= set(map(int, known.split()))
+    assert result["data"]["unreadable_tables"] == []
+    assert ask(result["client_file"], f"select count(*) from `{DATABASE}`.aria") == "500"
+    told = repr(result) + copy.log() + (copy.directory / "session.json").read_text()
+    assert secret not in told
+    copy.stop()
+    assert copy.left() == []

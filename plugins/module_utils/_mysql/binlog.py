@@ -114,7 +114,7 @@ def transactions(file: IO[bytes], begin: int, size: int) -> Iterator[Transaction
         if length < EVENT.size or place + length > size:
             break
         if kind == ENCRYPTED:
-            raise MysqlError("The binary logs are encrypted, and sessions have no keys: archive them decrypted.")
+            raise MysqlError("The binary logs are encrypted, and only servers read these: archive them decrypted.")
         if kind in BEGINNINGS or kind in BETWEEN:
             if is_open:
                 yield Transaction(first, place, moment, gtid)

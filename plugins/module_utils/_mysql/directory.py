@@ -90,13 +90,13 @@ class DataDirectory:
         return self.product == "mariadb"
 
 
-def read_data_directory(path: str, binlog_directory: str | None = None) -> DataDirectory:
+def read_data_directory(path: str, binlog_directory: str | None = None, *, has_keys: bool = False) -> DataDirectory:
     """Look at a data directory. Raises MysqlError for anything else.
 
-    binlog_directory: where its binary logs are, if they are not in it.
+    binlog_directory: where its binary logs are, if they are not in it. has_keys: those of encrypted data are at hand.
     """
     try:
-        return _read(path, HeldDirectory(path), HeldDirectory(binlog_directory or path))
+        return _read(path, HeldDirectory(path), HeldDirectory(binlog_directory or path), has_keys=has_keys)
     except OSError as error:
         raise MysqlError(f"data_directory {path} cannot be read: {error.strerror}.") from error
 
@@ -117,7 +117,7 @@ def check_account(data: DataDirectory, account: Account, *, is_presented: bool =
         )
 
 
-def _read(path: str, held: HeldDirectory, logs: HeldDirectory) -> DataDirectory:
+def _read(path: str, held: HeldDirectory, logs: HeldDirectory, *, has_keys: bool) -> DataDirectory:
     files, directories = map(frozenset, held.listed())
     if SYSTEM not in files:
         raise MysqlError(
@@ -139,7 +139,8 @@ def _read(path: str, held: HeldDirectory, logs: HeldDirectory) -> DataDirectory:
             f"The version of what wrote {path} is told neither by its redo log nor by its binary logs: use another "
             "archive."
         )
-    _refuse_encrypted(path, first, redo)
+    if not has_keys:
+        _refuse_encrypted(path, first, redo)
     return DataDirectory(
         path=path,
         product=product_of(version),
@@ -189,8 +190,8 @@ def _refuse_encrypted(path: str, first: bytes, redo: Redo | None) -> None:
     kind = first[place + len(CRYPT_MAGIC)] if 0 <= place < len(first) - len(CRYPT_MAGIC) else 0
     if kind or (redo is not None and redo.is_encrypted):
         raise MysqlError(
-            f"data_directory {path} is encrypted ({'its redo log' if not kind else SYSTEM} says so), and sessions have "
-            "no keys: start it on a host that has production's key management, or archive it decrypted."
+            f"data_directory {path} is encrypted ({'its redo log' if not kind else SYSTEM} says so): give MariaDB's "
+            "file of keys (encryption_key_file), or archive it decrypted."
         )
 
 

@@ -32,7 +32,7 @@ class Mysql:
 
     def request(self, asked: Request, options: Mapping[str, Any]) -> MysqlRequest:
         """What is asked for with MariaDB's and MySQL's own options."""
-        return MysqlRequest(**vars(asked), target=read_target(options))
+        return MysqlRequest(**vars(asked), target=read_target(options), key_file=options["encryption_key_file"])
 
     def plan(self, request: MysqlRequest) -> Plan:
         """Look at everything that the start depends on."""

@@ -41,7 +41,7 @@ EXPLANATIONS = (
     ),
     (
         r"(?:Unable to decrypt|cannot be decrypted|encryption key|is encrypted)",
-        "the data are encrypted, and sessions have no keys",
+        "the data are encrypted, and without their keys (MariaDB's encryption_key_file) nothing opens them",
     ),
     (
         r"File .* was not found|Cannot apply log to",

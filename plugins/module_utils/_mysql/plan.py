@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .._engine.interface import Programs, Request
@@ -15,6 +15,7 @@ from .._host.sandbox import missing_walls
 from .configuration import read_configuration
 from .detach import SCRATCH, Detached, plan_detach, refuse_reachable
 from .directory import DataDirectory, check_account, read_data_directory
+from .encryption import KEYS, encryption_options, read_keys
 from .option_file import MysqlError, groups_of
 from .plugins import allowed_libraries, plugin_directory
 from .programs import NAMES, client_of, require, series_of
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS", "SOCKET", "MysqlRequest", "Plan", "make_plan"]
 
-ARGUMENTS: dict[str, dict[str, Any]] = {name: {"type": "str"} for name in POINTS}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **{name: {"type": "str"} for name in POINTS},
+    # Not no_log: it is a path, and what is in the file is never told.
+    "encryption_key_file": {"type": "path", "no_log": False},
+}
 SOCKET = "mysql.sock"
 POOL_SHARE, LARGEST_POOL, LEAST_POOL = 4, 1 << 30, 64 << 20  # of memory; bytes
 SINCE_TEMPORARY = (5, 7)  # MySQL's tablespace for temporary tables
@@ -38,16 +43,17 @@ TUNED = "What keeps the session quick and its changes small"
 
 @dataclass(frozen=True)
 class MysqlRequest(Request):
-    """target is where replay of archived binary logs is to stop."""
+    """target is where replay of archived binary logs is to stop, key_file holds the keys of encrypted data."""
 
     target: Target | None = None
+    key_file: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan(ServerPlan):
     """What will be done. client: the program that asks the server. detached: what is changed in the copy.
 
-    replay: what is replayed of archived logs, if that is wanted.
+    replay: what is replayed of archived logs, if that is wanted. keys: of encrypted data, as their file has them.
     """
 
     request: MysqlRequest
@@ -55,6 +61,7 @@ class Plan(ServerPlan):
     client: str
     detached: Detached
     replay: Replay | None = None
+    keys: bytes | None = field(default=None, repr=False)
 
     @property
     def target(self) -> str | None:
@@ -86,7 +93,9 @@ def make_plan(request: MysqlRequest) -> Plan:
 def _planned(request: MysqlRequest) -> Plan:
     check_request(request, socket_name=SOCKET)
     check_recovered(request, request.target)
-    data = read_data_directory(request.data_directory, _binlog_directory(request))
+    has_keys = request.key_file is not None
+    data = read_data_directory(request.data_directory, _binlog_directory(request), has_keys=has_keys)
+    keys = _keys(request, data)
     programs = require(data.version, bindir=request.bindir)
     series = series_of(programs.version)
     own = check_settings(request.settings, data.product, series)
@@ -116,7 +125,19 @@ def _planned(request: MysqlRequest) -> Plan:
         warnings=(*warnings, *detached.warnings, *_of_version(data, programs)),
         detached=detached,
         replay=replay,
+        keys=keys,
     )
+
+
+def _keys(request: MysqlRequest, data: DataDirectory) -> bytes | None:
+    if request.key_file is None:
+        return None
+    if not data.is_mariadb:
+        raise MysqlError(
+            "encryption_key_file is for MariaDB's file_key_management, and these data are of MySQL, whose keyrings "
+            "sessions do not know: leave it out, and archive the data decrypted."
+        )
+    return read_keys(request.key_file)
 
 
 def _replay(request: MysqlRequest, data: DataDirectory) -> Replay | None:
@@ -187,7 +208,10 @@ def _sections(
             # Replay writes; after it the server is told.
             **(_read_only(request, data) if replay is None else {}),
         },
-        "Where everything is": _places(request, data, detached),
+        "Where everything is": {
+            **_places(request, data, detached),
+            **(encryption_options(request.config(KEYS), archived) if request.key_file else {}),
+        },
     }
 
 

@@ -22,6 +22,7 @@ from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
 from .account import ACCOUNT, PROBE, REPLAYER, account_script, clients_query, end_of_replay
+from .encryption import KEYS, LIBRARY
 from .facts import DATABASES, Facts, find_tables, named
 from .log import explain, log_tail, missing_libraries, prepared_transactions, rolled_back, said_since
 from .option_file import MysqlError, render_options
@@ -101,6 +102,8 @@ def _configure(plan: Plan, port: int, passwords: Mapping[str, str]) -> list[str]
         read_only=request.read_only,
     )
     make_file(request.config("init.sql"), script, reader=reader)
+    if plan.keys is not None:
+        make_file(request.config(KEYS), plan.keys.decode("ascii", "surrogateescape"), reader=reader)
     _link_plugins(plan)
     program = tool_of(plan.programs, *SERVERS[plan.data.product])
     return [program or "", f"--defaults-file={request.config('my.cnf')}"]
@@ -124,7 +127,8 @@ def _link_plugins(plan: Plan) -> None:
     os.makedirs(directory, mode=0o755, exist_ok=True)
     os.chmod(directory, 0o755)
     source = plugin_directory(plan.programs)
-    for name in allowed_libraries(source):
+    more = [] if plan.keys is None else [LIBRARY]
+    for name in [*allowed_libraries(source), *more]:
         with suppress(FileExistsError):
             os.symlink(os.path.join(source or "", name), os.path.join(directory, name))
 
