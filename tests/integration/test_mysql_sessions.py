@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,15 @@ CONFIGURATION = "[mysqld]\nsql_mode = ANSI_QUOTES\n!includedir /etc/mysql/mariad
 
 @dataclass(frozen=True)
 class Archived:
-    """An archive `killed`; acknowledged are ids of commits, tables what the source held after its own recovery."""
+    """An archive `killed`, and another, `logs`, with the binary logs of what came afterwards.
+
+    acknowledged are ids of commits, tables what the source held after its own recovery, later at the end of these logs.
+    """
 
     repository: Repository
     acknowledged: frozenset[int]
     tables: dict[str, str]
+    later: dict[str, str]
 
 
 @pytest.fixture(scope="module", name="archived")
@@ -46,7 +51,14 @@ def _archived(shared_place: Path) -> Iterator[Archived]:
         acknowledged = server.killed_while_writing()
         repository.archive("killed", "var", "etc", cwd=top)
         server.start()
-        yield Archived(repository, frozenset(acknowledged), server.checksums())
+        tables = server.checksums()
+        server.sql(f"insert into `{DATABASE}`.orders (item) values ('later'); delete from `{DATABASE}`.old; flush logs")
+        kept = top / "srv" / "binlogs"
+        kept.mkdir(parents=True)
+        for path in server.data.glob("mysql-bin.0*"):
+            shutil.copy(path, kept)
+        repository.archive("logs", "srv", cwd=top)
+        yield Archived(repository, frozenset(acknowledged), tables, server.checksums())
 
 
 @pytest.fixture(name="plays")
@@ -79,3 +91,13 @@ def test_a_killed_server_is_served_from_its_archive(plays: Playbooks, archived: 
     assert checksums(lambda statement: ask(client, statement)) == archived.tables
     assert plays.stop(record["id"]).returncode == 0
     assert not os.path.exists(client)
+
+
+def test_logs_of_another_archive_lead_on(plays: Playbooks, archived: Archived) -> None:
+    repository = archived.repository.location
+    run = plays.start(archive=f"{repository}::killed", log_source=f"{repository}::logs", recovery_target="end")
+    assert run.returncode == 0, run.output
+    client = run.session["client_file"]
+    assert checksums(lambda statement: ask(client, statement)) == archived.later
+    assert run.session["recovered_to"]["reason"] == "end of the archived logs"
+    assert plays.stop(run.session["id"]).returncode == 0
