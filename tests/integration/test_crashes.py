@@ -50,7 +50,7 @@ PROCESSES = {
     "recorded": [],
     "mounted": ["keeper", "archive-1", "archive-2"],
     "layered": ["merged"],
-    "active": ["server"],
+    "active": ["server", "port"],
 }
 
 
@@ -87,6 +87,8 @@ def check_told(stack: Stack, name: str, phase: str) -> None:
     if name == "keeper":
         assert told["status"] == ("active" if phase == "active" else "starting")
         assert phase != "active" or "Its keeper is gone" in message
+    elif name == "port":  # with it gone, the port may be another's should the server end
+        assert (told["status"], told["error_message"]) == ("active", None)
     elif name.startswith("archive") and phase == "active":
         assert told["status"] == "active"
         assert message in ("", f"The mount {name} is gone, the others are read instead.")

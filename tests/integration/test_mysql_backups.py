@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral
 
@@ -142,6 +143,42 @@ def test_a_copy_that_was_made_when_the_log_had_just_been_changed(
     as_it_is = started(backup, log_source=str(logs), recovery_target_time=after.isoformat(timespec="seconds"))
     assert read(as_it_is) == state
     assert as_it_is["recovered_to"]["reason"].startswith("stopped at recovery_target_time")
+
+
+def test_times_that_a_client_has_made_up_do_not_count(
+    server: MariaDb, shared_place: Path, copy_of: Callable[..., Copy]
+) -> None:
+    future = "set timestamp = 2000000000"
+    server.sql(f"{future}; insert into `{DATABASE}`.orders (item) values ('before')")
+    backup = server.back_up(shared_place / "times")
+    time.sleep(1.1)
+    server.sql(f"{future}; insert into `{DATABASE}`.orders (item) values ('made up')")
+    server.sql(f"insert into `{DATABASE}`.orders (item) values ('wanted')")
+    time.sleep(1.1)
+    state, moment = server.checksums(), datetime.now(UTC).isoformat(timespec="seconds")
+    time.sleep(1.1)
+    server.sql(f"insert into `{DATABASE}`.orders (item) values ('too late'); flush logs")
+    logs = shared_place / "times of clients"
+    logs.mkdir()
+    for path in server.data.glob("mysql-bin.0*"):
+        shutil.copy(path, logs)
+    result = started(copy_of(backup, main=mysql_ephemeral.main), log_source=str(logs), recovery_target_time=moment)
+    assert read(result) == state
+    assert "1 say that they are of a time when their log had ended" in " ".join(map(str, result["warnings"]))
+
+
+def test_what_is_replayed_lets_nobody_in(server: MariaDb, shared_place: Path, copy_of: Callable[..., Copy]) -> None:
+    backup = server.back_up(shared_place / "accounts")
+    server.sql("create user guest@'%'; grant all on *.* to guest@'%'; flush logs")
+    logs = shared_place / "logs with accounts"
+    logs.mkdir()
+    for path in server.data.glob("mysql-bin.0*"):
+        shutil.copy(path, logs)
+    server.sql("drop user guest@'%'")
+    result = started(copy_of(backup, main=mysql_ephemeral.main), log_source=str(logs), recovery_target="end")
+    assert ask(result["client_file"], "select count(*) from mysql.user where user = 'guest'") == "1"
+    with pytest.raises(pymysql.err.OperationalError, match="account is locked"):
+        pymysql.connect(host="127.0.0.1", port=result["port"], user="guest")
 
 
 def test_a_killed_server_is_brought_to_the_end_of_the_archived_logs(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -127,6 +128,24 @@ def test_no_account_of_the_archive_lets_anybody_in(copy: Copy) -> None:
         ):
             with pytest.raises(pymysql.err.OperationalError, match=r"Access denied|account is locked"):
                 pymysql.connect(user=user, **way)
+
+
+def test_a_trigger_on_system_tables_keeps_no_account_open(copy: Copy) -> None:
+    """No server makes one there; whoever made the archive can."""
+    text = (
+        "TYPE=TRIGGERS\ntriggers='CREATE DEFINER=`root`@`localhost` trigger keep before update on global_priv for each"
+        " row set new.Priv = old.Priv'\nsql_modes=0\ndefiners='root@localhost'\nclient_cs_names='utf8mb3'\n"
+        "connection_cl_names='utf8mb3_general_ci'\ndb_cl_names='utf8mb3_general_ci'\ncreated=0\n"
+    )
+    for name, content in (("global_priv.TRG", text), ("keep.TRN", "TYPE=TRIGGERNAME\ntrigger_table=global_priv\n")):
+        (copy.data / "mysql" / name).write_text(content)
+        os.chown(copy.data / "mysql" / name, copy.data.stat().st_uid, copy.data.stat().st_gid)
+    result = started(copy)
+    assert {"trigger mysql/global_priv.TRG removed", "trigger mysql/keep.TRN removed"} <= {
+        one["what"] for one in result["neutralised"]
+    }
+    with pytest.raises(pymysql.err.OperationalError, match=r"Access denied|account is locked"):
+        pymysql.connect(host="127.0.0.1", port=result["port"], user="app")
 
 
 def test_settings_count_unless_they_undo_the_isolation(copy: Copy) -> None:

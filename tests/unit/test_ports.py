@@ -81,9 +81,7 @@ def test_connections_that_a_session_has_ended_do_not_keep_its_port() -> None:
 def test_a_port_is_kept_from_one_server_to_the_next_and_for_nobody_else() -> None:
     with contextlib.ExitStack() as first:
         port, _server = first.enter_context(reserve_port(PortChoice(), first=FIRST_PORT, backlog=1))
-        with kept_port(port, is_listening=False) as none:
-            assert none is None
-        with kept_port(port, is_listening=True) as holder:
+        with kept_port(port) as holder:
             assert holder is not None
             client = first.enter_context(socket.create_connection((ADDRESS, port), timeout=5))  # it does not listen
             accepted, _address = _server.accept()
@@ -100,6 +98,8 @@ def test_a_port_is_kept_from_one_server_to_the_next_and_for_nobody_else() -> Non
                     server.accept()[0].close()
     with listening(0) as server:
         taken = server.getsockname()[1]
+        with kept_port(taken) as none:
+            assert none is None
         with reserve_port(PortChoice(before=taken), first=FIRST_PORT) as (other, _socket):
             assert other != taken
 

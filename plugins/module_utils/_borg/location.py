@@ -36,7 +36,7 @@ USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+-]*")
 PORT = re.compile(r"[0-9]{1,5}")
 IN_ARCHIVE = "archive:"
 # Control characters, and what else ends a line.
-CONTROLS = ("Cc", "Zl", "Zp")
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 
 
 class LocationError(RecoveryError):

@@ -82,15 +82,15 @@ def _start(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
         choice = _choose_port(session, request)
         with _noting_failure(session), session.within(request.timeout + GRACE), _naming_lost_content(session):
             plan = engine.plan(request)
-            try:
-                started = engine.start(plan, session, choice)
-            finally:
-                release_port(session)
+            started = engine.start(plan, session, choice)
         result = started.result
         session.remember(SERVER, options)
         session.timing(SERVER, time.monotonic() - begun)
         recorded = {key: result[key] for key in RECORDED}
         try:
+            if result["port"] != choice.before:
+                release_port(session)
+            keep_port(session, result["port"])
             session.activate(
                 engine_version=result["version"], server=result, probe=started.probe, error_message=None, **recorded
             )
@@ -130,10 +130,17 @@ def _restart(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool)
     again = {**options, **session.remembered(SERVER)}
     if check_mode:
         return {**_predicted(engine, _request(engine, again, session)), "changed": True}
-    with claiming(options["session_directory"]) as held:
-        keep_port(held)
-    _stop(engine, again, check_mode=False)
+    _end(again)
     return _start(engine, again, check_mode=False)
+
+
+def _end(options: dict[str, Any]) -> bool:
+    """End the server, whose port is kept; whether there was one."""
+    with claiming(options["session_directory"]) as session:
+        changed = stop_server(session)
+        session.release_claim(SERVER)
+        session.update(pid=None, server=None)
+    return changed
 
 
 def _stop(_engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
@@ -142,10 +149,9 @@ def _stop(_engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -
     if check_mode:
         changed = is_running
     else:
+        changed = _end(options)
         with claiming(options["session_directory"]) as session:
-            changed = stop_server(session)
-            session.release_claim(SERVER)
-            session.update(pid=None, server=None)
+            release_port(session)
     difference = {"before": {"state": "started" if is_running else "stopped"}, "after": {"state": "stopped"}}
     shown = {**NOTHING, "socket_directory": session.path("client")}
     return {**shown, "changed": changed, "diff": difference}

@@ -63,9 +63,12 @@ class Server:
     accepts: Callable[[str], bool]
 
     def start(
-        self, request: Request, session: Session, port: int, reserved: socket.socket, *, deadline: float
+        self, request: Request, session: Session, port: int, reserved: socket.socket | None, *, deadline: float
     ) -> Process:
-        """Start it and wait until it accepts connections; when this raises, as NotReadyError, it has ended."""
+        """Start it and wait until it accepts connections; when this raises, as NotReadyError, it has ended.
+
+        reserved is the socket that has the port; without one nobody comes by TCP.
+        """
         begin = os.path.getsize(request.log) if os.path.exists(request.log) else 0
         session.claim(Claim(SERVER, "process", SERVER, signals=self.signals))
         process = self._start(request, session, port, reserved)
@@ -82,11 +85,13 @@ class Server:
                 _end(warden, self.signals)
         raise NotReadyError(is_late=is_late, begin=begin)
 
-    def _start(self, request: Request, session: Session, port: int, reserved: socket.socket) -> Process:
+    def _start(self, request: Request, session: Session, port: int, reserved: socket.socket | None) -> Process:
         with self._socket_for_clients(request) as clients:
             own = os.path.join(request.socket_directory, self.socket_name)
             doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
-            if self.room.has_network():
+            if reserved is None:
+                pass
+            elif self.room.has_network():
                 doors.append((reserved.fileno(), port, self.most_by_tcp))
             else:
                 allow_another_bind(reserved)

@@ -98,13 +98,10 @@ def reserve_port(
 
 
 @contextmanager
-def kept_port(port: int, *, is_listening: bool) -> Iterator[socket.socket | None]:
-    """A socket that keeps a port for another reserve_port() of this user, or None where somebody has it.
-
-    is_listening: a server of this user listens there still.
-    """
+def kept_port(port: int) -> Iterator[socket.socket | None]:
+    """A socket that keeps a port for another reserve_port() of this user, who has reserved it; None if he has not."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-        yield holder if _bind(holder, port, 0, is_named=True, is_kept=is_listening) else None
+        yield holder if _bind(holder, port, 0, is_named=True, is_kept=True) else None
 
 
 def allow_another_bind(holder: socket.socket) -> None:

@@ -30,9 +30,8 @@ from .._session.directory import SessionError, SessionGoneError
 from .._session.duration import duration_in_words
 from .._session.liveness import examine, is_abandoned, unattended
 from .._session.metrics import measure, read_sample, write_sample
-from .._session.port import is_kept, keep_port
 from .._session.prometheus import write_textfile
-from .._session.record import ARCHIVE, KEEPER, LOGS, SERVER, SIGNALS, Claim
+from .._session.record import ARCHIVE, KEEPER, LOGS, SIGNALS, Claim
 from .._session.session import Session
 from .._session.teardown import cut_off, tear_down
 from .archive import Archive
@@ -152,8 +151,7 @@ class _Keeper:
             return
         if self._reason() is not None:
             self._end()
-        chores = (self._note_failure, self._revive, self._take_sample, self._suspend, self._shorten_logs)
-        for chore in (*chores, self._keep_port):
+        for chore in (self._note_failure, self._revive, self._take_sample, self._suspend, self._shorten_logs):
             self._try(chore)
 
     def _look_at_start(self) -> None:
@@ -209,14 +207,6 @@ class _Keeper:
 
     def _revive(self) -> None:
         self.archive.revive(self.session, give_up=lambda: bool(self._too_large() or self._disk_is_full()))
-
-    def _keep_port(self) -> None:
-        """Let nobody have the port of a server that has ended by itself: clients would take him for it."""
-        claim = self.session.record.claimed(SERVER)
-        is_down = claim is not None and claim.process is not None and not claim.process.alive()
-        if is_down and self.session.record.status == "active" and not is_kept(self.session):
-            with self.session.locked(timeout=1):
-                keep_port(self.session)
 
     def _suspend(self) -> None:
         self.archive.suspend(self.session)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ACCOUNT", "PROBE", "REPLAYER", "account_script", "clients_query", "end_of_replay"]
+__all__ = ["ACCOUNT", "PROBE", "REPLAYER", "account_script", "clients_query", "unlocked_query"]
 
 ACCOUNT = "instant_recovery"
 # MySQL before 5.7.8 has names of 16 characters at most.
 PROBE = "ir_probe"  # its own statements must not count as use of the session
-REPLAYER = "ir_replay"  # has all rights, and is gone before anybody else can come
+REPLAYER = "ir_replay"  # has all rights, in a run of its own to which nobody else can come
 # What of all rights lets an account switch off that it can only read. Routines have the rights of whoever made them, so
 # that nobody may have these: SUPER and READ_ONLY ADMIN are bits of MariaDB's (sql/privilege.h).
 MARIADB_WRITERS, MARIADB_BITS = "SUPER, READ_ONLY ADMIN", (1 << 15) | (1 << 33)
@@ -31,7 +31,7 @@ SINCE_LOCK, SINCE_DYNAMIC_RIGHTS = (5, 7), (8, 0)
 
 
 def account_script(*, is_mariadb: bool, series: tuple[int, int], passwords: Mapping[str, str], read_only: bool) -> str:
-    """The statements. passwords: of ACCOUNT and PROBE, and of REPLAYER where that is needed.
+    """The statements. passwords: of ACCOUNT and PROBE, or of REPLAYER.
 
     Accounts of these names in the copy, as those of a session in a session would be, are replaced.
     """
@@ -46,21 +46,27 @@ def account_script(*, is_mariadb: bool, series: tuple[int, int], passwords: Mapp
     for user, name in ((clients[0], ACCOUNT), (clients[1], ACCOUNT), (probe, PROBE), (replay, REPLAYER)):
         if name in passwords:
             lines += [f"CREATE USER {user} {_identified(passwords[name], is_mariadb=is_mariadb, series=series)}"]
-    full = [*clients, *([replay] if REPLAYER in passwords else [])]
-    lines += [f"GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION" for user in full]
-    lines += [f"GRANT PROCESS ON *.* TO {probe}"]
-    if not is_mariadb:
-        lines += [f"GRANT SELECT ON performance_schema.* TO {probe}"]
-    if read_only and series >= (SINCE_READ_ONLY_ADMIN if is_mariadb else (0, 0)):
+    if REPLAYER in passwords:
+        lines += [f"GRANT ALL PRIVILEGES ON *.* TO {replay} WITH GRANT OPTION"]
+    if ACCOUNT in passwords:
+        lines += [f"GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION" for user in clients]
+        lines += [f"GRANT PROCESS ON *.* TO {probe}"]
+        lines += [] if is_mariadb else [f"GRANT SELECT ON performance_schema.* TO {probe}"]
+    if ACCOUNT in passwords and read_only and series >= (SINCE_READ_ONLY_ADMIN if is_mariadb else (0, 0)):
         lines += [f"REVOKE {_writers(is_mariadb=is_mariadb, series=series)} ON *.* FROM {user}" for user in clients]
     return "".join(f"{line};\n" for line in lines)
 
 
-def end_of_replay(*, is_mariadb: bool, read_only: bool) -> str:
-    """What REPLAYER does last: it removes itself, and writing ends for all."""
-    off = ["read_only"] if is_mariadb else ["read_only", "super_read_only"]
-    lines = ["SET SESSION sql_log_bin=0", f"DROP USER {_at(REPLAYER)}"]
-    return "; ".join([*lines, *(f"SET GLOBAL {name}=ON" for name in off if read_only)])
+def unlocked_query(*, is_mariadb: bool, series: tuple[int, int]) -> str | None:
+    """A query for the number of the copy's accounts that are not locked; None where a server knows no such thing."""
+    others = f"user not in ('{ACCOUNT}', '{PROBE}')"
+    if is_mariadb and series >= SINCE_GLOBAL_PRIV:
+        is_locked = "coalesce(json_value(priv, '$.account_locked'), '0') in ('1', 'true')"
+        is_role = "coalesce(json_value(priv, '$.is_role'), '0') in ('1', 'true')"
+        return f"select count(*) from mysql.global_priv where {others} and not {is_locked} and not {is_role}"
+    if is_mariadb or series < SINCE_LOCK:
+        return None
+    return f"select count(*) from mysql.user where {others} and account_locked <> 'Y'"
 
 
 def _at(name: str) -> str:

@@ -25,7 +25,7 @@ __all__ = [
 
 HEAD = 4 + 19 + 2 + 50  # bytes up to the end of the server's version
 MAGIC = b"\xfebin"
-NAME = re.compile(r"(?P<base>.+)\.(?P<number>\d{6,19})")
+NAME = re.compile(r"(?P<base>.+)\.(?P<number>[0-9]{6,18})")
 VERSION = re.compile(rb"\d{1,3}\.\d{1,3}\.\d{1,3}")
 EVENT = struct.Struct("<IBIIIH")  # time, type, server id, length, end, flags
 LARGEST_DESCRIPTION = 4096  # bytes

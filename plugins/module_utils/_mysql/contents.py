@@ -29,10 +29,10 @@ DUMPS = (
 )
 STREAMS = (b"XBSTCK01", b"xbstck")
 SYSTEM = "ibdata1"
-REDO, REDO_DIRECTORY, REDO_NAME = "ib_logfile0", "#innodb_redo", re.compile(r"#ib_redo(\d{1,20})")
+REDO, REDO_DIRECTORY, REDO_NAME = "ib_logfile0", "#innodb_redo", re.compile(r"#ib_redo([0-9]{1,18})")
 UPGRADED = ("mariadb_upgrade_info", "mysql_upgrade_info", "mysql_upgrade_history")
 POINTERS = (".isl", ".index")  # where files of a table, or binary logs, are
-BINARY_LOG = re.compile(r"(.{1,200})\.\d{6}")
+BINARY_LOG = re.compile(r"(.{1,200})\.(?:[0-9]{6}|[1-9][0-9]{6})")  # eight digits are a date
 VERSION = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}")
 OPENED = re.compile(
     r"/(?:ibdata|ib_logfile|ibtmp|undo|aria_log|#ib_|[^/]+\.(?:ibd|ibu|frm|isl|cfg|MY[DI]|MA[DI]|opt|par|index|info|cnf)$)"

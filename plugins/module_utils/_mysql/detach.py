@@ -86,6 +86,7 @@ class _Planner:
         yield from self._pointers()
         yield from self._aliases()
         yield from self._binary_logs(is_recovered=is_recovered)
+        yield from self._triggers()
         yield from self._removed()
 
     def _path(self, name: str) -> str:
@@ -209,6 +210,13 @@ class _Planner:
     def _content(self, name: str) -> bytes:
         with open(self._held.open(name), "rb") as file:
             return file.read(LARGEST_INDEX)
+
+    def _triggers(self) -> Iterator[Step]:
+        """Triggers on system tables, which no server makes."""
+        for name in sorted(self._held.listed("mysql")[0]):
+            if name.endswith((".TRG", ".TRN")):
+                why = "it could undo what keeps the copy's accounts out"
+                yield Step("remove", self._path(f"mysql/{name}"), f"trigger mysql/{name} removed", why)
 
     def _removed(self) -> Iterator[Step]:
         for name in sorted(self._data.files):

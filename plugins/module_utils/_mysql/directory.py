@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["REDO", "REDO_DIRECTORY", "BinaryLogs", "DataDirectory", "check_account", "read_data_directory"]
 
 SYSTEM, REDO, REDO_DIRECTORY = "ibdata1", "ib_logfile0", "#innodb_redo"
-SYSTEM_FILE = re.compile(r"ibdata([1-9]\d{0,3})")
+SYSTEM_FILE = re.compile(r"ibdata([1-9][0-9]{0,3})")
 UPGRADED = ("mariadb_upgrade_info", "mysql_upgrade_info")
 VERSION = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}")
 PAGE = 16 << 10
@@ -177,7 +177,7 @@ def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None, *
 def _first_of_redo(held: HeldDirectory, files: frozenset[str], directories: frozenset[str]) -> tuple[bytes, int]:
     """The beginning of the redo log's first file, and that file's size; nothing where there is none."""
     if REDO_DIRECTORY in directories:
-        names = [name for name in held.listed(REDO_DIRECTORY)[0] if re.fullmatch(r"#ib_redo\d{1,20}", name)]
+        names = [name for name in held.listed(REDO_DIRECTORY)[0] if re.fullmatch(r"#ib_redo[0-9]{1,18}", name)]
         first = min(names, key=lambda name: int(name[8:]), default=None)
         name = None if first is None else f"{REDO_DIRECTORY}/{first}"
     else:

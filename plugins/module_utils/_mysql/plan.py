@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-__all__ = ["ARGUMENTS", "SOCKET", "MysqlRequest", "Plan", "make_plan"]
+__all__ = ["ARGUMENTS", "SOCKET", "MysqlRequest", "Plan", "make_plan", "read_only"]
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{name: {"type": "str"} for name in POINTS},
@@ -36,6 +37,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 SOCKET = "mysql.sock"
 POOL_SHARE, LARGEST_POOL, LEAST_POOL = 4, 1 << 30, 64 << 20  # of memory; bytes
+SINCE_SUPER = (5, 7)  # MySQL's super_read_only
 SINCE_TEMPORARY = (5, 7)  # MySQL's tablespace for temporary tables
 SINCE_LOGGED = (8, 0)  # MySQL logs unless it is told not to, and looks for tablespaces
 TUNED = "What keeps the session quick and its changes small"
@@ -113,7 +115,7 @@ def _planned(request: MysqlRequest) -> Plan:
         programs=programs,
         client=_client(programs),
         account=request.account,
-        sections=_sections(request, data, series, archived, own, detached, replay),
+        sections=_sections(request, data, series, archived, own, detached),
         neutralised=(
             *(step.as_dict() for step in detached.steps if step.what),
             *confined,
@@ -122,7 +124,7 @@ def _planned(request: MysqlRequest) -> Plan:
         ),
         carried_over=tuple(report_carried(archived)),
         sandbox=replace(sandbox, aliases=tuple(detached.aliases.items())),
-        warnings=(*warnings, *detached.warnings, *_of_version(data, programs)),
+        warnings=(*warnings, *(replay.warnings if replay else ()), *detached.warnings, *_of_version(data, programs)),
         detached=detached,
         replay=replay,
         keys=keys,
@@ -191,7 +193,6 @@ def _sections(
     archived: Mapping[str, str],
     own: dict[str, str],
     detached: Detached,
-    replay: Replay | None,
 ) -> dict[str, dict[str, str]]:
     """The option file, by heading, of which the last counts most. What this server does not know is passed over."""
     return {
@@ -205,8 +206,7 @@ def _sections(
         "Given for this session": own,
         "What keeps it away from production": {
             **guards(data.product, series),
-            # Replay writes; after it the server is told.
-            **(_read_only(request, data) if replay is None else {}),
+            **(read_only(data, "ON") if request.read_only else {}),
         },
         "Where everything is": {
             **_places(request, data, detached),
@@ -215,10 +215,12 @@ def _sections(
     }
 
 
-def _read_only(request: MysqlRequest, data: DataDirectory) -> dict[str, str]:
-    if not request.read_only:
-        return {}
-    return {"read_only": "ON"} if data.is_mariadb else {"read_only": "ON", "super_read_only": "ON"}
+def read_only(data: DataDirectory, value: str) -> dict[str, str]:
+    """Options that forbid writing (ON), or allow it (OFF)."""
+    names = ["read_only"]
+    if not data.is_mariadb and data.series >= SINCE_SUPER:
+        names += ["super_read_only"]
+    return dict.fromkeys(names, value)
 
 
 def _places(request: MysqlRequest, data: DataDirectory, detached: Detached) -> dict[str, str]:
@@ -240,7 +242,7 @@ def _places(request: MysqlRequest, data: DataDirectory, detached: Detached) -> d
         found["innodb_temp_data_file_path"] = temporary
     if data.is_mariadb:
         found["ignore_db_dirs"] = SCRATCH
-        undo = [name for name in data.files if name.startswith("undo") and name[4:].isdigit()]
+        undo = [name for name in data.files if re.fullmatch("undo[0-9]{1,4}", name)]
         found["innodb_undo_tablespaces"] = str(len(undo))
     elif detached.directories and data.series >= SINCE_LOGGED:
         found["innodb_directories"] = ";".join(detached.directories)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Feed", "Piece", "Replay", "plan_replay"]
 
 PIECE = 1 << 20  # bytes that are handed on at once
+LATE = 2  # seconds by which a transaction may end after the log that it is in
 PAUSE = 0.05  # seconds between two looks whether somebody reads
 
 
@@ -47,12 +48,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Replay:
-    """What is to be replayed of a directory of logs, and the point that it leads to, as `recovered_to`."""
+    """What is to be replayed of a directory of logs, and the point that it leads to, as `recovered_to`.
+
+    warnings: what makes that point uncertain.
+    """
 
     source: str
     pieces: tuple[Piece, ...]
     number: int
     reached: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def plan_replay(data: DataDirectory, source: str, target: Target | None) -> Repl
             f"log_source {source} holds no binary logs called {shown(base)}.NUMBER: name another directory."
         )
     ahead = _from(known, start, source)
-    plan = _Planner(logs, source, start, target)
-    plan.refuse_what_is_before(known)
+    plan = _Planner(logs, source, known, start, target)
+    plan.refuse_what_is_before()
     for name in ahead:
         if not plan.add(name):
             break
@@ -142,11 +147,45 @@ def _from(known: Sequence[str], start: _Start, source: str) -> list[str]:
     return ahead
 
 
-class _Planner:
-    """Goes through the logs, one after the other, up to the target."""
+class _Clock:
+    """Times of transactions, which any client can choose (SET timestamp): none is later than the next log's beginning.
 
-    def __init__(self, logs: HeldDirectory, source: str, start: _Start, target: Target | None) -> None:
+    odd: how many were; such a one counts as of the same time as the one before it.
+    """
+
+    def __init__(self) -> None:
+        self.odd = 0
+        self._moment, self._latest = 0, 0.0
+
+    def enter(self, logs: HeldDirectory, names: Sequence[str], name: str) -> None:
+        """Go on with the log called name, one of those that follow each other."""
+        later = [one for one in names if _number(one) > _number(name)]
+        self._latest = _begun(logs, min(later, key=_number)) if later else time.time()
+
+    def moment(self, one: Transaction) -> int:
+        """Seconds since the epoch."""
+        if one.time <= self._latest + LATE:
+            self._moment = one.time
+        else:
+            self.odd += 1
+        return self._moment
+
+
+def _begun(logs: HeldDirectory, name: str) -> float:
+    """When a log was begun; now, where it does not tell."""
+    with open(logs.open(name), "rb") as file:
+        head = parse_head(file.read(HEAD))
+    return time.time() if head is None else head.time
+
+
+class _Planner:
+    """Goes through the logs, one after the other, up to the target. known: names of all archived logs."""
+
+    def __init__(
+        self, logs: HeldDirectory, source: str, known: Sequence[str], start: _Start, target: Target | None
+    ) -> None:
         self._logs, self._source, self._start, self._target = logs, source, start, target
+        self._known, self._clock = known, _Clock()
         self._pieces: list[Piece] = []
         self._last: Transaction | None = None
         self._number, self._is_reached = 0, False
@@ -168,13 +207,15 @@ class _Planner:
                         "cut off, or another server's. Name a directory that has it whole."
                     )
             first, end = None, begin
+            self._clock.enter(self._logs, self._known, name)
             for one in transactions(file, begin, size):
-                if self._is_beyond(name, one):
+                moment = self._clock.moment(one)
+                if self._is_beyond(name, one, moment):
                     self._is_reached = True
                     break
                 # What comes before the first are lists of ids, of the whole log.
                 first, end = one.begin if first is None else first, one.end
-                self._last, self._number = one, self._number + 1
+                self._last, self._number = replace(one, time=moment), self._number + 1
                 if self._target is not None and self._target.gtid is not None and one.gtid == self._target.gtid:
                     self._is_reached = True
                     break
@@ -202,25 +243,36 @@ class _Planner:
             "gtid": self._last.gtid if self._last else None,
             "reason": f"stopped at {target}" if self._is_reached else "end of the archived logs",
         }
-        return Replay(self._source, tuple(self._pieces), self._number, reached)
+        return Replay(self._source, tuple(self._pieces), self._number, reached, tuple(self._warnings()))
 
-    def refuse_what_is_before(self, known: Sequence[str]) -> None:
-        """Raise MysqlError where the target is among what the copy has already. known: names of archived logs.
+    def _warnings(self) -> Iterator[str]:
+        if self._clock.odd and self._target is not None and self._target.time is not None:
+            yield (
+                f"Of the transactions in log_source {self._source}, {self._clock.odd} say that they are of a time when "
+                "their log had ended (SET timestamp): each counts as of the same time as the one before it. A position "
+                "or a global transaction id is exact."
+            )
+
+    def refuse_what_is_before(self) -> None:
+        """Raise MysqlError where the target is among what the copy has already.
 
         Looked at is the log that the copy ends in, and while there are no transactions, the ones before it. Where there
         are none at all, nothing is known of the time before the last of them was begun.
         """
-        start, target, begun = self._start, self._target, 0
+        start, target, begun, clock = self._start, self._target, 0, _Clock()
         if target is None or (target.time is None and target.gtid is None):
             return
-        for logs, name in self._before(known):
+        for logs, names, name in self._before():
+            clock.enter(logs, names, name)
             with open(logs.open(name), "rb") as file:
                 head = parse_head(file.read(HEAD))
                 size = start.position if name == start.name else os.fstat(file.fileno()).st_size
                 any_there = False
                 for one in transactions(file, len(description(file)), size):
                     any_there = True
-                    if self._is_beyond("", one) or (target.gtid is not None and one.gtid == target.gtid):
+                    if self._is_beyond("", one, clock.moment(one)) or (
+                        target.gtid is not None and one.gtid == target.gtid
+                    ):
                         raise _too_early(target, start)
             if any_there:
                 return
@@ -228,21 +280,21 @@ class _Planner:
         if target.time is not None and target.time.timestamp() < begun:
             raise _too_early(target, start)
 
-    def _before(self, known: Sequence[str]) -> Iterator[tuple[HeldDirectory, str]]:
-        """Logs up to the copy's end, the newest first: its own, or archived ones."""
+    def _before(self) -> Iterator[tuple[HeldDirectory, Sequence[str], str]]:
+        """Logs up to the copy's end, the newest first: its own, or archived ones; each with all of its kind."""
         own = self._start.own
-        logs, names = (self._logs, known) if own is None else (HeldDirectory(own.directory), own.names)
+        logs, names = (self._logs, self._known) if own is None else (HeldDirectory(own.directory), own.names)
         for name in sorted(names, key=_number, reverse=True):
             if _number(name) <= _number(self._start.name):
-                yield logs, name
+                yield logs, names, name
 
-    def _is_beyond(self, name: str, one: Transaction) -> bool:
-        """Whether a transaction does not count any more."""
+    def _is_beyond(self, name: str, one: Transaction, moment: int) -> bool:
+        """Whether a transaction, which was made at that moment, does not count any more."""
         target = self._target
         if target is None:
             return False
         if target.time is not None:
-            return one.time >= target.time.timestamp()
+            return moment >= target.time.timestamp()
         return target.place is not None and name == target.place[0] and one.end > target.place[1]
 
 

@@ -21,12 +21,12 @@ from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
-from .account import ACCOUNT, PROBE, REPLAYER, account_script, clients_query, end_of_replay
+from .account import ACCOUNT, PROBE, REPLAYER, account_script, clients_query, unlocked_query
 from .encryption import KEYS, LIBRARY
 from .facts import DATABASES, Facts, find_tables, named
 from .log import explain, log_tail, missing_libraries, prepared_transactions, rolled_back, said_since
 from .option_file import MysqlError, render_options
-from .plan import SOCKET
+from .plan import SOCKET, read_only
 from .plugins import allowed_libraries, plugin_directory
 from .programs import NAMES, tool_of
 from .replay import Feed, Replay
@@ -67,33 +67,39 @@ def start_server(plan: Plan, *, session: Session, choice: PortChoice) -> Started
     """See Engine.start in _engine/interface.py."""
     deadline = time.monotonic() + plan.request.timeout
     plan = plan.within(session.record.memory_max)
-    accounts = (ACCOUNT, PROBE, *(() if plan.replay is None else (REPLAYER,)))
-    passwords = {name: f"{secrets.token_hex(24)}Aa1-" for name in accounts}
+    passwords = _passwords(ACCOUNT, PROBE)
     try:
         is_listening = plan.sandbox.has_network() and plan.request.network != "host"
         backlog = BACKLOG if is_listening else 0
         with reserve_port(choice, first=FIRST_PORT, backlog=backlog) as (port, reserved):
             begin = os.path.getsize(plan.request.log) if os.path.exists(plan.request.log) else 0
             apply_steps(plan.detached.steps, plan.account)
+            reached = _reached(plan, port, session, deadline)
             argv = _configure(plan, port, passwords)
             process = _start(plan, argv, port, reserved, session, deadline)
         _write_logins(plan, port, passwords)
-        _log_in(plan, deadline)
-        reached = _reached(plan, session, deadline)
         databases = _log_in(plan, deadline)
+        _check_locked(plan, deadline)
+        session.update(recovered=reached)
         make_file(plan.request.client(CLIENT_FILE), _login(plan, port, ACCOUNT, passwords[ACCOUNT]))
         facts = _facts(plan, databases, said_since(plan.request.log, begin))
-        return Started(_result(plan, process, port, reached, facts), _clients_probe(plan))
+        result = _result(plan, process, port, dict(reached["recovered_to"]), facts)
+        return Started(result, _clients_probe(plan))
     except BaseException:
         stop_server(session)
         raise
 
 
-def _configure(plan: Plan, port: int, passwords: Mapping[str, str]) -> list[str]:
+def _passwords(*names: str) -> dict[str, str]:
+    """Made up for one start: each is of letters, digits and a sign, as plugins of production may ask for."""
+    return {name: f"{secrets.token_hex(24)}Aa1-" for name in names}
+
+
+def _configure(plan: Plan, port: int, passwords: Mapping[str, str], more: Mapping[str, str] | None = None) -> list[str]:
     """Write what the server is told; the command line that has it read that and nothing else."""
     request, reader = plan.request, plan.account.gid
     own = {"port": str(port), "server_id": str(1 + secrets.randbelow(0xFFFFFFFE)), **_installation(plan)}
-    text = render_options({"This server alone": own, **plan.sections})
+    text = render_options({**plan.sections, "This run alone": {**own, **(more or {})}})
     make_file(request.config("my.cnf"), text, reader=reader)
     script = account_script(
         is_mariadb=plan.data.is_mariadb,
@@ -134,7 +140,7 @@ def _link_plugins(plan: Plan) -> None:
 
 
 def _start(
-    plan: Plan, argv: list[str], port: int, reserved: socket.socket, session: Session, deadline: float
+    plan: Plan, argv: list[str], port: int, reserved: socket.socket | None, session: Session, deadline: float
 ) -> Process:
     """Start the server and wait until it accepts connections; when this raises, it has ended."""
     # A commit is acknowledged once it is in the binary log, and what is prepared mostly was. Where the copy has no such
@@ -239,26 +245,49 @@ def _log_in(plan: Plan, deadline: float) -> list[str]:
         raise MysqlError("The server is ready, but its list of databases cannot be read.") from error
 
 
-def _reached(plan: Plan, session: Session, deadline: float) -> dict[str, Any]:
-    """The point that the copy shows, recorded for later starts, as is what has failed since."""
-    recovered = plan.request.recovered
-    if recovered is not None:
-        return dict(recovered["recovered_to"])
-    reached = _by_itself(plan)
-    known = {"target": plan.target, "recovered_to": reached, "problem": None}
-    if plan.replay is not None:
-        try:
-            if plan.replay.pieces:
-                _replay(plan, plan.replay, deadline)
-            last = end_of_replay(is_mariadb=plan.data.is_mariadb, read_only=plan.request.read_only)
-            _ask(plan, last, max(FIRST_LOG_IN, deadline - time.monotonic()), login=LOGINS[REPLAYER])
-            os.unlink(plan.request.config(LOGINS[REPLAYER]))
-        except RecoveryError as error:
-            session.update(recovered={**known, "problem": str(error)})
-            raise
-        reached = plan.replay.reached
-    session.update(recovered={**known, "recovered_to": reached})
+def _check_locked(plan: Plan, deadline: float) -> None:
+    """Raise MysqlError where an account of the copy lets somebody in after all."""
+    query = unlocked_query(is_mariadb=plan.data.is_mariadb, series=plan.series)
+    if query and _ask(plan, query, max(FIRST_LOG_IN, deadline - time.monotonic())).strip() != "0":
+        raise MysqlError(
+            "Accounts of the copy stay open, though they were locked: its system tables are not as a server makes "
+            "them. Use another archive, and find out who made this."
+        )
+
+
+def _reached(plan: Plan, port: int, session: Session, deadline: float) -> dict[str, Any]:
+    """The point that the copy shows, as it is recorded for later starts; after replay, it is recorded."""
+    if plan.request.recovered is not None:
+        return dict(plan.request.recovered)
+    known = {"target": plan.target, "recovered_to": _by_itself(plan), "problem": None}
+    if plan.replay is None:
+        return known
+    try:
+        if plan.replay.pieces:
+            _replay_alone(plan, plan.replay, port, session, deadline)
+    except RecoveryError as error:
+        session.update(recovered={**known, "problem": str(error)})
+        raise
+    reached = {**known, "recovered_to": plan.replay.reached}
+    session.update(recovered=reached)
     return reached
+
+
+def _replay_alone(plan: Plan, replay: Replay, port: int, session: Session, deadline: float) -> None:
+    """Replay in a run of its own, to which nobody else can come: archived logs make accounts, and open others.
+
+    The run that follows locks them all.
+    """
+    passwords = _passwords(REPLAYER)
+    argv = _configure(plan, port, passwords, {"skip_networking": "ON", **read_only(plan.data, "OFF")})
+    _start(plan, argv, port, None, session, deadline)
+    _write_logins(plan, port, passwords)
+    _replay(plan, replay, deadline)
+    # A server that takes too long to end is killed, and then has what it has written to its logs.
+    _ask(
+        plan, "flush tables; flush engine logs", max(FIRST_LOG_IN, deadline - time.monotonic()), login=LOGINS[REPLAYER]
+    )
+    stop_server(session)
 
 
 def _replay(plan: Plan, replay: Replay, deadline: float) -> None:

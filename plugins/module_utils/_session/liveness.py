@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._host.clock import now
 from .._host.mounts import is_mounted_for, is_responding, mount_at, reached_through
 from .directory import RECORD, SessionError
-from .record import KEEPER, LOGS, SERVER
+from .record import KEEPER, LOGS, PORT, SERVER
 from .session import Session
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def is_abandoned(session: Session) -> bool:
 
 
 def _gone(record: Record, checks: dict[str, Any], spare: Sequence[str]) -> list[str]:
-    keepers = [claim.name for claim in record.parts(KEEPER)]
+    others = [claim.name for claim in record.parts(KEEPER, PORT)]  # the session goes on without them
     # A mount that answers is served by another process, which is not recorded yet.
     served = [one["name"] for one in checks["mounts"] if one["responding"]]
     return [
         f"The process {one['name']} ({one['pid']}) is gone"
         for one in checks["processes"]
-        if not one["alive"] and one["name"] not in (*spare, *served, *keepers)
+        if not one["alive"] and one["name"] not in (*spare, *served, *others)
     ]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LIMIT", "Reading", "read_logs", "source_of"]
 
 LIMIT = 1 << 20  # bytes of logs in one call
+MOST_LINES = 20_000  # of one file in one call, each of which is an entry of the result
 SUFFIX = ".log"  # after the name of its source
 ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of logs
 # A log may not have begun when it is asked for.
@@ -109,8 +110,8 @@ class _File:
 
         Half a line waits for its rest, unless it alone exceeds the limit or, `to_the_end`, nothing will follow.
         """
-        data = os.pread(self.descriptor, limit, self.offset)
-        is_all = len(data) < limit or self.offset + limit >= self.size
+        data = _first_lines(os.pread(self.descriptor, limit, self.offset))
+        is_all = self.offset + len(data) >= self.size
         end = data.rfind(b"\n") + 1
         if (not end and len(data) == limit) or (to_the_end and is_all):
             end = len(data) - (0 if to_the_end and is_all else _unfinished_character(data))
@@ -265,7 +266,7 @@ def _checked(cursor: Mapping[str, Any] | None) -> dict[str, dict[str, int]] | No
             str(name): {"inode": int(place["inode"]), "offset": max(0, int(place["offset"]))}
             for name, place in cursor.items()
         }
-    except (TypeError, ValueError, KeyError, AttributeError):
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         raise RecoveryError("cursor is not what an earlier call returned. Leave it out to begin anew.") from None
 
 
@@ -275,7 +276,7 @@ def _texts(source: str, data: bytes) -> list[str]:
     if texts and not texts[-1]:
         texts.pop()  # behind the last newline
     if source == "archive":
-        texts = [line for text in texts for line in _said_by_borg(text).splitlines()]
+        texts = [line for text in texts for line in _said_by_borg(text).splitlines()][:MOST_LINES]
     return [text_shown(text.rstrip("\r")) for text in texts]
 
 
@@ -286,6 +287,16 @@ def _said_by_borg(line: str) -> str:
         return "\n".join(filter(None, [words.strip(), str(json.loads(brace + rest)["message"])]))
     except (ValueError, LookupError, TypeError, RecursionError):
         return line
+
+
+def _first_lines(data: bytes) -> bytes:
+    """Data up to so many lines, each of which becomes an entry: any client can have the server log a million."""
+    position = -1
+    for _line in range(MOST_LINES):
+        position = data.find(b"\n", position + 1)
+        if position < 0:
+            return data
+    return data[: position + 1]
 
 
 def _unfinished_character(data: bytes) -> int:

@@ -1,6 +1,6 @@
 # Copyright (c) 2026, phpBorg contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A session's port while its server is away: whoever took it meanwhile would be told what is meant for the server."""
+"""A session's port, kept for the session's life: who took it while the server is away would pass for that."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from typing import TYPE_CHECKING
 from .._host.command import find_program
 from .._host.ports import kept_port
 from .._host.processes import KILL, MARKER, spawn, stop_all
-from .record import PORT, SERVER, Claim
+from .record import PORT, Claim
 
 if TYPE_CHECKING:
     from .session import Session
 
 __all__ = ["is_kept", "keep_port", "release_port"]
 
-LONGEST = 86400  # seconds; a server that is not back by then has another port
+FOR_EVER = 1 << 30  # seconds; not every sleep(1) knows "infinity"
 
 
-def keep_port(session: Session) -> None:
-    """Have a process keep the port of the session's server, which is about to end, if nobody else has it.
+def keep_port(session: Session, port: int) -> None:
+    """Have a process of its own keep the port of the session's server, which listens there by now.
 
-    To be called under the lock.
+    It does nothing where the server binds the port itself, without leave for another. To be called under the lock.
     """
-    sleep, port, server = find_program("sleep"), session.record.port, session.record.claimed(SERVER)
-    if sleep is None or port is None or is_kept(session):
+    sleep = find_program("sleep")
+    if sleep is None or is_kept(session):
         return
-    is_listening = server is not None and server.process is not None and server.process.alive()
-    with kept_port(port, is_listening=is_listening) as holder:
+    with kept_port(port) as holder:
         if holder is None:
             return
         session.claim(Claim(PORT, "process", PORT, required=False, signals=KILL))
         environment, log = {MARKER: session.directory}, session.path("log/keeper.log")
-        process = spawn([sleep, str(LONGEST)], log=log, env=environment, pass_fds=[holder.fileno()])
+        process = spawn([sleep, str(FOR_EVER)], log=log, env=environment, pass_fds=[holder.fileno()])
     session.amend_claim(PORT, process=process)
 
 
@@ -44,7 +43,7 @@ def is_kept(session: Session) -> bool:
 
 
 def release_port(session: Session) -> None:
-    """End the process that keeps the port: the server has it, or has ended for good."""
+    """End the process that keeps the port."""
     claim = session.record.claimed(PORT)
     if claim is not None:
         stop_all([claim.process] if claim.process else [], claim.signals)

@@ -66,7 +66,8 @@ def write_textfile(path: str, root: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _directory_of(path) as directory:
         try:
-            with os.fdopen(os.open(temporary, flags, 0o644, dir_fd=directory), "w", encoding="utf-8") as file:
+            made = os.open(temporary, flags, 0o644, dir_fd=directory)
+            with os.fdopen(made, "w", encoding="utf-8", errors="backslashreplace") as file:
                 os.fchmod(file.fileno(), 0o644)
                 file.write(render(sessions))
             os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)

@@ -22,7 +22,6 @@ from .._host.trees import empty_directory
 from .._host.users import processes_of, taken_by
 from .audit import audit, requester
 from .directory import LOCK, RECORD, RESUME
-from .port import keep_port
 from .prometheus import write_textfile
 from .record import KEEPER, LAYER, PORT, SIGNALS, brief
 from .session import Session
@@ -127,7 +126,6 @@ def drop_changes(session: Session) -> list[str]:
     parts = [claim.part for claim in session.record.claims]
     since_layer = session.record.claims[parts.index(LAYER) :] if LAYER in parts else []
     later = [claim for claim in since_layer if claim.part != PORT]
-    keep_port(session)
     _give_notice(session)
     for claim in reversed(later):
         _undo(session, claim)
