@@ -461,8 +461,12 @@ def test_whoever_takes_the_port_of_a_killed_server_is_told_nothing(
     assert "failed" not in result, (result["msg"], result.get("log_tail"))
     password = (copy.client / "pgpass").read_text()
     os.kill(result["pid"], signal.SIGKILL)
-    (claim,) = copy.record["claims"]
-    wait_for(lambda: identify(claim["process"]["pid"]) is None)
+    pids = {claim["name"]: claim["process"]["pid"] for claim in copy.record["claims"]}
+    wait_for(lambda: identify(pids["server"]) is None)
+    with pytest.raises(OSError, match="Address already in use"):
+        socket.create_server(("127.0.0.1", result["port"]))  # nobody can take it: a process keeps it
+    os.kill(pids["port"], signal.SIGKILL)
+    wait_for(lambda: identify(pids["port"]) is None)
     with Listener(("127.0.0.1", result["port"])).listening() as impostor:
         told = info(copy)
         assert (told["status"], told["metrics"]["clients"]) == ("orphaned", None)
