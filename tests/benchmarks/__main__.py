@@ -14,15 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
-
-from tests.benchmarks.benchmark import Benchmark  # noqa: E402  (from wherever this is started)
-from tests.benchmarks.measure import dropped_by_others  # noqa: E402
-from tests.benchmarks.report import HEADINGS, table, targets  # noqa: E402
-from tests.benchmarks.sources import Sources  # noqa: E402
-from tests.benchmarks.ways import end_all  # noqa: E402
-from tests.support.host import remains  # noqa: E402
+from tests.benchmarks.benchmark import Benchmark
+from tests.benchmarks.measure import dropped_by_others
+from tests.benchmarks.report import HEADINGS, table, targets
+from tests.benchmarks.sources import Sources
+from tests.benchmarks.ways import end_all
+from tests.support.host import remains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

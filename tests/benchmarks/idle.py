@@ -7,30 +7,25 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-# Before the imports that follow: it is started from anywhere.
-sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
-
-from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (  # noqa: E402
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import (
     Process,
     descendants,
     identify,
 )
-from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module  # noqa: E402
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
-from tests.integration.conftest import Sample  # noqa: E402
-from tests.support.cluster import Cluster, server_directory  # noqa: E402
-from tests.support.forked import forked  # noqa: E402
-from tests.support.modules import call  # noqa: E402
-from tests.support.repository import Repository  # noqa: E402
-from tests.support.stack import Stack  # noqa: E402
+from tests.integration.conftest import Sample
+from tests.support.cluster import Cluster, server_directory
+from tests.support.forked import forked
+from tests.support.modules import call
+from tests.support.repository import Repository
+from tests.support.stack import Stack
 
 SETTLED = 75  # seconds after which the layers have given back what only fetching needs
 REST = 300  # seconds that the sessions choose for suspend_after: long enough to measure them before it, too

@@ -16,22 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-# Before the imports that follow: it is started from anywhere.
-sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / ".cache" / "collections")]
+import pymysql
+from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral
 
-import pymysql  # noqa: E402
-from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_ephemeral  # noqa: E402
-
-from tests.benchmarks.benchmark import STARTS, STARTS_MAY_TAKE  # noqa: E402
-from tests.benchmarks.measure import Server, drop_caches  # noqa: E402
-from tests.benchmarks.report import Figures, table, targets_of_mariadb  # noqa: E402
-from tests.benchmarks.sources import Source, Sources  # noqa: E402
-from tests.benchmarks.ways import Extracted, Mounted, Recovery, Way, done, end_all  # noqa: E402
-from tests.support.mariadb import MariaDb  # noqa: E402
-from tests.support.once import COMMON  # noqa: E402
-from tests.support.playbook import Playbooks  # noqa: E402
-from tests.support.repository import Repository  # noqa: E402
+from tests.benchmarks.benchmark import STARTS, STARTS_MAY_TAKE
+from tests.benchmarks.measure import Server, drop_caches
+from tests.benchmarks.report import Figures, table, targets_of_mariadb
+from tests.benchmarks.sources import Source, Sources
+from tests.benchmarks.ways import Extracted, Mounted, Recovery, Way, done, end_all
+from tests.support.mariadb import MariaDb
+from tests.support.once import COMMON
+from tests.support.playbook import Playbooks
+from tests.support.repository import Repository
 
 OWNER = "daemon"  # whom the sample's server runs as
 DATABASE, TABLE = "bench", "big"
@@ -41,10 +37,9 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class MariaDbServer(Server):
-    """A session's server, by the option file that is printed for people. took: seconds of its module."""
+    """A session's server, by the option file that is printed for people."""
 
     client_file: str = ""
-    took: float = 0.0
 
     def connect(self, *, timeout: float = 30) -> Any:
         return pymysql.connect(
@@ -156,7 +151,7 @@ def _start(name: str, way: Way, kind: str, source: Source, figures: dict[str, fl
         drop_caches()
         recovery: Recovery = way.start(source)
         seconds.append(recovery.ready)
-        servers.append(recovery.server.took)  # type: ignore[attr-defined]  # of MariaDbServer
+        servers.append(recovery.server.took)
         figures[f"borg {kind}"], figures[f"layer {kind}"] = recovery.borg_seconds(), recovery.layer_seconds()
         figures[f"disk {kind}"] = recovery.written()
         if kind == "large":
@@ -179,7 +174,7 @@ def _serve(begun: dict[str, Any], source: Source) -> Server:
         examine=False,  # as in the playbook
     )
     took = time.monotonic() - began
-    return MariaDbServer(result["socket_directory"], result["port"], result["client_file"], took)
+    return MariaDbServer(result["socket_directory"], result["port"], took, result["client_file"])
 
 
 def _play(sources: Sources, place: Path, figures: dict[str, float]) -> None:

@@ -41,10 +41,11 @@ CLIENTS = 2
 
 @dataclass(frozen=True)
 class Server:
-    """A server, reached through its socket."""
+    """A server, reached through its socket. took: seconds of the module that started it."""
 
     socket_directory: str
     port: int
+    took: float = 0.0
 
     def connect(self, *, timeout: float = 30) -> Any:
         """A connection to the sample database. Raises psycopg2.OperationalError."""
