@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.support.mariadb import DATABASE, MariaDb, ask, own
 pytestmark = needs_root
 
 ACKNOWLEDGED = f"`{DATABASE}`.acknowledged"
+PAGE = 16 << 10
 # A real production: between the two flushes of a commit it is prepared.
 DURABLE = {"innodb_flush_log_at_trx_commit": "1", "sync_binlog": "1"}
 
@@ -38,7 +38,7 @@ class Killed:
 def _killed(shared_place: Path) -> Iterator[Killed]:
     with MariaDb(directory=shared_place / "killed", settings=DURABLE) as server:
         server.populate(rows=200)
-        yield Killed(server, frozenset(server.killed_while_writing(loops=16)))
+        yield Killed(server, frozenset(server.killed_while_writing(halfway=True)))
 
 
 @pytest.fixture(name="copy")
@@ -71,7 +71,7 @@ def test_without_binary_logs_what_was_prepared_is_committed_and_told(copy: Copy,
     result = started(copy)
     assert killed.acknowledged <= ids(result)
     number = result["data"]["prepared_transactions"]
-    assert number > 0  # measured: 2 to 18
+    assert number > 0
     sentence = f"{number} transactions were prepared when the server was killed"
     assert [one for one in map(str, result["warnings"]) if sentence in one]
 
@@ -83,7 +83,7 @@ def test_binary_logs_elsewhere_decide_as_well(place: Path, copy_of: Callable[...
     own(logs)
     with MariaDb(directory=place / "maria", settings={**DURABLE, "log_bin": str(logs / "mysql-bin")}) as server:
         server.populate(rows=100)
-        acknowledged = server.killed_while_writing(loops=8)
+        acknowledged = server.killed_while_writing(halfway=True)
         copy = copy_of(server, main=mysql_ephemeral.main)
         copy.add(logs)
     inside = str(logs).lstrip("/")
@@ -99,47 +99,55 @@ def test_a_page_that_a_power_cut_has_torn_is_whole_again(place: Path, copy_of: C
     flushed = {"innodb_max_dirty_pages_pct": "0", "innodb_max_dirty_pages_pct_lwm": "0"}
     with MariaDb(directory=place / "maria", settings={**DURABLE, **flushed}) as server:
         server.populate(rows=100)
-        written = "show global status like 'Innodb_dblwr_writes'"
-        before = int(server.sql(written).split()[1])
-        change = "update orders set item = uuid()"
-        wait_until(lambda: server.sql(f"{change}; {written}", database=DATABASE).split()[1] != str(before))
-        acknowledged = server.killed_while_writing()
+        changes = 0
+
+        def caught() -> bool:
+            nonlocal changes
+            changes += 1
+            server.sql(f"update orders set item = '{changes}'", database=DATABASE)
+            server.pause()
+            if written_twice(server.data):
+                return True
+            server.go_on()
+            return False
+
+        wait_until(caught)
+        server.kill()
         copy = copy_of(server, main=mysql_ephemeral.main)
-    assert tear_pages(copy.data) > 0
+    for file, offset in written_twice(copy.data):
+        with file.open("r+b") as table:
+            table.seek(offset + PAGE // 2)
+            table.write(os.urandom(PAGE // 2))
     result = started(copy)
-    assert acknowledged <= ids(result)
     assert result["data"]["unreadable_tables"] == []
-    for table in (ACKNOWLEDGED, f"`{DATABASE}`.orders"):
-        assert ask(result["client_file"], f"check table {table} extended").endswith("\tOK")
+    orders = f"`{DATABASE}`.orders"
+    assert ask(result["client_file"], f"select distinct item from {orders}") == str(changes)
+    assert ask(result["client_file"], f"check table {orders} extended").endswith("\tOK")
 
 
-def tear_pages(data: Path) -> int:
-    """Undo the second half of each page that is in the doublewrite area as well; how many.
+def written_twice(data: Path) -> list[tuple[Path, int]]:
+    """Pages since the checkpoint whose images are in the doublewrite area: file and offset in bytes.
 
-    The area's two parts of 64 pages are named in page 5 (InnoDB's trx0sys.h: TRX_SYS_DOUBLEWRITE).
+    The area's two parts of 64 pages are named in page 5 (InnoDB's trx0sys.h: TRX_SYS_DOUBLEWRITE), the checkpoint in
+    two blocks of the redo log (log0types.h: CHECKPOINT_1 and CHECKPOINT_2).
     """
-    size, torn = 16 << 10, 0
-    files = {page_field(path, 34): path for path in [data / "ibdata1", *data.glob("*/*.ibd")]}
-    with (data / "ibdata1").open("rb") as system:
-        system.seek(5 * size + size - 200 + 14)
-        blocks = struct.unpack(">2I", system.read(8))
-        images = []
-        for block in blocks:
-            system.seek(block * size)
-            images += [system.read(size) for _number in range(64)]
-    for image in images:
-        number, space = int.from_bytes(image[4:8], "big"), int.from_bytes(image[34:38], "big")
-        if space not in files or not number:
-            continue
-        with files[space].open("r+b") as file:
-            file.seek(number * size)
-            if file.read(size) == image:
-                file.seek(number * size + size // 2)
-                file.write(os.urandom(size // 2))
-                torn += 1
-    return torn
+    redo = (data / "ib_logfile0").read_bytes()[: 12 << 10]
+    checkpoint = max(number(redo, 4 << 10, 8), number(redo, 8 << 10, 8))
+    files = {number(path.read_bytes()[:PAGE], 34): path for path in data.glob("*/*.ibd")}
+    system = (data / "ibdata1").read_bytes()
+    area = 5 * PAGE + PAGE - 200 + 14
+    found = []
+    for block in (number(system, area), number(system, area + 4)):
+        for start in range(block * PAGE, (block + 64) * PAGE, PAGE):
+            image = system[start : start + PAGE]
+            path, offset = files.get(number(image, 34)), number(image, 4) * PAGE
+            if path and offset and number(image, 16, 8) >= checkpoint:
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    found += [(path, offset)] if file.read(PAGE) == image else []
+    return found
 
 
-def page_field(path: Path, offset: int) -> int:
-    """A number of four bytes in a file's first page."""
-    return int.from_bytes(path.read_bytes()[offset : offset + 4], "big")
+def number(content: bytes, offset: int, size: int = 4) -> int:
+    """One of InnoDB's numbers."""
+    return int.from_bytes(content[offset : offset + size], "big")

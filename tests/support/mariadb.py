@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pymysql
 
+from tests.support.clock import wait_until
 from tests.support.once import made_once
 
 if TYPE_CHECKING:
@@ -204,23 +205,14 @@ class MariaDb:
         """State of all tables; see checksums()."""
         return checksums(self.sql)
 
-    def killed_while_writing(self, *, clients: int = 4, loops: int = 0) -> set[int]:
+    def killed_while_writing(self, *, clients: int = 4, halfway: bool = False) -> set[int]:
         """Kill it while clients commit; the ids whose commits it had acknowledged.
 
-        loops: connections that beside them commit as fast as the server can, so that some are caught in the middle.
+        halfway: wait until a commit is prepared and in the binary log, and InnoDB has not committed it.
         """
         with self.connect(DATABASE) as connection, connection.cursor() as cursor:
-            for name in ("acknowledged", "hurried"):
-                cursor.execute(f"create table if not exists {name} (id int auto_increment primary key, x text)")
-            cursor.execute(
-                "create or replace procedure hurry() for i in 1..1000000 do insert into hurried (x) values (uuid());"
-                " end for"
-            )
+            cursor.execute("create table if not exists acknowledged (id int auto_increment primary key, x text)")
         known: set[int] = set()
-
-        def hurry() -> None:
-            with suppress(pymysql.err.Error, OSError):
-                self.connect(DATABASE).cursor().execute("call hurry()")
 
         def write() -> None:
             with suppress(pymysql.err.Error, OSError):
@@ -230,20 +222,35 @@ class MariaDb:
                     cursor.execute("insert into acknowledged (x) values (repeat(md5(rand()), 20))")
                     known.add(cursor.lastrowid)
 
-        tasks = [write] * clients + [hurry] * loops
-        writers = [threading.Thread(target=task, daemon=True) for task in tasks]
+        writers = [threading.Thread(target=write, daemon=True) for _ in range(clients)]
         for writer in writers:
             writer.start()
-        hurried = f"select count(*) from `{DATABASE}`.hurried"
-        deadline = time.monotonic() + TIMEOUT
-        while len(known) < COMMITS or (loops and int(self.sql(hurried)) < COMMITS):
-            if time.monotonic() > deadline:
-                raise RuntimeError("the server does not commit as it should")
-            time.sleep(0.05)
+        wait_until(lambda: len(known) >= COMMITS, seconds=TIMEOUT)
+        if halfway:
+            self._hold_commits()
         self.kill()
         for writer in writers:
             writer.join(timeout=10)
         return known
+
+    def pause(self) -> None:
+        """Hold its threads where they are."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let a paused server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def _hold_commits(self) -> None:
+        """Hold each commit between its two flushes: it waits for a replica that does not exist."""
+        for setting in ("timeout = 3600000", "wait_point = 'AFTER_SYNC'", "wait_no_slave = 1", "enabled = 1"):
+            self.sql(f"set global rpl_semi_sync_master_{setting}")
+        waits = "select count(*) from information_schema.processlist where state like 'Waiting for semi-sync ACK%'"
+        wait_until(lambda: int(self.sql(waits)) > 0, seconds=TIMEOUT)
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -195,7 +195,7 @@ def test_a_killed_mariadb_of_the_oldest_series(
     server.bindir = programs_of("bullseye")
     with server:
         server.populate(rows=200)
-        acknowledged = server.killed_while_writing(loops=4)
+        acknowledged = server.killed_while_writing(halfway=True)
         copy = copy_of(server, main=mysql_ephemeral.main)
         refused = copy.start()
         assert refused["failed"]
