@@ -14,6 +14,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._mysql import account
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.metrics import measure
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session.session import (
     Session,
@@ -146,6 +147,15 @@ def test_a_trigger_on_system_tables_keeps_no_account_open(copy: Copy) -> None:
     }
     with pytest.raises(pymysql.err.OperationalError, match=r"Access denied|account is locked"):
         pymysql.connect(host="127.0.0.1", port=result["port"], user="app")
+
+
+def test_a_start_is_refused_where_an_account_stays_open(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is in the archive that undoes the locking."""
+    monkeypatch.setattr(account, "_locked", lambda **_options: [])
+    result = copy.start()
+    assert result["failed"]
+    assert "Accounts of the copy stay open" in result["msg"]
+    assert copy.left() == []
 
 
 def test_settings_count_unless_they_undo_the_isolation(copy: Copy) -> None:

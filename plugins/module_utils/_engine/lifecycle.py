@@ -130,28 +130,25 @@ def _restart(engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool)
     again = {**options, **session.remembered(SERVER)}
     if check_mode:
         return {**_predicted(engine, _request(engine, again, session)), "changed": True}
-    _end(again)
+    _end(again, keeps_port=True)
     return _start(engine, again, check_mode=False)
 
 
-def _end(options: dict[str, Any]) -> bool:
-    """End the server, whose port is kept; whether there was one."""
+def _end(options: dict[str, Any], *, keeps_port: bool) -> bool:
+    """End the server; whether there was one."""
     with claiming(options["session_directory"]) as session:
         changed = stop_server(session)
         session.release_claim(SERVER)
         session.update(pid=None, server=None)
+        if not keeps_port:
+            release_port(session)
     return changed
 
 
 def _stop(_engine: Engine[R, P], options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     session = Session.open(options["session_directory"])
     is_running = running_server(session) is not None
-    if check_mode:
-        changed = is_running
-    else:
-        changed = _end(options)
-        with claiming(options["session_directory"]) as session:
-            release_port(session)
+    changed = is_running if check_mode else _end(options, keeps_port=False)
     difference = {"before": {"state": "started" if is_running else "stopped"}, "after": {"state": "stopped"}}
     shown = {**NOTHING, "socket_directory": session.path("client")}
     return {**shown, "changed": changed, "diff": difference}

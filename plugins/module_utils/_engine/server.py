@@ -89,11 +89,9 @@ class Server:
         with self._socket_for_clients(request) as clients:
             own = os.path.join(request.socket_directory, self.socket_name)
             doors: list[tuple[int, str | int, int]] = [(clients.fileno(), own, MOST_CLIENTS)]
-            if reserved is None:
-                pass
-            elif self.room.has_network():
+            if reserved is not None and self.room.has_network():
                 doors.append((reserved.fileno(), port, self.most_by_tcp))
-            else:
+            elif reserved is not None:
                 allow_another_bind(reserved)
             return self.room.start(
                 self.argv,

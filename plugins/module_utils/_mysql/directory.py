@@ -81,8 +81,7 @@ class DataDirectory:
     @property
     def series(self) -> tuple[int, int]:
         """The first two numbers of the version."""
-        first, second = self.version.split(".")[:2]
-        return int(first), int(second)
+        return _series_of(self.version)
 
     @property
     def is_mariadb(self) -> bool:
@@ -158,6 +157,11 @@ def _read(path: str, held: HeldDirectory, logs: HeldDirectory, *, has_keys: bool
     )
 
 
+def _series_of(version: str) -> tuple[int, int]:
+    first, second = version.split(".")[:2]
+    return int(first), int(second)
+
+
 def _owner(path: str) -> int:
     descriptor = open_inside(os.path.join(path, SYSTEM), os.O_PATH)
     try:
@@ -169,7 +173,7 @@ def _owner(path: str) -> int:
 def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None, *, product: str, version: str) -> bool:
     if backup is not None:
         return backup.is_prepared
-    if product == "mysql" and version.startswith("5.6."):
+    if product == "mysql" and _series_of(version) < (5, 7):
         return False  # nothing tells
     return "ibtmp1" not in files and (redo is None or redo.is_clean is not False)
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from .kernel import checked, libc
 from .specification import CONFIGURATION, DEVICES, RESOLVER, SYSTEM, Specification
 
-__all__ = ["SIGNALS_SINCE", "landlock_version", "restrict_files"]
+__all__ = ["landlock_version", "restrict_files"]
 
 # struct landlock_ruleset_attr, landlock_path_beneath_attr, landlock_net_port_attr
 _RULESET, _PATH_RULE, _PORT_RULE = struct.Struct("=QQQ"), struct.Struct("=Qi"), struct.Struct("=QQ")
@@ -25,7 +25,7 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a directory
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # the rights that a rule for a single file can give
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1}  # all that the ABI versions know of
 _BIND_TCP, _CONNECT_TCP, _PORTS_SINCE = 1, 2, 4
-_SCOPES, SIGNALS_SINCE = 0b11, 6  # abstract sockets of others, and signals to them
+_SCOPES, _SCOPES_SINCE = 0b11, 6  # abstract sockets of others, and signals to them
 
 
 def landlock_version() -> int:
@@ -38,7 +38,7 @@ def restrict_files(spec: Specification) -> None:
     rights = _RIGHTS[min(version, max(_RIGHTS))]
     ports = _BIND_TCP | (0 if spec.network == "host" else _CONNECT_TCP) if version >= _PORTS_SINCE else 0
     # Older kernels know a shorter structure, and take a longer one when the rest is zero.
-    attributes = _RULESET.pack(rights, ports, _SCOPES if version >= SIGNALS_SINCE else 0)
+    attributes = _RULESET.pack(rights, ports, _SCOPES if version >= _SCOPES_SINCE else 0)
     ruleset = checked(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0), "landlock_create_ruleset")
     configuration = (*CONFIGURATION, *(RESOLVER if spec.network == "host" else ()))
     for path in (*SYSTEM, *configuration, "/proc", *spec.readable):
