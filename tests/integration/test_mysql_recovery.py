@@ -16,7 +16,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import mysql_e
 from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
 from tests.support.copies import Copy
-from tests.support.mariadb import DATABASE, MariaDb, ask, own
+from tests.support.mariadb import DATABASE, MariaDb, ask, install, own
 
 pytestmark = needs_root
 
@@ -44,6 +44,13 @@ def _killed(shared_place: Path) -> Iterator[Killed]:
 @pytest.fixture(name="copy")
 def _copy(killed: Killed, copy_of: Callable[..., Copy]) -> Copy:
     return copy_of(killed.server, main=mysql_ephemeral.main)
+
+
+class Spread(MariaDb):
+    """A server that has its redo log and undo tablespaces where its settings say from the beginning."""
+
+    def initialise(self) -> None:
+        install(self.data, **self.settings)
 
 
 def started(copy: Copy, **options: Any) -> dict[str, Any]:
@@ -92,6 +99,29 @@ def test_binary_logs_elsewhere_decide_as_well(place: Path, copy_of: Callable[...
     assert result["data"]["prepared_transactions"] == 0
     assert ask(result["client_file"], "show binary logs").splitlines()
     assert [one for one in result["neutralised"] if "mysql-bin.index names the copy's own logs" in one["what"]]
+
+
+def test_redo_and_undo_logs_elsewhere(place: Path, copy_of: Callable[..., Copy]) -> None:
+    """On quick disks of their own, as production's configuration says and the archive does not."""
+    redo, undo = place / "redo", place / "undo"
+    settings = {"innodb_log_group_home_dir": str(redo), "innodb_undo_directory": str(undo)}
+    for directory in (redo, undo):
+        directory.mkdir()
+        own(directory)
+    with Spread(directory=place / "maria", settings={**settings, "innodb_undo_tablespaces": "3"}) as server:
+        server.populate(rows=100)
+        acknowledged = server.killed_while_writing()
+        copy = copy_of(server, main=mysql_ephemeral.main)
+        copy.add(redo)
+        copy.add(undo)
+    inside = [str(directory).lstrip("/") for directory in (redo, undo)]
+    links = {f"{inside[0]}/ib_logfile0": inside[0], f"{inside[1]}/undo001": inside[1]}
+    result = started(copy, links=links)
+    assert acknowledged <= ids(result)
+    assert result["data"]["recovered"]
+    assert ask(result["client_file"], "select @@innodb_undo_tablespaces") == "3"
+    for name in settings:
+        assert ask(result["client_file"], f"select @@{name}").startswith(str(copy.tree))
 
 
 def test_a_page_that_a_power_cut_has_torn_is_whole_again(place: Path, copy_of: Callable[..., Copy]) -> None:

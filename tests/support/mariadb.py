@@ -26,7 +26,7 @@ from tests.support.clock import wait_until
 from tests.support.once import made_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["DATABASE", "MariaDb", "ask", "checksums", "file_digests"]
 
@@ -120,8 +120,12 @@ class MariaDb:
         for path in (self.directory, self.run):
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
             own(path)
-        subprocess.run(["cp", "-a", str(made_once("mariadb", _installed)), str(self.data)], check=True)
+        self.initialise()
         self.start()
+
+    def initialise(self) -> None:
+        """Make the data directory, without starting."""
+        subprocess.run(["cp", "-a", str(made_once("mariadb", _installed)), str(self.data)], check=True)
 
     def start(self) -> None:
         """Start the server; recovers after a crash."""
@@ -269,12 +273,17 @@ def own(*paths: Path) -> None:
 
 def _installed(place: Path) -> Path:
     """An empty data directory, made once for all workers: it takes seconds."""
-    data = place / "data"
-    argv: Sequence[str] = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"]
-    argv = [*argv, "--auth-root-authentication-method=normal", "--innodb-log-file-size=8M"]
     if OS_USER is not None:
         own(place)
-        argv = [*argv, f"--user={OS_USER}"]
+    return install(place / "data")
+
+
+def install(data: Path, **settings: str) -> Path:
+    """Make an empty data directory."""
+    argv = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+    argv += ["--auth-root-authentication-method=normal", "--innodb-log-file-size=8M"]
+    argv += [f"--{name}={value}" for name, value in settings.items()]
+    argv += [] if OS_USER is None else [f"--user={OS_USER}"]
     subprocess.run(argv, check=True, capture_output=True, timeout=TIMEOUT)
     return data
 

@@ -208,6 +208,22 @@ def test_what_no_option_file_can_hold(value: str) -> None:
         render_options({"x": {"tmpdir": value}})
 
 
+@pytest.mark.parametrize(
+    ("logs", "undo"),
+    [("srv/redo/ib_logfile0", "srv/undo/undo001"), ("srv/redo/#innodb_redo/#ib_redo7", "srv/redo/undo_001")],
+)
+def test_redo_and_undo_logs_elsewhere_are_known_where_there_is_one_of_each(logs: str, undo: str) -> None:
+    items = [file(f"{DATA}/ibdata1"), file(f"{DATA}/mysql/db.frm"), file(logs), file(undo)]
+    items += [directory(path) for path in ("srv/redo", "srv/redo/#innodb_redo") if logs.startswith(path)]
+    (found,), _listing = find_all(items, {})
+    of_undo = undo.rpartition("/")[0]
+    assert found.links == {"srv/redo/ib_logfile0": "srv/redo", f"{of_undo}/undo001": of_undo}
+    assert found.paths() == sorted({DATA, "srv/redo", of_undo}, key=lambda path: (path != DATA, path))
+    (found,), _listing = find_all([*items, file("old/ib_logfile0")], {})
+    assert [one for one in found.problems if "which of these is its own: old, srv/redo" in one]
+    assert set(found.links) == {f"{of_undo}/undo001"}
+
+
 def test_binary_logs_elsewhere_are_known_by_their_index() -> None:
     """Debian's configuration proposes /var/log/mysql; what is archived beside it is no server's."""
     logs = {

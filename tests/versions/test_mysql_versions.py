@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ ORDERS = f"`{DATABASE}`.orders"
 
 @pytest.fixture(scope="module", name="programs_of")
 def _programs_of(shared_place: Path) -> Callable[[str], str]:
+    @cache
     def programs(suite: str) -> str:
         try:
             return unpacked(suite, SUITES[suite], cache=CHECKOUT / ".cache" / "debian", directory=shared_place)
@@ -68,6 +71,7 @@ class MySql(MariaDb):
             f"--log-error={self.run}/log",
             "--loose-mysqlx=0",
             "--secure-file-priv=",
+            *(f"--{name}={value}" for name, value in self.settings.items()),
         ]
         self.process = self._run(*options, self._capacity(), *self._installation())
         deadline = time.monotonic() + 60
@@ -172,6 +176,45 @@ def test_read_only_mysql(mysql: MySql, copy_of: Callable[..., Copy]) -> None:
     for statement in (f"delete from {ORDERS}", "set global super_read_only = 0"):
         assert "ERROR" in ask(client, statement, check=False)
     mysql.start()
+
+
+def test_point_in_time_of_mysql(
+    shared_place: Path, programs_of: Callable[[str], str], copy_of: Callable[..., Copy]
+) -> None:
+    """Archived binary logs lead on from where the copy ends, to a transaction, a position, a second and their end."""
+    server = MySql(directory=shared_place / "later", settings={"gtid-mode": "ON", "enforce-gtid-consistency": "ON"})
+    server.bindir, logs = programs_of("sid"), shared_place / "logs"
+    with server:
+        server.sql("create database shop; create table shop.story (id int primary key)")
+        server.stop()
+        copies = [copy_of(server, main=mysql_ephemeral.main) for _target in range(4)]
+        server.start()
+        add(server, 1, 2)
+        server.sql("flush binary logs")
+        add(server, 3)
+        file, position, *_rest = server.sql("show binary log status").split("\t")
+        source, _colon, numbers = server.sql("select @@global.gtid_executed").partition(":")
+        second = server.sql("select sleep(1.1); select now()").splitlines()[-1]
+        server.sql("do sleep(1.1)")
+        add(server, 4)
+        server.stop()
+        shutil.copytree(server.data, logs, ignore=lambda _at, names: [one for one in names if "binlog." not in one])
+    targets = {
+        "recovery_target_position": f"{file}:{position}",
+        "recovery_target_gtid": f"{source}:{numbers.rpartition('-')[2]}",
+        "recovery_target_time": second,
+        "recovery_target": "end",
+    }
+    for copy, (name, value) in zip(copies, targets.items(), strict=True):
+        result = started(copy, bindir=server.bindir, log_source=str(logs), **{name: value})
+        known = "1\n2\n3\n4" if value == "end" else "1\n2\n3"
+        assert ask(result["client_file"], "select id from shop.story") == known, name
+        assert copy.stop()["changed"]
+
+
+def add(server: MySql, *numbers: int) -> None:
+    for number in numbers:
+        server.sql(f"insert into shop.story values ({number})")
 
 
 def test_data_of_a_killed_mariadb_are_opened_by_a_newer_one_with_a_warning(

@@ -30,6 +30,8 @@ DUMPS = (
 STREAMS = (b"XBSTCK01", b"xbstck")
 SYSTEM = "ibdata1"
 REDO, REDO_DIRECTORY, REDO_NAME = "ib_logfile0", "#innodb_redo", re.compile(r"#ib_redo([0-9]{1,18})")
+REDO_NAMES = (REDO, REDO_DIRECTORY)
+UNDO = ("undo001", "undo_001")  # the first of MariaDB's undo tablespaces, and of MySQL's
 UPGRADED = ("mariadb_upgrade_info", "mysql_upgrade_info", "mysql_upgrade_history")
 POINTERS = (".isl", ".index")  # where files of a table, or binary logs, are
 BINARY_LOG = re.compile(r"(.{1,200})\.(?:[0-9]{6}|[1-9][0-9]{6})")  # eight digits are a date
@@ -66,7 +68,7 @@ class MysqlContents(Contents):
     names = ("mariadb", "mysql")
     mark = SYSTEM
     readable = frozenset((*UPGRADED, *INFORMATION))
-    present = frozenset((SYSTEM, REDO, *TOLD))
+    present = frozenset((SYSTEM, REDO, *UNDO, *TOLD))
     data_files = frozenset((SYSTEM,))
 
     def __init__(self, listing: Listing) -> None:
@@ -136,11 +138,13 @@ class MysqlContents(Contents):
         begin: Beginnings,
     ) -> MysqlDatabase:
         listing = self.listing
-        redo, backup = self._redo(directory, begin), parse_backup(content.text, directory)
+        innodb = self._innodb_elsewhere(directory)
+        redo, backup = self._redo(innodb.get(REDO, directory), begin), parse_backup(content.text, directory)
         version = self._version(content, directory, redo, backup)
         tables = {path: content.text(*posixpath.split(path)) for path in pointers if path.endswith(".isl")}
         external = external_files(listing, directory, tables, relocated)
         external.links.update(self._logs_elsewhere(content, directory))
+        external.links.update((posixpath.join(place, name), place) for name, place in innodb.items())
         parts = [directory, *outside(directory, external.links.values())]
         item = listing.markers[posixpath.join(directory, SYSTEM)]
         return MysqlDatabase(
@@ -178,6 +182,28 @@ class MysqlContents(Contents):
             if is_meant and first.startswith(posixpath.join(posixpath.dirname(first), name.removesuffix("index"))):
                 found[path] = above
         return found if len(found) == 1 else {}
+
+    def _innodb_elsewhere(self, directory: str) -> dict[str, str]:
+        """Where the redo log and undo tablespaces are if not in the data directory, by MariaDB's name of a file.
+
+        Production's configuration names these directories. Here it counts that the archive has one of each.
+        """
+        if len(self.directories()) > 1:
+            return {}
+        found = {name: self._others_with(directory, names) for name, names in ((REDO, REDO_NAMES), (UNDO[0], UNDO))}
+        return {name: places[0] for name, places in found.items() if len(places) == 1}
+
+    def _others_with(self, directory: str, names: Sequence[str]) -> list[str]:
+        """Directories that have one of names, where the data directory has none of them."""
+        listing = self.listing
+        inside = [posixpath.join(directory, name) for name in names]
+        if any(path in listing.markers or path in listing.links or listing.has_directory(path) for path in inside):
+            return []
+        found = {place for name in names for place in listing.directories_with(name)}
+        if REDO_DIRECTORY in names:
+            above = (posixpath.split(posixpath.dirname(path)) for path in listing.markers if "/#ib_redo" in path)
+            found.update(place for place, name in above if name == REDO_DIRECTORY)
+        return sorted(found)
 
     def _redo(self, directory: str, begin: Beginnings) -> Redo | None:
         """What the first file of the redo log says, which may have gigabytes."""
@@ -250,6 +276,12 @@ class MysqlContents(Contents):
             yield (
                 f"{shown(directory or '.')} has tables of {OTHER_ENGINES[name]} ({name}), which sessions do not start: "
                 "these cannot be read."
+            )
+        several = self._others_with(directory, REDO_NAMES)
+        if len(several) > 1 or (several and len(self.directories()) > 1):
+            yield (
+                f"{shown(directory or '.')} has no redo log, and it is not known which of these is its own: "
+                f"{listed(several)}. Archive them apart."
             )
         yield from external.problems
         yield from lost_content([path for part in parts for path in listing.damaged_below(part)])

@@ -23,11 +23,12 @@ from .redo import HEAD, TABLE, Redo, parse_redo, product_of, version_of_table
 if TYPE_CHECKING:
     from .._host.command import Account
 
-__all__ = ["REDO", "REDO_DIRECTORY", "BinaryLogs", "DataDirectory", "check_account", "read_data_directory"]
+__all__ = ["REDO", "REDO_DIRECTORY", "BinaryLogs", "DataDirectory", "Elsewhere", "check_account", "read_data_directory"]
 
 SYSTEM, REDO, REDO_DIRECTORY = "ibdata1", "ib_logfile0", "#innodb_redo"
 SYSTEM_FILE = re.compile(r"ibdata([1-9][0-9]{0,3})")
 UPGRADED = ("mariadb_upgrade_info", "mysql_upgrade_info")
+UNDO_FILE = re.compile(r"undo[0-9]{1,4}")
 VERSION = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}")
 PAGE = 16 << 10
 FLAGS = slice(54, 58)  # of a tablespace, in its first page
@@ -57,11 +58,21 @@ class BinaryLogs:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Directories that are not the data directory: of binary logs, of the redo log, of undo tablespaces."""
+
+    binlogs: str | None = None
+    redo: str | None = None
+    undo: str | None = None
+
+
+@dataclass(frozen=True)
 class DataDirectory:
     """One data directory: path, version of what wrote it, and what a server has to be told about it.
 
-    redo_size: bytes of the log's first file. system: names and sizes of the system tablespace's files. is_clean: the
-    server had ended in order. files, directories: names of what is in it.
+    redo_files: names of the log's files, or of MySQL's directory of them; redo_size: bytes of the first. system: names
+    and sizes of the system tablespace's files. undo: how many undo tablespaces MariaDB had. is_clean: the server had
+    ended in order. files, directories: names of what is in it.
     """
 
     path: str
@@ -69,14 +80,17 @@ class DataDirectory:
     version: str
     uid: int
     redo: Redo | None
+    redo_files: tuple[str, ...]
     redo_size: int
     page_size: int
     system: tuple[tuple[str, int], ...]
+    undo: int
     is_clean: bool
     backup: Backup | None
     binlogs: BinaryLogs | None
     files: frozenset[str]
     directories: frozenset[str]
+    elsewhere: Elsewhere
 
     @property
     def series(self) -> tuple[int, int]:
@@ -89,13 +103,13 @@ class DataDirectory:
         return self.product == "mariadb"
 
 
-def read_data_directory(path: str, binlog_directory: str | None = None, *, has_keys: bool = False) -> DataDirectory:
+def read_data_directory(path: str, elsewhere: Elsewhere, *, has_keys: bool = False) -> DataDirectory:
     """Look at a data directory. Raises MysqlError for anything else.
 
-    binlog_directory: where its binary logs are, if they are not in it. has_keys: those of encrypted data are at hand.
+    has_keys: those of encrypted data are at hand.
     """
     try:
-        return _read(path, HeldDirectory(path), HeldDirectory(binlog_directory or path), has_keys=has_keys)
+        return _read(path, HeldDirectory(path), elsewhere, has_keys=has_keys)
     except OSError as error:
         raise MysqlError(f"data_directory {path} cannot be read: {error.strerror}.") from error
 
@@ -116,7 +130,8 @@ def check_account(data: DataDirectory, account: Account, *, is_presented: bool =
         )
 
 
-def _read(path: str, held: HeldDirectory, logs: HeldDirectory, *, has_keys: bool) -> DataDirectory:
+def _read(path: str, held: HeldDirectory, elsewhere: Elsewhere, *, has_keys: bool) -> DataDirectory:
+    logs, undo = HeldDirectory(elsewhere.binlogs or path), HeldDirectory(elsewhere.undo or path)
     files, directories = map(frozenset, held.listed())
     if SYSTEM not in files:
         raise MysqlError(
@@ -128,7 +143,9 @@ def _read(path: str, held: HeldDirectory, logs: HeldDirectory, *, has_keys: bool
     first = _head(held, SYSTEM, PAGE)
     if len(first) < FLAGS.stop:
         raise MysqlError(f"{SYSTEM} of {path} is empty or cut off: use another archive.")
-    log, size = _first_of_redo(held, files, directories)
+    held_redo = HeldDirectory(elsewhere.redo or path)
+    redo_files = _redo_files(held_redo)
+    log, size = _first_of_redo(held_redo, redo_files)
     redo = parse_redo(log)
     backup = parse_backup(lambda _directory, name: _text(held, name) if name in files else "", "")
     binlogs = _binlogs(logs)
@@ -146,14 +163,17 @@ def _read(path: str, held: HeldDirectory, logs: HeldDirectory, *, has_keys: bool
         version=version,
         uid=_owner(path),
         redo=redo,
+        redo_files=redo_files,
         redo_size=size,
         page_size=_page_size(path, int.from_bytes(first[FLAGS], "big")),
         system=_system(path, held, files),
+        undo=sum(UNDO_FILE.fullmatch(name) is not None for name in undo.listed()[0]),
         is_clean=_is_clean(files, redo, backup, product=product_of(version), version=version),
         backup=backup,
         binlogs=binlogs,
         files=files,
         directories=directories,
+        elsewhere=elsewhere,
     )
 
 
@@ -178,14 +198,21 @@ def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None, *
     return "ibtmp1" not in files and (redo is None or redo.is_clean is not False)
 
 
-def _first_of_redo(held: HeldDirectory, files: frozenset[str], directories: frozenset[str]) -> tuple[bytes, int]:
-    """The beginning of the redo log's first file, and that file's size; nothing where there is none."""
+def _redo_files(held: HeldDirectory) -> tuple[str, ...]:
+    files, directories = held.listed()
     if REDO_DIRECTORY in directories:
+        return (REDO_DIRECTORY,)
+    return tuple(sorted(name for name in files if name.startswith(REDO.rstrip("0"))))
+
+
+def _first_of_redo(held: HeldDirectory, redo_files: tuple[str, ...]) -> tuple[bytes, int]:
+    """The beginning of the redo log's first file, and that file's size; nothing where there is none."""
+    if redo_files == (REDO_DIRECTORY,):
         names = [name for name in held.listed(REDO_DIRECTORY)[0] if re.fullmatch(r"#ib_redo[0-9]{1,18}", name)]
         first = min(names, key=lambda name: int(name[8:]), default=None)
         name = None if first is None else f"{REDO_DIRECTORY}/{first}"
     else:
-        name = REDO if REDO in files else None
+        name = REDO if REDO in redo_files else None
     return (b"", 0) if name is None else (_head(held, name, HEAD), _size(held, name))
 
 

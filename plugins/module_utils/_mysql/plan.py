@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from .._engine.plan import ServerPlan, check_recovered, check_request, find_logs
 from .._host.sandbox import missing_walls
 from .configuration import read_configuration
 from .detach import SCRATCH, Detached, plan_detach, refuse_reachable
-from .directory import DataDirectory, check_account, read_data_directory
+from .directory import DataDirectory, Elsewhere, check_account, read_data_directory
 from .encryption import KEYS, encryption_options, read_keys
 from .option_file import MysqlError, groups_of
 from .plugins import allowed_libraries, plugin_directory
@@ -96,7 +95,7 @@ def _planned(request: MysqlRequest) -> Plan:
     check_request(request, socket_name=SOCKET)
     check_recovered(request, request.target)
     has_keys = request.key_file is not None
-    data = read_data_directory(request.data_directory, _binlog_directory(request), has_keys=has_keys)
+    data = read_data_directory(request.data_directory, _elsewhere(request), has_keys=has_keys)
     keys = _keys(request, data)
     programs = require(data.version, bindir=request.bindir)
     series = series_of(programs.version)
@@ -155,10 +154,18 @@ def _replay(request: MysqlRequest, data: DataDirectory) -> Replay | None:
     return None
 
 
-def _binlog_directory(request: MysqlRequest) -> str | None:
-    """Where the copy has its binary logs, if they are not in its data directory: by their index."""
-    places = [place for path, place in request.links.items() if path.endswith(".index")]
-    return resolve_within(request.tree, places[0]) if places else None
+def _elsewhere(request: MysqlRequest) -> Elsewhere:
+    """Where the copy has what is not in its data directory, as MysqlContents names it: by a file in each."""
+
+    def place(name: str) -> str | None:
+        found = [at for path, at in request.links.items() if path.endswith(name) and os.path.dirname(path) == at]
+        return resolve_within(request.tree, found[0]) if found else None
+
+    return Elsewhere(
+        binlogs=place(".index"),
+        redo=place("/ib_logfile0"),
+        undo=place("/undo001"),
+    )
 
 
 def _client(programs: Programs) -> str:
@@ -242,10 +249,13 @@ def _places(request: MysqlRequest, data: DataDirectory, detached: Detached) -> d
         found["innodb_temp_data_file_path"] = temporary
     if data.is_mariadb:
         found["ignore_db_dirs"] = SCRATCH
-        undo = [name for name in data.files if re.fullmatch("undo[0-9]{1,4}", name)]
-        found["innodb_undo_tablespaces"] = str(len(undo))
+        found["innodb_undo_tablespaces"] = str(data.undo)
     elif detached.directories and data.series >= SINCE_LOGGED:
         found["innodb_directories"] = ";".join(detached.directories)
+    if data.elsewhere.redo is not None:
+        found["innodb_log_group_home_dir"] = data.elsewhere.redo
+    if data.elsewhere.undo is not None:
+        found["innodb_undo_directory"] = data.elsewhere.undo
     if detached.binlog is not None:
         found["log_bin"] = detached.binlog
     elif not data.is_mariadb and data.series >= SINCE_LOGGED:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .directory import REDO, REDO_DIRECTORY
+from .directory import REDO_DIRECTORY
 from .option_file import MysqlError, fits_line
 
 if TYPE_CHECKING:
@@ -192,12 +192,11 @@ def tuning(data: DataDirectory, series: tuple[int, int]) -> dict[str, str]:
         found["innodb_log_file_size"] = (
             str(data.redo_size) if data.redo_size % 4096 == 0 and data.redo_size >= 4 << 20 else "4M"
         )
-    elif REDO_DIRECTORY in data.directories:  # since 8.0.30
+    elif data.redo_files == (REDO_DIRECTORY,):  # since 8.0.30
         found["innodb_redo_log_capacity"] = "8M"  # spare files are made in full; it can be raised later
     elif data.redo_size:
         found["innodb_log_file_size"] = str(data.redo_size)
-        logs = [name for name in data.files if name.startswith(REDO.rstrip("0"))]
-        found["innodb_log_files_in_group"] = str(max(2, len(logs)))
+        found["innodb_log_files_in_group"] = str(max(2, len(data.redo_files)))
     if not data.is_mariadb:
         found["innodb_doublewrite"] = _doublewrite(data)
     return found
