@@ -133,19 +133,11 @@ def check_account(data: DataDirectory, account: Account, *, is_presented: bool =
 def _read(path: str, held: HeldDirectory, elsewhere: Elsewhere, *, has_keys: bool) -> DataDirectory:
     logs, undo = HeldDirectory(elsewhere.binlogs or path), HeldDirectory(elsewhere.undo or path)
     files, directories = map(frozenset, held.listed())
-    if SYSTEM not in files:
-        raise MysqlError(
-            f"data_directory {path} has no file {SYSTEM}, which InnoDB cannot do without: name a data directory, or "
-            "use an archive that has all of it."
-        )
-    if "mysql" not in directories:
-        raise MysqlError(f"data_directory {path} has no directory mysql: use an archive that has all of it.")
+    _refuse_incomplete(path, files, directories)
     first = _head(held, SYSTEM, PAGE)
     if len(first) < FLAGS.stop:
         raise MysqlError(f"{SYSTEM} of {path} is empty or cut off: use another archive.")
-    held_redo = HeldDirectory(elsewhere.redo or path)
-    redo_files = _redo_files(held_redo)
-    log, size = _first_of_redo(held_redo, redo_files)
+    redo_files, log, size = _redo_log(HeldDirectory(elsewhere.redo or path))
     redo = parse_redo(log)
     backup = parse_backup(lambda _directory, name: _text(held, name) if name in files else "", "")
     binlogs = _binlogs(logs)
@@ -177,6 +169,16 @@ def _read(path: str, held: HeldDirectory, elsewhere: Elsewhere, *, has_keys: boo
     )
 
 
+def _refuse_incomplete(path: str, files: frozenset[str], directories: frozenset[str]) -> None:
+    if SYSTEM not in files:
+        raise MysqlError(
+            f"data_directory {path} has no file {SYSTEM}, which InnoDB cannot do without: name a data directory, or "
+            "use an archive that has all of it."
+        )
+    if "mysql" not in directories:
+        raise MysqlError(f"data_directory {path} has no directory mysql: use an archive that has all of it.")
+
+
 def _series_of(version: str) -> tuple[int, int]:
     first, second = version.split(".")[:2]
     return int(first), int(second)
@@ -198,22 +200,18 @@ def _is_clean(files: frozenset[str], redo: Redo | None, backup: Backup | None, *
     return "ibtmp1" not in files and (redo is None or redo.is_clean is not False)
 
 
-def _redo_files(held: HeldDirectory) -> tuple[str, ...]:
+def _redo_log(held: HeldDirectory) -> tuple[tuple[str, ...], bytes, int]:
+    """DataDirectory.redo_files, the beginning of the log's first file, and that file's size."""
     files, directories = held.listed()
     if REDO_DIRECTORY in directories:
-        return (REDO_DIRECTORY,)
-    return tuple(sorted(name for name in files if name.startswith(REDO.rstrip("0"))))
-
-
-def _first_of_redo(held: HeldDirectory, redo_files: tuple[str, ...]) -> tuple[bytes, int]:
-    """The beginning of the redo log's first file, and that file's size; nothing where there is none."""
-    if redo_files == (REDO_DIRECTORY,):
+        known: tuple[str, ...] = (REDO_DIRECTORY,)
         names = [name for name in held.listed(REDO_DIRECTORY)[0] if re.fullmatch(r"#ib_redo[0-9]{1,18}", name)]
         first = min(names, key=lambda name: int(name[8:]), default=None)
         name = None if first is None else f"{REDO_DIRECTORY}/{first}"
     else:
-        name = REDO if REDO in redo_files else None
-    return (b"", 0) if name is None else (_head(held, name, HEAD), _size(held, name))
+        known = tuple(sorted(name for name in files if name.startswith(REDO.rstrip("0"))))
+        name = REDO if REDO in known else None
+    return (known, b"", 0) if name is None else (known, _head(held, name, HEAD), _size(held, name))
 
 
 def _refuse_encrypted(path: str, first: bytes, redo: Redo | None) -> None:
