@@ -613,6 +613,53 @@ def test_names_that_are_made_have_a_bound(place: Path, lower: Path) -> None:
         assert len(layer.complaints()) == 1
 
 
+def test_sizes_alone_take_no_file_of_the_upper(layer: Layer, lower: Path) -> None:
+    """Nobody asks whether there is room for one when a size is changed."""
+    (lower / "file").write_bytes(DATA)
+    (layer.root / "made").touch()
+    for name in ("file", "made"):
+        with (layer.root / name).open("r+b") as file:
+            for size in (2 * len(DATA), 3, 1, WINDOW):
+                file.truncate(size)
+                os.fsync(file)
+    assert layer.changes() == []
+    assert cold(layer.root / "file") == DATA[:1] + bytes(WINDOW - 1)
+    assert cold(layer.root / "made") == bytes(WINDOW)
+    with (layer.root / "file").open("r+b") as file:
+        file.seek(BLOCK)
+        file.write(b"x")
+        file.truncate(BLOCK + 2)
+    assert cold(layer.root / "file") == DATA[:1] + bytes(BLOCK - 1) + b"x\0"
+
+
+def test_names_make_no_lines_of_the_log_and_no_long_ones(layer: Layer) -> None:
+    """Whoever writes chooses them, and how deep they are."""
+    place = layer.root
+    for number in range(12):
+        place /= f"{number}".ljust(250, "-")
+        place.mkdir()
+    forged = place / "x\n2026-11-27 cowfs ERROR the disk fails\x1b[2J\u202e"
+    forged.touch()
+    with pytest.raises(OSError, match="File too large"), forged.open("r+b", buffering=0) as file:
+        file.seek(1 << 60)
+        file.write(b"x")
+        os.fsync(file)
+    (line,) = layer.complaints()
+    assert line.endswith(r"x\n2026-11-27 cowfs ERROR the disk fails\x1b[2J\u202e at offset 1152921504606846976: File too large")
+    assert len(line) < 1500
+
+
+def test_what_is_logged_has_a_bound(place: Path, lower: Path) -> None:
+    with Layer(lower=[lower], directory=place / "layer", constants={"program.MOST_LOGGED": 4000}) as layer:
+        for number in range(100):
+            with contextlib.suppress(OSError), (layer.root / f"{number}").open("wb", buffering=0) as file:
+                file.seek(1 << 60)
+                file.write(b"x")
+                os.fsync(file)
+        assert "nothing more is logged" in layer.said().splitlines()[-1]
+        assert len(layer.said()) < 5000
+
+
 @needs_root
 def test_it_leaves_others_the_room_that_it_is_told_to(place: Path, lower: Path) -> None:
     with (

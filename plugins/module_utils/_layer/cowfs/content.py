@@ -52,7 +52,7 @@ class Content:
     come back when the file grows again: beyond it there are zeros, which is what a hole in the upper file reads as.
     """
 
-    __slots__ = ("upper", "lower", "ino", "below", "limit", "size", "copied", "differs")
+    __slots__ = ("upper", "lower", "ino", "below", "limit", "size", "copied", "differs", "has_file")
 
     def __init__(self, upper: Upper, lower: Lower, ino: int, path: bytes | None, size: int) -> None:
         self.upper, self.lower, self.ino = upper, lower, ino
@@ -60,6 +60,7 @@ class Content:
         self.limit = self.size = size
         self.copied: Bits | None = None  # blocks of the lower file; None: no block yet
         self.differs = False
+        self.has_file = False  # in the upper: one is made for bytes alone, for which there has to be room
 
     async def read(self, offset: int, size: int) -> Any:
         end = min(offset + size, self.size)
@@ -86,14 +87,14 @@ class Content:
         return len(data)
 
     def truncate(self, size: int) -> None:
-        if size < self.size and self.differs:
+        if size < self.size and self.has_file:
             os.ftruncate(self._file(), size)
         self.limit = min(self.limit, size)
         self.size = size
         self.differs = True
 
     async def sync(self) -> None:
-        if self.differs:
+        if self.has_file:
             # A duplicate: the table may close its own in the meantime.
             with open(os.dup(self._file()), "rb") as file:
                 await trio.to_thread.run_sync(os.fsync, file)
@@ -101,7 +102,7 @@ class Content:
     def discard(self) -> None:
         """Remove the upper data; the file has no name any more."""
         self.lower.windows.forget(self.ino)
-        if self.differs:
+        if self.has_file:
             self.upper.remove(self.ino)
 
     def _file(self) -> int:
@@ -125,7 +126,7 @@ class Content:
             start = stop
 
     def _upper_bytes(self, start: int, stop: int) -> bytes:
-        data = os.pread(self._file(), stop - start, start) if self.differs else b""
+        data = os.pread(self._file(), stop - start, start) if self.has_file else b""
         return data if len(data) == stop - start else data + bytes(stop - start - len(data))
 
     async def _copy_block(self, block: int) -> None:
@@ -145,7 +146,7 @@ class Content:
 
         Zeros are left out where the upper file has a hole, which reads as zeros: servers write logs full of them ahead.
         """
-        self.differs = True
+        self.differs = self.has_file = True
         view = memoryview(data)
         for start, stop, is_zero in runs_of_zeros(data, offset):
             if is_zero and is_hole(self._file(), offset + start, offset + stop):

@@ -15,10 +15,12 @@ from typing import Any
 
 from ..._session.counters import Counters
 
-__all__ = ["MOST_TOLD", "Failures", "LostError", "LowerError"]
+__all__ = ["MOST_TOLD", "Failures", "LostError", "LowerError", "plain"]
 
 #: Errors that those who write get as they are; all others are failures, and look like one of the disk (EIO).
 USERS_OWN = (errno.ENOSPC, errno.EFBIG)
+#: Bytes of a path that the log has, from its end: names below each other make one as long as whoever makes them likes.
+LONGEST_TOLD = 1024
 #: Files with a failure that the log names, and of these the file of failures.
 MOST_COMPLAINTS, MOST_TOLD = 1000, 100
 
@@ -67,7 +69,7 @@ class Failures:
             self.complaints.add(key)
             reason = error.strerror or str(error)
             where = "" if offset is None else f" at offset {offset}"
-            log.error("%s: %s%s: %s", side, os.fsdecode(path) or "/", where, reason)
+            log.error("%s: %s%s: %s", side, plain(path), where, reason)
             if number == errno.EIO:
                 self.note(side, os.fsdecode(path), offset, reason)
         if number == errno.EIO:
@@ -91,6 +93,13 @@ class Failures:
             json.dump({**self.told, "lost_files": self.number}, file)
             file.flush()
             os.rename(temporary, self.path)
+
+
+def plain(path: bytes) -> str:
+    """A path for a line of the log: its end, in which nothing breaks the line or acts on a terminal."""
+    text = os.fsdecode(path[-LONGEST_TOLD:]).encode("utf-8", "backslashreplace").decode() or "/"
+    said = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return f"…{said}" if len(path) > LONGEST_TOLD else said
 
 
 def _private(path: str, flags: int) -> int:

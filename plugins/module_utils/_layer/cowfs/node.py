@@ -18,6 +18,9 @@ __all__ = ["Node"]
 #: Seconds for which the kernel may keep names and attributes: all changes go through it, so for ever.
 KEEP = 365 * 86400
 
+#: Names of a path in a message.
+MOST_PARTS = 1024
+
 NO_CHILDREN: dict[bytes, Any] = {}
 NO_NAMES: set[bytes] = set()
 
@@ -50,10 +53,10 @@ class Node:
         return stat.S_ISDIR(self.mode)
 
     def path(self) -> bytes:
-        """Path below the mount point, for messages."""
-        parts = []
+        """Path below the mount point, for messages; of a long one, the end."""
+        parts: list[bytes] = []
         node = self
-        while node.parent is not node:
+        while node.parent is not node and len(parts) < MOST_PARTS:
             parts.append(node.name)
             node = node.parent
         return b"/".join(reversed(parts))

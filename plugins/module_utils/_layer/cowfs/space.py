@@ -69,7 +69,12 @@ class Space:
             pyfuse3.invalidate_inode(ino, attr_only=True)
 
     async def leave_the_last(self) -> None:
-        """Wait before a write that would take what others on this disk are to have; raise OSError at the end."""
+        """Wait before a write that would take what others on this disk are to have; raise OSError at the end.
+
+        When the session ends, because the disk is full perhaps, all of the reserve is theirs.
+        """
+        if self.low and self.ending:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         while self.low and self._free() < self.reserve // LAST_MARK:
             await self.wait(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             self.is_low()
