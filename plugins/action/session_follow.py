@@ -17,7 +17,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils._errors import RecoveryError
+from ..module_utils._errors import RecoveryError, text_shown
 from ..module_utils._session.duration import parse_duration
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             result = self._read(options, cursor, min(WAIT, max(0.0, left)), task_vars)
             if result.get("failed") or result.get("unreachable"):
                 return result
-            _print(result["lines"], options["format"])
+            # The host has made them fit to be seen; but it is the host that says so.
+            _print(text_shown(result["lines"]), options["format"])
             printed += len(result["lines"])
             cursor = result["cursor"]
             left = deadline - time.monotonic()

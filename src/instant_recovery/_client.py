@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._errors import PlaybookError, SessionNotFoundError, TaskError, UsageError
+from ._errors import InstantRecoveryError, PlaybookError, SessionNotFoundError, TaskError, UsageError
 from ._logs import LogLine, log_lines
 from ._options import StartOptions
 from ._playbook import Inventory, inventory_sources, playbook_events, run_playbook, with_secret
@@ -83,7 +83,7 @@ class InstantRecovery:
                 cancel=cancel,
                 on_event=reporter.take,
             )
-            session = self._session(stats["instant_recovery_session"])
+            session = self._session(stats["instant_recovery_session"], session_id)
             reporter.ready()
         except PlaybookError as error:
             # After a failed task the play has undone its work itself.
@@ -110,7 +110,7 @@ class InstantRecovery:
             _tell_unknown(error, "instant_recovery_stopped")
             raise
         logger.info("session %s is stopped", session_id)
-        return stopped[0]
+        return self._session(stopped[0].record, session_id)
 
     def stop_all(self, *, timeout: float = 600.0) -> tuple[Session, ...]:
         """Stop every session of the inventory's hosts; returns their final states. Raises PlaybookError."""
@@ -193,7 +193,7 @@ class InstantRecovery:
         except TaskError as error:
             _tell_unknown(error, "instant_recovery_found")
             raise
-        return self._session(stats["instant_recovery_session"])
+        return self._session(stats["instant_recovery_session"], session_id)
 
     def _stop(self, session_id: str, timeout: float) -> tuple[Session, ...]:
         stats = self._run("instant_recovery_stop", {"session_id": session_id}, timeout)
@@ -223,7 +223,9 @@ class InstantRecovery:
             **options,
         )
 
-    def _session(self, record: Mapping[str, Any]) -> Session:
+    def _session(self, record: Mapping[str, Any], session_id: str | None = None) -> Session:
+        if session_id not in (None, record["id"]):
+            raise InstantRecoveryError(f"asked for session {session_id}, {record['host']} answered with another one")
         return Session.from_record(record, stop=self.stop, logs=self.logs)
 
     def _sessions(self, records: Iterable[Mapping[str, Any]]) -> tuple[Session, ...]:

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._session import plain
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,4 +39,4 @@ def log_lines(event: Event) -> Iterator[LogLine]:
     for line in str(event.get("stdout", "")).splitlines():
         if line.startswith(f'{{"{KEY}": '):
             for source, text in json.loads(line)[KEY]:
-                yield LogLine(source=source, text=text)
+                yield LogLine(source=plain(source), text=plain(text))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._errors import ConnectError
@@ -26,6 +27,8 @@ class _Session(Protocol):
     def client_file(self) -> str | None: ...
     @property
     def user(self) -> str | None: ...
+    @property
+    def is_here(self) -> bool: ...
 
 
 def socket_of(session: _Session) -> str:
@@ -53,6 +56,10 @@ def connect(session: _Session, database: str | None, options: Mapping[str, Any])
 
 def _password(session: _Session) -> str:
     """The session's password, which is in a file on its host that only the session's owner can read."""
+    if not session.is_here or os.path.dirname(session.client_file or "") != session.socket_directory:
+        raise ConnectError(
+            f"the password of session {session.id} is in {session.client_file} on its host: give it as password"
+        )
     parser = configparser.RawConfigParser()
     try:
         with open(session.client_file or "", encoding="utf-8") as file:

@@ -16,6 +16,8 @@ __all__ = ["Event", "Outcome"]
 
 Event = Mapping[str, Any]
 
+# Of what a play leaves, that which is a session's record or a list of them.
+OF_SESSIONS = ("instant_recovery_session", "instant_recovery_sessions", "instant_recovery_stopped")
 # What Ansible itself adds to the results of a module.
 ADDITIONS = {"changed", "censored", "deprecations", "exception", "failed", "invocation", "msg", "unreachable"} | {
     "stderr_lines",
@@ -31,6 +33,7 @@ class Outcome:
 
     def __init__(self) -> None:
         self._stats: dict[str, Any] = {}
+        self._hosts: dict[str, str] = {}  # by the id of each session, the host that has told of it
         self._failures: dict[str, Failure] = {}
         self._unreachable = False
         self._ended_in_order = False
@@ -44,6 +47,8 @@ class Outcome:
             case "playbook_on_stats":
                 self._stats = data.get("artifact_data", {})
                 self._ended_in_order = True
+            case "runner_on_ok":
+                self._note_sessions(str(data.get("host", "")), data.get("res") or {})
             case "runner_on_failed" if not data.get("ignore_errors"):
                 self._failed(data)
             case "runner_on_unreachable":
@@ -62,12 +67,27 @@ class Outcome:
     def result(self, *, successful: bool) -> dict[str, Any]:
         """What was left by set_stats. Raises PlaybookError when the run failed."""
         if successful:
-            return self._stats
+            return {key: self._placed(value) if key in OF_SESSIONS else value for key, value in self._stats.items()}
         kind = PlaybookError
         if self._failures and self._ended_in_order:
             kind = UnreachableError if self._unreachable else TaskError
         words = "\n".join(line for line in self._output if line) or "ansible-playbook ended without a word"
         raise kind(words, failures=list(self._failures.values()), stats=self._stats)
+
+    def _note_sessions(self, host: str, result: Mapping[str, Any]) -> None:
+        """Remember by the inventory where a session is: what a host says of itself may be meant to lead elsewhere."""
+        several = result.get("sessions")
+        for one in [*(several if isinstance(several, list) else []), result.get("session")]:
+            if isinstance(one, Mapping) and isinstance(one.get("id"), str):
+                self._hosts.setdefault(one["id"], host)
+
+    def _placed(self, told: Any) -> Any:
+        """A session's record, or a list of them, with the inventory's names of their hosts."""
+        if isinstance(told, list):
+            return [self._placed(one) for one in told]
+        if isinstance(told, Mapping):
+            return {**told, "host": self._hosts.get(str(told.get("id")), told.get("host"))}
+        return told
 
     def _tell_of_lost_words(self, host: str) -> None:
         """Say how to see ssh's own reason. Ansible loses it where ssh ends while it is still being written to."""

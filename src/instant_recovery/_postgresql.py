@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -38,6 +39,8 @@ class _Session(Protocol):
     def port(self) -> int | None: ...
     @property
     def user(self) -> str | None: ...
+    @property
+    def is_here(self) -> bool: ...
 
 
 def socket_of(session: _Session) -> str:
@@ -57,7 +60,8 @@ def connect(session: _Session, database: str | None, options: Mapping[str, Any])
         "dbname": database or told,
         # Whatever asks for one at the socket, PGPASSWORD and ~/.pgpass are not told: they are of other servers.
         "password": "",
-        "passfile": f"{session.socket_directory}/pgpass",
+        # Of a session elsewhere: through the socket, to which its tunnel leads, none is asked for.
+        "passfile": f"{session.socket_directory}/pgpass" if session.is_here else os.devnull,
     }
     connected: connection = psycopg2.connect(**{**parameters, **options})
     return connected

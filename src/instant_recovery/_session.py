@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import stat
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._logs import LogLine
 
-__all__ = ["Archive", "Session", "Status"]
+__all__ = ["Archive", "Session", "Status", "plain"]
 
 Status = Literal["starting", "active", "stopping", "stopped", "failed", "orphaned"]
 
@@ -83,6 +86,7 @@ class Session:
         logs: Callable[..., Generator[LogLine, None, None]] | None = None,
     ) -> Session:
         """The session of a record; `stop` and `logs` are what the methods of these names call with the id."""
+        record = plain(record)
         known = {item.name for item in fields(cls)} - {"archive", "record", "_stop", "_logs"}
         values = {key: value for key, value in record.items() if key in known and value is not None}
         return cls(**values, archive=_archive(record.get("archive")), record=record, _stop=stop, _logs=logs)
@@ -133,15 +137,42 @@ class Session:
             raise ConnectError(
                 f"session {self.id} ({self.status}, engine {self.engine}) has no server of {' or '.join(DRIVERS)}"
             )
-        if self.deployment_location == "remote" and "host" not in options:
+        if "host" not in options and not self.is_here:
             # How to log in there (jump hosts, keys, agents) is in Ansible's inventory, and would only be guessed here.
+            tunnel = shlex.join(["ssh", "-N", "-L", f"{self.port}:{driver.socket_of(self)}", str(self.host)])
             raise ConnectError(
-                f"the server of session {self.id} listens on {self.host} only. Run beside this program, as a user who"
-                f" may enter {self.socket_directory} there: ssh -N -L"
-                f" {self.port}:{driver.socket_of(self)} {self.host}"
+                f"the server of session {self.id} listens on {self.host} only, and no directory of that session is on"
+                f" this host. Run beside this program, as a user who may enter {self.socket_directory} there: {tunnel}"
                 f" and then: connect(host='127.0.0.1', port={self.port})"
             )
         return driver.connect(self, database, options)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the session is on this host: its record says so, and its directory is here, root's or this user's.
+
+        The record may be another host's, and servers and files of this one are none of that host's to choose.
+        """
+        directory = os.path.dirname(self.socket_directory or "")
+        if self.deployment_location == "remote" or os.path.basename(directory) != self.id:
+            return False
+        try:
+            states = [os.lstat(path) for path in (directory, os.path.join(directory, "session.json"))]
+        except PermissionError:
+            return True  # nor does anybody without the right to enter it come to its server
+        except OSError:
+            return False
+        is_there = stat.S_ISDIR(states[0].st_mode) and stat.S_ISREG(states[1].st_mode)
+        return is_there and all(one.st_uid in (0, os.geteuid()) and not one.st_mode & 0o022 for one in states)
+
+
+def plain(told: Any) -> Any:
+    """What a host tells, in which nothing acts on a terminal: control characters are written as \\x1b."""
+    if isinstance(told, str):
+        return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in told)
+    if isinstance(told, dict):
+        return {plain(key): plain(one) for key, one in told.items()}
+    return [plain(one) for one in told] if isinstance(told, list | tuple) else told
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

@@ -54,6 +54,16 @@ def recap(**stats: Any) -> dict[str, Any]:
     return {"event": "playbook_on_stats", "event_data": {"ok": {"db1": 3}, "artifact_data": stats}}
 
 
+def test_where_a_session_is_says_the_inventory() -> None:
+    """Not the host, which may name another one."""
+    record = {"id": "20261127-120000-aaaa", "host": "production"}
+    told = {"event": "runner_on_ok", "event_data": {"host": "db1", "res": {"sessions": [record]}}}
+    left = outcome_of(told, recap(instant_recovery_sessions=[record], instant_recovery_session=record)).result(
+        successful=True
+    )
+    assert left["instant_recovery_sessions"][0]["host"] == left["instant_recovery_session"]["host"] == "db1"
+
+
 def outcome_of(*events: dict[str, Any]) -> Outcome:
     outcome = Outcome()
     for event in events:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,39 @@ def test_remote_session_names_the_tunnel() -> None:
     assert "connect(host='127.0.0.1', port=15432)" in str(caught.value)
 
 
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
+def test_another_host_chooses_no_server_and_no_file_of_this_one(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "client.cnf").write_text("[client]\npassword=production's\n")
+    places = {"socket_directory": str(tmp_path), "client_file": str(tmp_path / "client.cnf")}
+    session = Session.from_record({**RECORD, **places, "engine": engine, "deployment_location": "local"})
+    with pytest.raises(ConnectError, match="no directory of that session is on this host"):
+        session.connect()
+    if engine == "mariadb":
+        with pytest.raises(ConnectError, match="give it as password"):
+            session.connect(host="127.0.0.1", port=1)
+
+
+def test_a_session_is_here_where_its_directory_is(tmp_path: Path) -> None:
+    place = tmp_path / RECORD["id"]
+    session = Session.from_record({**RECORD, "deployment_location": "local", "socket_directory": str(place / "client")})
+    assert not session.is_here
+    place.mkdir(mode=0o755)
+    (place / "session.json").touch(mode=0o600)
+    assert session.is_here
+    assert not dataclasses.replace(session, deployment_location="remote").is_here
+    assert not dataclasses.replace(session, id="20261122-133717-0000").is_here
+    place.chmod(0o777)
+    assert not session.is_here
+
+
+def test_nothing_that_a_host_tells_acts_on_a_terminal_or_a_shell() -> None:
+    told = {"error_message": "\x1b[2J\u202ebad", "socket_directory": "/x;touch${IFS}y", "host": "db1"}
+    session = Session.from_record({**RECORD, **told})
+    assert session.error_message == r"\x1b[2J\u202ebad"
+    with pytest.raises(ConnectError, match=r"'15432:/x;touch\$\{IFS\}y/\.s\.PGSQL\.15432' db1"):
+        session.connect()
+
+
 @pytest.mark.parametrize("change", [{"engine": "mongodb"}, {"status": "starting", "connection_string": None}])
 def test_nothing_to_connect_to(change: dict[str, Any]) -> None:
     with pytest.raises(ConnectError, match="no server of postgresql"):
@@ -99,7 +133,7 @@ def test_lines_of_logs_among_what_ansible_says() -> None:
     text = json.dumps({"instant_recovery_log": [["server", 'ERROR:  {"x"}\u2028'], ["layer", ""]]})
     event = {"event": "verbose", "stdout": f"Using a configuration\r\n{text}\r\n<db1> EXEC"}
     assert list(log_lines(event)) == [
-        LogLine(source="server", text='ERROR:  {"x"}\u2028'),
+        LogLine(source="server", text='ERROR:  {"x"}\\u2028'),
         LogLine(source="layer", text=""),
     ]
     assert list(log_lines({**event, "event": "warning"})) == []
