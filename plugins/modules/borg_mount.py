@@ -69,6 +69,13 @@ options:
       - For an ordinary user, C(user_allow_other) must be set in C(/etc/fuse.conf).
     type: bool
     default: false
+  names:
+    description:
+      - Whether to have Borg list O(paths) while it mounts them, and keep names and attributes in the session's
+        directory, from which the layer answers in place of the mount.
+      - Of archives with many thousands of files, look-ups are most of what a start takes.
+    type: bool
+    default: false
   state:
     description:
       - V(mounted) leaves a mount of the same archive as it is, whatever its O(paths), and refuses anything else that is
@@ -159,18 +166,22 @@ elapsed:
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._borg.location import parse_archive
 from ..module_utils._borg.mount import ArchiveMount, mounted_archives, unmount_archives
-from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository
+from ..module_utils._borg.names import write_names
+from ..module_utils._borg.repository import ARGUMENTS, SECRETS, BorgError, Repository, plain_path
 from ..module_utils._errors import run_module
 from ..module_utils._host.links import is_within
 from ..module_utils._host.mounts import mount_at
 from ..module_utils._keeper.keeper import ensure_keeper
+from ..module_utils._session.directory import NAMES
 from ..module_utils._session.session import Session, claiming_if_given
 
 GRACE = 60.0  # seconds beyond its time-outs that mounting may take to give up by itself
@@ -189,6 +200,7 @@ def main() -> None:
             "readers": {"type": "int", "default": 1},
             "owner": {"type": "str"},
             "allow_other": {"type": "bool", "default": False},
+            "names": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["mounted", "unmounted"], "default": "mounted"},
             "session_directory": {"type": "path"},
             "log_directory": {"type": "path"},
@@ -212,13 +224,31 @@ def _mount(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
             missing = request.missing(session)
         else:
             # It waits for Borg twice: until it has mounted, and until it answers.
-            with session.within(2 * request.repository.timeout + GRACE) if session else nullcontext():
+            with (
+                session.within(2 * request.repository.timeout + GRACE) if session else nullcontext(),
+                _listing_names(request, session if options["names"] else None),
+            ):
                 missing = request.mount(session)
             if session is not None:
                 _record(session, request, missing, time.monotonic() - begun)
         pids = request.pids(session)
     before = [mountpoint for mountpoint in request.mountpoints if mountpoint not in missing]
     return _result(request.mountpoint, before=before, after=request.mountpoints, pids=pids)
+
+
+@contextmanager
+def _listing_names(request: ArchiveMount, session: Session | None) -> Iterator[None]:
+    """Write the session's file of names meanwhile. Where that cannot be done, the mount answers as it would have."""
+    if session is None or os.path.exists(session.path(NAMES)):
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        listed = request.repository.list_names(request.archive, request.paths)
+        roots = [plain_path(path) for path in request.paths]
+        written = pool.submit(write_names, session.path(NAMES), listed, roots=roots)
+        yield
+    with suppress(BorgError):
+        written.result()
 
 
 def _record(session: Session, request: ArchiveMount, mounted_now: list[str], seconds: float) -> None:

@@ -28,6 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.names import write_names
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._borg.repository import (
+    Repository as BorgRepository,
+)
 
 from tests.integration.conftest import needs_root
 from tests.support.clock import PATIENCE, Clock, wait_until
@@ -1111,6 +1115,50 @@ def _borg_mounts(
             process.kill()
             process.wait(30)
             subprocess.run(["umount", "--lazy", str(mountpoint)], check=False, timeout=30)
+
+
+def test_names_of_the_archives_list_are_what_a_mount_shows(place: Path) -> None:
+    """With no mount that lives they are there still, of directories that are listed."""
+    repository = Repository(directory=place / "repository", base=place / "base")
+    repository.create()
+    data = place / "source" / "srv" / "data"
+    (data / "d" / "odd \u202e\t'\"%").mkdir(parents=True, mode=0o2750)
+    (data / "link").symlink_to("d/nowhere")
+    for number, mode in enumerate((0o600, 0o4755, 0o2711, 0o1644, 0o000)):
+        (data / f"file {number}").write_bytes(DATA[: 1000 * number])
+        (data / f"file {number}").chmod(mode)
+        os.utime(data / f"file {number}", ns=(1, (number - 2) * 10**18 + 123_456_000))
+    repository.archive("a", "srv", cwd=place / "source")
+    names = str(place / "names")
+    opened = BorgRepository(repository.location, passphrase=repository.passphrase)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BORG_BASE_DIR", str(repository.base))
+        assert write_names(names, opened.list_names("a", ["srv/data"]), roots=["srv/data"])
+    with (
+        _borg_mounts(repository, place, 1) as mounts,
+        Layer(lower=[mounts[0][0]], directory=place / "asked") as asked,
+        Layer(lower=[mounts[0][0]], directory=place / "listed", options=["--names", names]) as listed,
+    ):
+        expected = _described(asked.root / "srv" / "data")
+        assert len(expected) == 8
+        assert _described(listed.root / "srv" / "data") == expected
+        assert _described(listed.root).keys() == _described(asked.root).keys()
+        assert (listed.root / "srv/data/file 4").read_bytes() == DATA[:4000]
+        drop_names()
+        mounts[0][1].kill()
+        assert _described(listed.root / "srv" / "data") == expected
+        assert listed.complaints() == []
+
+
+def _described(root: Path) -> dict[str, tuple[object, ...]]:
+    """What there is below a directory; times in microseconds, as Borg lists them."""
+    found = {}
+    for path in root.rglob("*"):
+        state = path.lstat()
+        target = os.readlink(path) if path.is_symlink() else ""
+        numbers = (state.st_mode, state.st_uid, state.st_gid, state.st_size, state.st_mtime_ns // 1000, state.st_nlink)
+        found[str(path.relative_to(root))] = (*numbers, target)
+    return found
 
 
 def test_over_borg_when_its_mounts_die(place: Path, archive: tuple[Repository, dict[str, bytes]], clock: Clock) -> None:

@@ -45,9 +45,9 @@ def _begin(place: Path, sample: Sample, clock: Clock) -> Iterator[Callable[..., 
 
     made: list[Stack] = []
 
-    def begin(*, root: Path = root, readers: int = 1, **options: Any) -> Stack:
+    def begin(*, root: Path = root, readers: int = 1, names: bool = False, **options: Any) -> Stack:
         # An archive that comes and goes, or is mounted twice, would only take time.
-        made.append(Stack(root, sample, {"suspend_after": "0", **options}, readers=readers))
+        made.append(Stack(root, sample, {"suspend_after": "0", **options}, readers=readers, names=names))
         return made[-1].start()
 
     yield begin
@@ -218,7 +218,8 @@ def test_a_full_disk_ends_the_largest_session_first(
 
 
 def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sample) -> None:
-    stack = begin(ttl="1h")
+    stack = begin(ttl="1h", names=True)
+    assert (stack.directory / "names").is_file()
     before, password = stack.info(), (stack.directory / "client/pgpass").read_text()
     server = stack.connection()
     server.sql("drop table notes; update pgbench_accounts set abalance = 4711", database=DATABASE)
@@ -230,6 +231,7 @@ def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sampl
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
     assert (stack.directory / "client/pgpass").read_text() != password
     assert archive.items() <= stack.processes().items()
+    assert b"--names" in Path(f"/proc/{stack.processes()['merged']}/cmdline").read_bytes().split(b"\0")
     assert fingerprint(stack.connection()) == sample.tables
     with psycopg2.connect(after["connection_string"]) as connection, connection.cursor() as cursor:
         cursor.execute("select 1")

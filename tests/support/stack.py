@@ -45,6 +45,7 @@ class Stack:
     options: dict[str, Any] = field(default_factory=dict)
     driver: str = "block"
     readers: int = 1
+    names: bool = False
     lock: str = "auto"
     secret: dict[str, str] | None = None
     begun: dict[str, Any] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class Stack:
                 readers=self.readers if self.driver == "block" else 1,
                 owner=self.begun["server_user"],
                 lock=self.lock,
+                names=self.names,
                 **(self.secret or {"passphrase": self.sample.repository.passphrase}),
                 session_directory=str(self.directory),
             )

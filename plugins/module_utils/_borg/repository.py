@@ -19,13 +19,13 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from .._errors import MORE_TIME, RecoveryError, shown
 from .._host.command import (
@@ -44,6 +44,7 @@ from .._host.links import LONGEST_PATH
 from .._host.processes import PIPE_HOLDS, secret_pipe
 from .items import Item
 from .location import check_archive_name, check_repository, parse_archive
+from .names import Listed, permissions_of
 
 __all__ = [
     "ARGUMENTS",
@@ -75,6 +76,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 # Of which one at most may be given.
 SECRETS = ("passphrase", "passcommand", "passphrase_file")
+
+
+ItemT = TypeVar("ItemT", Item, Listed)
 
 
 class BorgError(RecoveryError):
@@ -182,10 +186,22 @@ class Repository:
 
     def list_items(self, archive: str) -> Iterator[Item]:
         """The archive's items in its order, one at a time."""
-        argv = self.command("list", "--json-lines", "--format", "{size}", of=[self.archive_location(archive)])
+        return self._items(archive, (), "{size}", parse_item)
+
+    def list_names(self, archive: str, paths: Sequence[str]) -> Iterator[Listed]:
+        """Names and attributes of what is at and below paths, as mount_command() shows it."""
+        is_dotted = any(path.startswith("./") for path in paths)
+        patterns = _patterns(paths, (), is_dotted=is_dotted)
+        return self._items(archive, patterns, "{size}{isomtime}{isoctime}", parse_listed)
+
+    def _items(
+        self, archive: str, patterns: Sequence[str], form: str, parse: Callable[[bytes], ItemT]
+    ) -> Iterator[ItemT]:
+        of = [self.archive_location(archive), *patterns]
+        argv = self.command("list", "--json-lines", "--format", form, of=of)
         with self._output(argv, archive=archive) as output:
             while line := output.readline(LONGEST_LINE):
-                item = parse_item(line) if len(line) < LONGEST_LINE else None
+                item = parse(line) if len(line) < LONGEST_LINE else None
                 if item is None or max(len(item.path), len(item.target)) > LONGEST_PATH:
                     raise BorgError(
                         f"An item of archive {archive} has a path, or a link's target, that is longer than a file "
@@ -562,6 +578,30 @@ def parse_item(line: bytes | str) -> Item:
         is_dotted=is_dotted,
         uid=entry.get("uid"),
     )
+
+
+def parse_listed(line: bytes | str) -> Listed:
+    """One line of `borg list --json-lines --format {size}{isomtime}{isoctime}`, in UTC. Raises BorgError."""
+    item, entry = parse_item(line), json.loads(line)
+    try:
+        return Listed(
+            path="" if item.path == "." else item.path,
+            kind=item.type,
+            permissions=permissions_of(entry["mode"][1:]),
+            uid=int(entry["uid"]),
+            gid=int(entry["gid"]),
+            size=item.size,
+            mtime=_nanoseconds(entry["isomtime"]),
+            ctime=_nanoseconds(entry["isoctime"]),
+            target=item.target,
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BorgError(f"Borg lists {shown(item.path)} otherwise than it did so far: {shown(str(error))}") from error
+
+
+def _nanoseconds(text: str) -> int:
+    since = datetime.fromisoformat(text).replace(tzinfo=timezone.utc) - datetime.fromtimestamp(0, timezone.utc)
+    return since // timedelta(microseconds=1) * 1000
 
 
 # Exit status of success and of success with warnings, which borg gives for every `pf:` path even if it was found.

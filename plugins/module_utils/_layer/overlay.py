@@ -24,7 +24,7 @@ from .._host.mounts import Mount, is_responding, make_mount_point, mount_at, unm
 from .._host.processes import MARKER, Process, command_lines, spawn, stop_all
 from .._host.programs import packed
 from .._session.counters import counters_of
-from .._session.directory import RESUME
+from .._session.directory import NAMES, RESUME
 from .._session.record import LAYER, Claim
 from .cowfs import program as cowfs
 from .lost import failures_of
@@ -36,7 +36,7 @@ __all__ = ["COWFS", "Overlay", "OverlayError", "packed_cowfs", "remove_overlay"]
 
 CLAIM = "merged"
 # What the program of C(block) consists of.
-COWFS = ("_host/clock", "_host/files", "_session/counters", "_layer/cowfs")
+COWFS = ("_host/clock", "_host/files", "_session/counters", "_borg/names", "_layer/cowfs")
 FSTYPES = {"block": "fuse.cowfs", "overlayfs": "overlay"}
 # A device node of the archive would else be this host's device, and belong to the server's user.
 SAFE = "nodev,nosuid"
@@ -245,7 +245,9 @@ def _told_of(session: Session | None) -> list[str]:
         return []
     _free, total = free_space(session.directory)
     floor = floor_of(session.record.free_space_floor, total)
-    return ["--resume", session.path(RESUME), "--reserve", str(floor // 2)]
+    names = session.path(NAMES)
+    told = ["--names", names] if os.path.exists(names) else []
+    return [*told, "--resume", session.path(RESUME), "--reserve", str(floor // 2)]
 
 
 def _program(upper: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "DIRECTORIES",
     "ENDED",
     "LOCK",
+    "NAMES",
     "RECORD",
     "REFUSAL",
     "RESUME",
@@ -55,6 +56,7 @@ TEMPORARY = "tmp"  # the directory for what Borgs put aside
 DIRECTORIES = ("archive", "upper", "merged", "run", "log", "config", "client", TEMPORARY)
 FOR_THE_SERVER = ("merged", "run")
 RECORD, LOCK, ENDED = "session.json", "lock", "ended"
+NAMES = "names"  # names and attributes of what the archive has, for the layer
 RESUME = "resume"  # a named pipe, into which whoever needs a suspended archive writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
 LARGEST_RECORD = 1 << 24  # bytes; a record has some thousands

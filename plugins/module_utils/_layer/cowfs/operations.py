@@ -12,14 +12,16 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from ..._borg.names import Attributes
 from ..._host.files import open_below
 from .content import Content, Upper
 from .failures import Failures, LostError, LowerError
 from .fuse import pyfuse3
 from .lower import Lower
+from .names import LowerNames
 from .node import KEEP, Node
 from .space import Space
 
@@ -49,6 +51,7 @@ class CowFs(Base):  # type: ignore[misc]
     def __init__(
         self,
         lower: Lower,
+        names: LowerNames,
         upper: Upper,
         space: Space,
         failures: Failures,
@@ -57,7 +60,7 @@ class CowFs(Base):  # type: ignore[misc]
         always: bytes = b"",
     ) -> None:
         super().__init__()
-        self.lower = lower
+        self.lower, self.below = lower, names
         self.upper = upper
         self.space = space
         self.failures = failures
@@ -169,7 +172,7 @@ class CowFs(Base):  # type: ignore[misc]
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         node = self.nodes[inode]
         if node.target is None:
-            node.target = await self._ask(_target, node.lower)
+            node.target = await self._ask(self.below.target, node.lower or b"")
         return node.target
 
     # -- attributes
@@ -310,7 +313,7 @@ class CowFs(Base):  # type: ignore[misc]
                 os.close(directory)
         return None
 
-    def _presented(self, found: os.stat_result, path: bytes) -> tuple[int, int]:
+    def _presented(self, found: os.stat_result | Attributes, path: bytes) -> tuple[int, int]:
         """Whose a file of the lower is to be. What was not the server's in production must not become so here."""
         if self.owner is None:
             return found.st_uid, found.st_gid
@@ -319,7 +322,7 @@ class CowFs(Base):  # type: ignore[misc]
             return self.owner
         return ROOT, self.owner[1] if found.st_gid == self.owned_group else ROOT
 
-    def _enter_lower(self, found: os.stat_result, path: bytes) -> Node:
+    def _enter_lower(self, found: os.stat_result | Attributes, path: bytes) -> Node:
         node = self._enter(found.st_mode, self._presented(found, path), path, found.st_size)
         node.rdev = found.st_rdev
         if not node.is_directory:
@@ -340,10 +343,10 @@ class CowFs(Base):  # type: ignore[misc]
         """Enter these names, as far as the lower has them and the tree has not."""
         if parent.lower is not None and any(name not in parent.children for name in names):
             # Asked for all of them: what is known now may be forgotten while this waits.
-            for name, found in await self._ask(_stat_all, parent.lower, *names):
+            for name, found in await self._ask(self.below.attributes, parent.lower, names):
                 self._adopt(parent, name, found)
 
-    def _adopt(self, parent: Node, name: bytes, found: os.stat_result) -> None:
+    def _adopt(self, parent: Node, name: bytes, found: os.stat_result | Attributes) -> None:
         if name in parent.children:  # Entered or removed in the meantime.
             return
         node = self.hard_links.get(found.st_ino) if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 else None
@@ -428,7 +431,7 @@ class CowFs(Base):  # type: ignore[misc]
     # -- helpers: directories
 
     async def _names(self, directory: Node) -> list[bytes]:
-        archived = [] if directory.lower is None else await self._ask(_names_in, directory.lower)
+        archived = [] if directory.lower is None else await self._ask(self.below.names, directory.lower)
         known = directory.children
         return [name for name in archived if name not in known] + [name for name in known if known[name] is not None]
 
@@ -438,13 +441,13 @@ class CowFs(Base):  # type: ignore[misc]
         if await self._names(directory):
             raise pyfuse3.FUSEError(errno.ENOTEMPTY)
 
-    async def _ask(self, function: Callable[..., Any], path: bytes | None, *names: bytes) -> Any:
-        """What the lower says of a path."""
+    async def _ask(self, question: Callable[..., Any], path: bytes, *names: list[bytes]) -> Any:
+        """What the lower says of a path, or of names in that directory."""
         try:
-            return await self.lower.mounts.call(function, path or b"", *names)
+            return await question(path, *names)
         except OSError as error:
             found = error if isinstance(error, LowerError) else LowerError(*error.args)
-            whole = os.path.join(path or b"", *names[:1]) if len(names) == 1 else path or b""
+            whole = os.path.join(path, *names[0]) if names and len(names[0]) == 1 else path
             raise pyfuse3.FUSEError(self.failures.errno_of(found, whole)) from None
 
     # -- helpers: content
@@ -483,35 +486,3 @@ class Reporting:
         """The name that a file has; of what is lost, where the archive has it."""
         content = self.node.content
         return content.below.path if isinstance(error, LostError) and content else self.node.path()
-
-
-@contextlib.contextmanager
-def _held(root: int, path: str, flags: int) -> Iterator[int]:
-    """A directory below the root of a mount of the lower."""
-    directory = open_below(root, path, flags | os.O_DIRECTORY)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
-
-
-def _stat_all(root: int, path: str, *names: bytes) -> list[tuple[bytes, os.stat_result]]:
-    """The attributes of those names in a directory that exist."""
-    found = []
-    with _held(root, path, os.O_PATH) as directory:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                found.append((name, os.stat(name, dir_fd=directory, follow_symlinks=False)))
-    return found
-
-
-def _names_in(root: int, path: str) -> list[bytes]:
-    with _held(root, path, os.O_RDONLY) as directory:
-        return [os.fsencode(name) for name in os.listdir(directory)]
-
-
-def _target(root: int, path: str) -> bytes:
-    """What the symbolic link at path says."""
-    above, name = os.path.split(path)
-    with _held(root, above, os.O_PATH) as directory:
-        return os.fsencode(os.readlink(name, dir_fd=directory))

@@ -7,7 +7,8 @@
 A program of its own, packed by overlay.py, with the standard library and pyfuse3 only. ::
 
     cowfs --lower DIR [--lower DIR …] --upper DIR [--cache-size BYTES] [--owner UID:GID] [--owned UID] [--always PATH]
-          [--allow-other] [--reserve BYTES] [--counters FILE] [--failures FILE] [--resume FIFO] MOUNTPOINT
+          [--allow-other] [--reserve BYTES] [--counters FILE] [--failures FILE] [--names FILE] [--resume FIFO]
+          MOUNTPOINT
 
 Names, attributes and the maps of changed blocks are in memory: they live as long as the mount, and so does a session.
 
@@ -33,6 +34,7 @@ from .failures import Failures
 from .fuse import pyfuse3, trio
 from .lower import Lower
 from .mounts import Mounts
+from .names import LowerNames
 from .operations import CowFs
 from .space import Space
 from .windows import Cache, Windows
@@ -85,8 +87,10 @@ def assemble(options: argparse.Namespace) -> CowFs:
     """The file system that is asked for."""
     counters = Counters(options.counters)
     cache = Cache(options.upper, options.cache_size, counters)
+    mounts = Mounts(options.lower, options.resume)
     return CowFs(
-        Lower(Mounts(options.lower, options.resume), Windows(cache)),
+        Lower(mounts, Windows(cache)),
+        LowerNames(mounts, options.names),
         Upper(options.upper, counters),
         Space(options.upper, cache, options.reserve),
         Failures(options.failures, counters),
@@ -128,6 +132,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--allow-other", action="store_true", help="let other users than this one in")
     add("--counters", help="file to keep counters in")
+    add("--names", help="file of names and attributes of the lower, as the archive's list has them")
     add("--failures", help="file to tell in what could not be read or written")
     add("--resume", help="named pipe that gets a byte when all lower mounts are gone and one is needed")
     add("mountpoint")
