@@ -23,6 +23,7 @@ COLLECTIONS = CHECKOUT / ".cache" / "collections"
 UNIT = CHECKOUT / "tests" / "unit"
 COMMON = "INSTANT_RECOVERY_COMMON"  # as in tests.support.once, which is not imported before paths are set
 MEMORY = "INSTANT_RECOVERY_MEMORY"  # as in tests.integration.conftest
+TESTS = "INSTANT_RECOVERY_TESTS"  # as in tests.support.once
 
 link = COLLECTIONS / "ansible_collections" / "phpborg" / "instant_recovery"
 if not link.is_symlink():
@@ -33,6 +34,7 @@ for directory in (COLLECTIONS, CHECKOUT / "src"):
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
 os.environ["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
+os.environ[TESTS] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

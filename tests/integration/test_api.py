@@ -36,6 +36,7 @@ from tests.integration.conftest import needs_root
 from tests.support.clock import wait_until
 from tests.support.cluster import DATABASE
 from tests.support.host import free_port, is_listening, remains
+from tests.support.playbook import packed_once
 from tests.support.sshd import Sshd
 
 if TYPE_CHECKING:
@@ -157,6 +158,14 @@ def root(tmp_path: Path) -> Path:
     directory = tmp_path / "sessions"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _packed_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's plays pack their modules once for all tests; those of the stand-in have the names of the real ones."""
+    environment = packed_once("stand-in") if "collections" in request.fixturenames else packed_once()
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cluster import Cluster, Connection, Fingerprint, fingerprint
+from tests.support.host import remains
 from tests.support.repository import Repository
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +130,7 @@ def test_a_standbys_data_directory_shows_what_it_had_replayed(
 
 
 def test_relative_paths_of_a_cluster_that_lies_in_several_places(
-    production: Cluster, place: Path, playbooks: Playbooks
+    production: Cluster, place: Path, copies: Path
 ) -> None:
     """`cd … && borg create … data "fast disk" "wal disk"`: what links say and what the archive says differ."""
     production.stop(mode="immediate")
@@ -139,10 +141,10 @@ def test_relative_paths_of_a_cluster_that_lies_in_several_places(
     production.start()
     expected = production.fingerprint()
     production.sql("truncate notes")
-    started = playbooks.start(archive=f"{repository.location}::relative")
-    assert started.returncode == 0, started.output
-    assert fingerprint(Connection.of_session(started.session, bindir=production.bindir)) == expected
-    playbooks.end(started.session["id"])
+    stack = Stack.of(copies / "sessions", repository, "relative").start()
+    assert fingerprint(stack.connection()) == expected
+    stack.change("absent")
+    assert remains(stack.root) == []
 
 
 def test_a_snapshot_of_several_file_systems_in_debians_layout_from_borg(

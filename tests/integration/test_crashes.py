@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Sample
     from tests.support.playbook import Playbooks
 
-AT_ONCE = int(os.environ.get("INSTANT_RECOVERY_AT_ONCE", "8"))  # sessions
+AT_ONCE = int(os.environ.get("INSTANT_RECOVERY_AT_ONCE", "6"))  # sessions
 # What each step adds; all that is there by then is killed in turn.
 PROCESSES = {
     "recorded": [],

@@ -25,7 +25,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 
 from tests.integration.conftest import Sample
 from tests.support.clock import Clock, wait_until
-from tests.support.cluster import Cluster, Connection, server_directory
+from tests.support.cluster import Cluster, server_directory
 from tests.support.damage import Chunks, delete, flip, repair
 from tests.support.host import remains
 from tests.support.layer import drop_names
@@ -320,20 +320,12 @@ def test_small_files_that_the_start_can_do_without(made: Made, root: Path, place
     lost = ("postgresql.conf", "postmaster.opts")
     for name in lost:
         delete(sample.repository, made.chunks.files[f"{sample.data_directory}/{name}"][0])
-    runner = Playbooks(
-        directory=place / "ansible",
-        session_root=root,
-        environment=sample.repository.environment,
-        extra_vars={"readers": 1},
-    )
-    run = runner.start(archive=sample.name)
-    assert run.returncode == 0, run.output
-    told = " ".join(run.output.split())
+    stack = Stack.of(root, sample.repository, sample.archive).start()
+    told = " ".join(map(str, [*stack.found["warnings"], *stack.served["warnings"]]))
     assert f"has lost content of {sample.data_directory}/postmaster.opts in archive damaged." in told
     assert "postgresql.conf cannot be read: Input/output error. What the archived configuration sets there" in told
-    connection = Connection.of_session(run.session, bindir=sample.bindir)
-    assert connection.sql("select count(*) from kept") == "1000"
-    runner.end(run.session["id"])
+    assert stack.connection().sql("select count(*) from kept") == "1000"
+    stack.change("absent")
 
 
 def test_another_database_of_the_archive_is_damaged(made: Made, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,13 +360,11 @@ def test_what_a_repair_has_replaced_is_told_before_and_stays_unreadable(root: Pa
     )
     playbooks = Playbooks(directory=place / "ansible", session_root=root, environment=sample.repository.environment)
     planned = playbooks.start("--check", archive=sample.name)
-    started = playbooks.start(archive=sample.name)
-    for run in (planned, started):
-        assert run.returncode == 0, run.output
-        assert warning in " ".join(run.output.split())
-    playbooks.end(started.session["id"])
+    assert planned.returncode == 0, planned.output
+    assert warning in " ".join(planned.output.split())
 
-    stack = stack_of(root, sample).start()
+    stack = Stack.of(root, sample.repository, sample.archive, readers=2).start()
+    assert warning in str(stack.found["warnings"])
     assert "Input/output error" in failing(stack, "select count(*) from lost")
     assert await_told(stack, path)["status"] == "active"
     assert deaths(stack) == 0

@@ -14,7 +14,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, borg_mount
+from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, borg_mount, copy_plan_info
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
@@ -74,14 +74,26 @@ def looking(made: Made, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"passphrase": made.repository.passphrase}
 
 
-def test_a_session_of_such_an_archive(made: Made, playbooks: Playbooks) -> None:
+def test_a_session_of_such_an_archive(made: Made, playbooks: Playbooks, looking: dict[str, Any]) -> None:
     archive = made.taken("all", ".")
     mine = dataclasses.replace(playbooks, environment=made.repository.environment)
-    planned = mine.start("--check", archive=archive, log_source="archive:/wal")
-    assert planned.returncode == 0, planned.output
-    wal = f"{made.taken('wal', './wal')}:/wal"
-    assert mine.start("--check", archive=archive, log_source=wal).returncode == 0
-    started = mine.start(archive=archive, log_source=wal)
+    assert mine.start("--check", archive=archive, log_source="archive:/wal").returncode == 0
+    log_archive = made.taken("wal", "./wal")
+    found = call(borg_archive_info.main, **looking, archive=archive)
+    planned = call(
+        copy_plan_info.main,
+        engine="postgresql",
+        **looking,
+        archive=archive,
+        paths=found["paths"],
+        data_directory=found["database"]["data_directory"],
+        links=found["database"]["links"],
+        user="postgres",
+        log_archive=log_archive,
+        log_source="./wal",
+    )
+    assert "failed" not in planned, planned
+    started = mine.start(archive=archive, log_source=f"{log_archive}:/wal")
     assert started.returncode == 0, started.output
     assert started.session["overlay_merged_dir"]
     connection = Connection.of_session(started.session, bindir=made.cluster.bindir)

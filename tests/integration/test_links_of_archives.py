@@ -9,23 +9,26 @@ their links lead nowhere in the archive.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, copy_plan_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
 from tests.support.host import remains
 from tests.support.modules import call
 from tests.support.repository import Repository
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.playbook import Playbooks
 
@@ -109,7 +112,11 @@ def runner(playbooks: Playbooks, made: Made) -> Playbooks:
 
 
 def test_everything_is_found_and_answers(made: Made, runner: Playbooks) -> None:
-    run = runner.start(archive=made.archive("whole"), data_directory=f"/{NAME}")
+    """Of two volumes that may be it the variable names one. The tests after it ask the modules alone."""
+    with another_volume(made, "fast"):
+        archive = made.archive("whole")
+    chosen = {"data_directory": f"/{NAME}", "relocated": {"/fast": FAST}, "server_user": "postgres"}
+    run = runner.start(archive=archive, **chosen)
     assert run.returncode == 0, run.output
     connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
     for database in ("own", "linked"):
@@ -117,28 +124,43 @@ def test_everything_is_found_and_answers(made: Made, runner: Playbooks) -> None:
         connection.sql("insert into t values (0); checkpoint", database=database)
         assert connection.sql("select count(*) from t", database=database) == "1001"
     assert connection.sql("select date '2026-11-26'") == "26.11.2026"
-    assert runner.stop("all").returncode == 0
-    assert runner.session_root is not None
-    assert remains(runner.session_root) == []
+    assert Path(f"/proc/{run.session['pid']}").owner() == "postgres"
+    runner.end(run.session["id"])
 
 
-def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, runner: Playbooks) -> None:
+@contextlib.contextmanager
+def another_volume(made: Made, volume: str) -> Iterator[None]:
+    """An older copy of a volume beside it."""
+    shutil.copytree(made.top / VOLUMES / volume, made.top / VOLUMES / "older", symlinks=True)
+    yield
+    shutil.rmtree(made.top / VOLUMES / "older")
+
+
+def session_of(root: Path, made: Made, archive: str, **options: Any) -> Connection:
+    """The server of a session that modules make, which lives as long as the fixture root."""
+    stack = Stack.of(root, made.repository, archive.rpartition("::")[2], **options).start()
+    return Connection.of_session(stack.info(), bindir=made.cluster.bindir)
+
+
+@pytest.fixture(name="root")
+def _root(copies: Path) -> Iterator[Path]:
+    root = copies / "sessions"
+    yield root
+    call(session_module.main, session_root=str(root), state="absent", session_id="all")
+    assert remains(root) == []
+
+
+def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, root: Path) -> None:
     """As borg create makes it of main/*: Borg has to invent the directory, and gives it to root."""
     data = made.cluster.data
     inside = [str(path.relative_to(made.top)) for path in sorted(data.iterdir())]
     others = [path.name for path in sorted(made.top.iterdir()) if path.name != "disk1"]
     made.repository.archive("inside", *inside, *others, cwd=made.top)
-    run = runner.start(archive=f"{made.repository.location}::inside")
-    assert run.returncode == 0, run.output
-    connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
+    connection = session_of(root, made, "inside")
     assert connection.sql("create table mine (); select count(*) from t", database="own") == "1000"
-    assert runner.stop("all").returncode == 0
 
 
-@pytest.mark.parametrize("given", [{}, {"server_user": "nobody"}, {"server_user": "postgres"}])
-def test_what_the_server_could_not_open_in_production_it_cannot_here(
-    made: Made, runner: Playbooks, given: dict[str, str]
-) -> None:
+def test_what_the_server_could_not_open_in_production_it_cannot_here(made: Made, root: Path) -> None:
     """Whoever may make links in the data directory would read all that a whole host's archive has, root's keys too."""
     keys, way = made.top / "root/.ssh", made.cluster.data / "base/pgsql_tmp2"
     keys.mkdir(mode=0o700, parents=True)
@@ -152,22 +174,19 @@ def test_what_the_server_could_not_open_in_production_it_cannot_here(
     project.parent.chmod(0o700)
     link(other_way, "/home/bob/project")
     try:
-        run = runner.start(
-            archive=made.archive("-".join(["private", *given.values()])), data_directory=f"/{NAME}", **given
-        )
+        archive = made.archive("private")
     finally:
         for made_here in (way, other_way):
             made_here.unlink()
         for directory in ("root", "home"):
             shutil.rmtree(made.top / directory)
-    assert run.returncode == 0, run.output
-    connection = Connection.of_session(run.session, bindir=made.cluster.bindir)
     attempts = ("pg_read_file('base/pgsql_tmp2/id')", "pg_ls_dir('base/pgsql_tmp2')")
-    for attempt in (*attempts, "pg_read_file('base/pgsql_tmp3/notes')"):
-        with pytest.raises(RuntimeError, match="Permission denied"):
-            connection.sql(f"select {attempt}")
-    assert connection.sql("select count(*) from t", database="own") == "1000"
-    assert runner.stop("all").returncode == 0
+    for given in ({}, {"server_user": "nobody"}, {"server_user": "postgres"}):
+        connection = session_of(root, made, archive, look={"data_directory": f"/{NAME}"}, options=given)
+        for attempt in (*attempts, "pg_read_file('base/pgsql_tmp3/notes')"):
+            with pytest.raises(RuntimeError, match="Permission denied"):
+                connection.sql(f"select {attempt}")
+        assert connection.sql("select count(*) from t", database="own") == "1000"
 
 
 def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
@@ -189,10 +208,9 @@ def test_what_is_found_is_told(made: Made, looking: dict[str, Any]) -> None:
 def test_of_two_that_may_be_it_the_user_has_the_choice(
     made: Made, looking: dict[str, Any], volume: str, target: str, inside: str
 ) -> None:
-    """An older copy of a volume beside it. What is said of a directory counts for all below it."""
-    shutil.copytree(made.top / VOLUMES / volume, made.top / VOLUMES / "older", symlinks=True)
-    archive = made.archive(f"two-{volume}")
-    shutil.rmtree(made.top / VOLUMES / "older")
+    """What is said of a directory counts for all below it."""
+    with another_volume(made, volume):
+        archive = made.archive(f"two-{volume}")
     refused = call(borg_archive_info.main, **looking, archive=archive)
     places = [f"{VOLUMES}/{name}/_data" for name in (volume, "older")]
     assert all(f"{place}{inside}" in refused["msg"] for place in places), refused
@@ -206,14 +224,6 @@ def test_of_two_that_may_be_it_the_user_has_the_choice(
     # Without the slash, and to the end of what a start would do.
     planned = plan(archive, looking, relocated={target: places[0]})
     assert "failed" not in planned, planned
-
-
-def test_the_choice_is_made_through_the_playbook(made: Made, runner: Playbooks) -> None:
-    shutil.copytree(made.top / VOLUMES / "fast", made.top / VOLUMES / "older", symlinks=True)
-    archive = made.archive("two-again")
-    shutil.rmtree(made.top / VOLUMES / "older")
-    run = runner.start("--check", archive=archive, relocated={"/fast": FAST})
-    assert run.returncode == 0, run.output
 
 
 def plan(archive: str, looking: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.phpborg.instant_recovery.plugins.modules import copy_plan_info
+from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
+from tests.support.host import remains
+from tests.support.modules import call
 from tests.support.repository import Repository
+from tests.support.stack import Stack
 from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
@@ -79,6 +84,15 @@ def backups(shared_place: Path) -> Iterator[Backups]:
         yield Backups(repository, other, wal, cluster.bindir, time)
 
 
+@pytest.fixture(name="root")
+def _root(copies: Path) -> Iterator[Path]:
+    """For sessions that modules make; they end with the test."""
+    root = copies / "sessions"
+    yield root
+    call(session_module.main, session_root=str(root), state="absent", session_id="all")
+    assert remains(root) == []
+
+
 @pytest.fixture
 def start(playbooks: Playbooks) -> Any:
     def start(archive: str, *options: str, **variables: Any) -> Run:
@@ -93,7 +107,7 @@ def ledger(started: Run, backups: Backups) -> str:
     return connection.sql("select array_agg(step order by 1) from ledger")
 
 
-def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backups, start: Any) -> None:
+def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backups, start: Any, root: Path) -> None:
     started = start(backups.of("both"), recovery_target_time=backups.time)
     assert ledger(started, backups) == "{1,2}"
     reached = started.session["recovered_to"]
@@ -101,26 +115,40 @@ def test_wal_of_the_archive_itself_is_found(playbooks: Playbooks, backups: Backu
     assert reached["reason"].startswith("stopping before commit of transaction")
     assert any(f"data as of {reached['time']}" in str(task.result.get("msg")) for task in started.tasks)
     playbooks.end(started.session["id"])
-    named = start(backups.of("both"), log_source=f"archive:{backups.wal}")
-    assert ledger(named, backups) == "{1,2,3}"
-    playbooks.end(named.session["id"])
+    # To its end, and named. What the play makes of archive:PATH is seen where it is refused, below.
+    named = Stack.of(root, backups.repository, "both")
+    wal = str(backups.wal).lstrip("/")
+    named.shown["paths"] = [*named.shown["paths"], wal]
+    named.start("layered")
+    named.server["log_source"] = str(named.directory / "merged" / wal)
+    named._serve()
+    connection = Connection.of_session(named.info(), bindir=backups.bindir)
+    assert connection.sql("select array_agg(step order by 1) from ledger") == "{1,2,3}"
 
 
 def test_wal_of_another_archive_is_mounted_beside_it(playbooks: Playbooks, backups: Backups, start: Any) -> None:
     source = f"{backups.wal_repository.location}::{WAL_ARCHIVE}"
-    for log_source in (source, f"{source}:{backups.wal}"):
-        started = start(backups.of("base"), log_source=log_source, recovery_target_time=backups.time)
-        assert ledger(started, backups) == "{1,2}"
-        assert started.session["borg_mount_point"].endswith("/archive")
-        assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_log_archive"}
-        playbooks.end(started.session["id"])
+    started = start(backups.of("base"), log_source=source, recovery_target_time=backups.time)
+    assert ledger(started, backups) == "{1,2}"
+    assert started.session["borg_mount_point"].endswith("/archive")
+    assert started.session["timings"].keys() >= {"borg_mount", "borg_mount_log_archive"}
+    playbooks.end(started.session["id"])
 
 
-def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, backups: Backups, start: Any) -> None:
+def test_wal_at_a_path_of_another_archive(backups: Backups, root: Path) -> None:
+    """What the play makes of REPOSITORY::NAME:PATH is seen where it is refused: see the tests after this one."""
+    stack = Stack.of(root, backups.repository, "base").start("layered")
+    wal = stack.mount_logs(backups.wal_repository, WAL_ARCHIVE, str(backups.wal).lstrip("/"))
+    stack.server |= {"log_source": wal, "recovery_target_time": backups.time}
+    stack._serve()
+    connection = Connection.of_session(stack.info(), bindir=backups.bindir)
+    assert connection.sql("select array_agg(step order by 1) from ledger") == "{1,2}"
+
+
+def test_what_is_wrong_with_a_source_is_told_and_undone(backups: Backups, start: Any) -> None:
     """What the server's start has to say of it is in test_pg_point_in_time.py."""
     for variables, said in (
         ({"log_source": f"{backups.of('base')}"}, "holds no archived logs: name another archive"),
-        ({"log_source": f"{backups.of('nothing-*')}"}, "nothing-*"),
         ({"log_source": "archive:/no/where"}, "no/where"),
     ):
         failed = start(backups.of("base"), **variables)
@@ -129,15 +157,38 @@ def test_what_is_wrong_with_a_source_is_told_and_undone(playbooks: Playbooks, ba
         assert "nothing of it is left" in failed.message, failed.message
 
 
-def test_no_link_of_an_archive_leads_to_wal_of_this_host(backups: Backups, start: Any) -> None:
+def test_no_link_of_an_archive_leads_to_wal_of_this_host(backups: Backups, start: Any, root: Path) -> None:
     """Its WAL would be replayed: what production has written since, for whoever looks into an old backup."""
-    link = backups.wal.with_name(LINK)
+    link = str(backups.wal.with_name(LINK))
+    said = "is not in the archive: name a directory that it has."
     of_another = f"{backups.wal_repository.location}::{LINK}:{link}"
-    for archive, log_source in (("base", of_another), (LINK, f"archive:{link}")):
-        for options in ((), ("--check",)):
-            refused = start(backups.of(archive), *options, log_source=log_source)
-            assert refused.returncode != 0, refused.output
-            assert "is not in the archive: name a directory that it has." in refused.message, refused.message
+    refused = start(backups.of("base"), log_source=of_another)
+    assert refused.returncode != 0, refused.output
+    assert said in refused.message, refused.message
+    refused = start(backups.of(LINK), "--check", log_source=f"archive:{link}")
+    assert refused.returncode != 0, refused.output
+    assert said in refused.message, refused.message
+
+    # The other way round, by the modules.
+    own = Stack.of(root, backups.repository, LINK)
+    own.shown["paths"] = [*own.shown["paths"], link.lstrip("/")]
+    own.start("layered")
+    own.server["log_source"] = str(own.directory / "merged" / link.lstrip("/"))
+    with pytest.raises(AssertionError, match=said):
+        own._serve()
+    found = own.found["database"]
+    planned = call(
+        copy_plan_info.main,
+        engine="postgresql",
+        archive=backups.of("base"),
+        paths=own.found["paths"],
+        data_directory=found["data_directory"],
+        user="postgres",
+        passphrase=backups.repository.passphrase,
+        log_archive=f"{backups.wal_repository.location}::{LINK}",
+        log_source=link.lstrip("/"),
+    )
+    assert said in planned["msg"], planned
 
 
 @needs_root

@@ -19,7 +19,7 @@ from instant_recovery import InstantRecovery, LogLine, RunTimeoutError, Session,
 from tests.integration.conftest import needs_root
 from tests.support.clock import PATIENCE
 from tests.support.host import remains
-from tests.support.playbook import CHECKOUT, Playbooks
+from tests.support.playbook import CHECKOUT, Playbooks, packed_once
 from tests.support.sshd import Sshd
 from tests.support.stack import Stack
 
@@ -34,7 +34,8 @@ def root(shared_place: Path, sample: Sample) -> Iterator[Path]:
     """A session root; afterwards nothing is left of sessions."""
     root = shared_place / "log-sessions"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BORG_BASE_DIR", str(sample.repository.base))
+        for variable, value in {"BORG_BASE_DIR": str(sample.repository.base), **packed_once()}.items():
+            patch.setenv(variable, value)
         yield root
     assert remains(root) == []
 
@@ -46,11 +47,18 @@ def client(root: Path) -> InstantRecovery:
 
 @pytest.fixture(scope="module")
 def session(client: InstantRecovery, root: Path, sample: Sample) -> Iterator[Session]:
-    """A session that tests leave running; made by the modules, which takes less time than a play."""
+    """A session that tests leave running."""
+    with made(client, root, sample) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def made(client: InstantRecovery, root: Path, sample: Sample) -> Iterator[Session]:
+    """A session of the modules, which takes less time than a play; ended if it is there still."""
     stack = Stack(root, sample, readers=1)
     try:
         stack.start()
-        (session,) = client.list()
+        (session,) = (one for one in client.list() if one.id == stack.id)
         yield session
     finally:
         stack.change("absent")
@@ -96,19 +104,19 @@ class Reader:
         return rest
 
 
-def test_follow_and_end_with_the_session(client: InstantRecovery, sample: Sample) -> None:
-    session = client.start(sample.name, borg_passphrase=sample.repository.passphrase)
-    reader = Reader(session.logs(follow=True, timeout=120))
-    reader.until("database system is ready")
-    for column in ("{{ 1 + 1 }}", "another"):
-        fail(session, column)
-        reader.until(f'column "{column}" does not exist')
-    session.stop()
-    rest = reader.end(timeout=PATIENCE)
-    assert {line.source for line in rest} <= {"server", "layer", "archive", "keeper"}
-    # Nothing of it can be read any more, and it is told why.
-    with pytest.raises(TaskError, match=rf"Session {session.id} has ended \(stopped\), and its logs with it"):
-        next(client.logs(session))
+def test_follow_and_end_with_the_session(client: InstantRecovery, root: Path, sample: Sample) -> None:
+    with made(client, root, sample) as session:
+        reader = Reader(session.logs(follow=True, timeout=120))
+        reader.until("database system is ready")
+        for column in ("{{ 1 + 1 }}", "another"):
+            fail(session, column)
+            reader.until(f'column "{column}" does not exist')
+        session.stop()
+        rest = reader.end(timeout=PATIENCE)
+        assert {line.source for line in rest} <= {"server", "layer", "archive", "keeper"}
+        # Nothing of it can be read any more, and it is told why.
+        with pytest.raises(TaskError, match=rf"Session {session.id} has ended \(stopped\), and its logs with it"):
+            next(client.logs(session))
 
 
 def test_the_last_lines_of_one_source(client: InstantRecovery, session: Session, root: Path, place: Path) -> None:

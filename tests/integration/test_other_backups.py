@@ -20,11 +20,12 @@ import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host import compressed as _compressed
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info
 
-from tests.support.cluster import DATABASE, Cluster, Connection, fingerprint
+from tests.support.cluster import DATABASE, Cluster, fingerprint
 from tests.support.damage import Chunks, delete
 from tests.support.host import remains
 from tests.support.modules import call
 from tests.support.repository import Repository
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,14 +259,11 @@ def test_start_and_check_mode_tell_the_same(made: Made, playbooks: Playbooks) ->
     assert remains(playbooks.session_root) == []
 
 
-def test_the_cure_for_a_base_backup_in_tar_format_is_one(made: Made, playbooks: Playbooks) -> None:
+def test_the_cure_for_a_base_backup_in_tar_format_is_one(made: Made, copies: Path) -> None:
     target = made.top.parent / "prod" / "cured"
     made.output("pg_basebackup", "-Ft", "-z", "-X", "fetch", "-c", "fast", "-D", str(target))
-    archive = f"{made.repository.location}::cured"
-    made.repository.borg("import-tar", archive, str(target / "base.tar.gz"))
-    mine = dataclasses.replace(playbooks, environment=made.repository.environment)
-    started = mine.start(archive=archive)
-    assert started.returncode == 0, started.output
-    connection = Connection.of_session(started.session, bindir=made.cluster.bindir)
-    assert fingerprint(connection) == made.cluster.fingerprint()
-    mine.end(started.session["id"])
+    made.repository.borg("import-tar", f"{made.repository.location}::cured", str(target / "base.tar.gz"))
+    stack = Stack.of(copies / "sessions", made.repository, "cured").start()
+    assert fingerprint(stack.connection()) == made.cluster.fingerprint()
+    stack.change("absent")
+    assert remains(stack.root) == []

@@ -28,6 +28,7 @@ from tests.support.cluster import Cluster, Connection
 from tests.support.host import mountinfo
 from tests.support.modules import call
 from tests.support.repository import Repository
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,9 @@ def test_check_mode_tells_what_a_start_then_does(looking: Playbooks, backups: Ba
     looking.end(started.session["id"])
 
 
-def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Backups, temporary: Path) -> None:
+def test_check_mode_refuses_what_a_start_would(
+    looking: Playbooks, backups: Backups, temporary: Path, copies: Path
+) -> None:
     refused = looking.start("--check", archive=backups.of("part"))
     assert refused.returncode != 0
     assert "or go on without what lies there (missing_tablespaces=leave_out)" in refused.message, refused.message
@@ -142,13 +145,13 @@ def test_check_mode_refuses_what_a_start_would(looking: Playbooks, backups: Back
     assert "would do: restore_command emptied" in told
     assert left_over(temporary) == []
 
-    started = looking.start(archive=backups.of("part"), missing_tablespaces="leave_out")
-    assert started.returncode == 0, started.output
-    connection = Connection.of_session(started.session, bindir=backups.bindir)
+    server = {"missing_tablespaces": "leave_out"}
+    stack = Stack.of(copies / "sessions", backups.repository, "part", server=server).start()
+    connection = Connection.of_session(stack.info(), bindir=backups.bindir)
     assert connection.sql("select one from kept") == "1"
     with pytest.raises(RuntimeError, match="could not open file"):
         connection.sql("select two from lost")
-    looking.end(started.session["id"])
+    stack.change("absent")
 
 
 def options(backups: Backups) -> dict[str, Any]:

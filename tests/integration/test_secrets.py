@@ -37,7 +37,7 @@ class Way:
     holders: tuple[Path, ...]
 
 
-@pytest.fixture(params=["environment", "passphrase", "passcommand", "passphrase_file"])
+@pytest.fixture
 def way(request: pytest.FixtureRequest, playbooks: Playbooks, sample: Sample, place: Path) -> Way:
     """Each way there is. What is secret is in a file for -e @file, as the README says, and never on a command line."""
     if request.param == "environment":
@@ -69,10 +69,15 @@ def start(way: Way, sample: Sample, place: Path, *options: str, **variables: Any
     return run
 
 
-def test_the_passphrase_is_found_nowhere(way: Way, sample: Sample, place: Path) -> None:
-    """Not in check mode, and not when a start fails after all has been mounted, by when everybody has had it."""
+@pytest.mark.parametrize("way", ["environment", "passphrase", "passcommand", "passphrase_file"], indirect=True)
+def test_check_mode_tells_the_passphrase_nowhere(way: Way, sample: Sample, place: Path) -> None:
     checked = start(way, sample, place, "--check")
     assert checked.returncode == 0, checked.output
+
+
+@pytest.mark.parametrize("way", ["environment", "passphrase"], indirect=True)
+def test_a_start_that_fails_tells_the_passphrase_nowhere(way: Way, sample: Sample, place: Path) -> None:
+    """After all has been mounted, by when everybody has had it."""
     failed = start(way, sample, place, settings={"shared_buffers": "a little"})
     assert failed.returncode != 0
     assert "FATAL" in failed.message
@@ -95,12 +100,16 @@ def test_what_a_file_or_a_command_says_is_found_nowhere_either(
     secret.touch(mode=0o600)
     secret.write_text(PASSPHRASE)
     given = {"passcommand": f"cat {secret}", "passphrase_file": str(secret)}
-    stack = Stack(Path(str(playbooks.session_root)), sample, secret={name: given[name]})
+    root = Path(str(playbooks.session_root))
+    stack, failing = (Stack(root, sample, secret={name: given[name]}) for _number in range(2))
+    failing.server["settings"] = {"shared_buffers": "a little"}
     with watched_processes() as seen:
         stack.start()
-    results = [stack.begun, stack.mounted, stack.served, stack.info()]
+        with pytest.raises(AssertionError, match="a little") as failed:
+            failing.start()
+    results = [stack.begun, stack.mounted, stack.served, stack.info(), failing.mounted, str(failed.value)]
     assert_nothing_holds_it(place, playbooks, except_for=(secret,))
-    results.append(stack.change("absent"))
+    results += [stack.change("absent"), failing.change("absent", error_message=str(failed.value))]
     assert PASSPHRASE not in json.dumps(results)
     assert any("borg" in command for command in seen), "the sampling saw nothing"
     assert [command for command in seen if PASSPHRASE in command] == []

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import needs_root
 from tests.support.clock import MINUTE, Clock, wait_until
 from tests.support.cluster import DATABASE, fingerprint
-from tests.support.host import free_port, processes_below, remains
+from tests.support.host import processes_below, remains
 from tests.support.modules import call
 from tests.support.stack import Stack
 
@@ -404,8 +404,10 @@ def test_the_text_file_for_prometheus(begin: Callable[..., Stack], place: Path, 
 
 
 def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
+    """Of a session that modules have made: its start is in test_playbooks.py."""
     playbooks = dataclasses.replace(playbooks, environment={**playbooks.environment, "SUDO_USER": "alice"})
-    session = playbooks.start(archive=sample.name, ttl="1h", port=free_port()).session
+    alice = f"alice@{os.uname().nodename}"
+    session = Stack(Path(str(playbooks.session_root)), sample, {"ttl": "1h", "requested_by": alice}).start().info()
     extended = playbooks.run("extend", session_id=session["id"], ttl="4h")
     assert extended.returncode == 0, extended.output
     assert extended.stats["instant_recovery_session"]["expires_at"] > session["expires_at"]
@@ -418,7 +420,7 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
     ended = playbooks.sessions(ended=True).stats["instant_recovery_sessions"]
     assert [(one["id"], one["status"], one["stop_reason"]) for one in ended] == [(session["id"], "stopped", None)]
     told = [(line["event"], line["claimed_by"]) for line in audit_log(Path(str(playbooks.session_root)))]
-    assert told == [(event, f"alice@{os.uname().nodename}") for event in ("start", "extend", "reset", "stop")]
+    assert told == [(event, alice) for event in ("start", "extend", "reset", "stop")]
     for missing in (playbooks.run("extend", session_id="none", ttl="1h"), playbooks.run("reset", session_id="none")):
         assert missing.returncode != 0
         assert missing.message.startswith("No session none is known on localhost")

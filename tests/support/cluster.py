@@ -9,6 +9,7 @@ Names are odd on purpose: a database and a table with a space, a superuser not c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
 import re
@@ -21,6 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from tests.support.once import are_tests, made_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -157,12 +160,14 @@ class Cluster:
         )
 
     def create(self) -> None:
-        """initdb, configuration, start."""
+        """initdb, or a copy of what it has made before, configuration, start."""
         for path in (self.directory, self.run, self.data):
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._own(path)
-        argv = [f"{self.bindir}/initdb", "-D", str(self.data), "-U", self.superuser, "-A", "trust", "-E", "UTF8"]
-        self._as_owner([*argv, "--locale=C.UTF-8", "--no-sync", *self.initdb_options])
+        if are_tests() and not self.initdb_options:
+            subprocess.run(["cp", "-a", f"{made_once(self._kind, self._made_once)}/.", str(self.data)], check=True)
+        else:
+            self._initdb(self.data)
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.run),
@@ -245,6 +250,21 @@ class Cluster:
         match = re.search(r"^Database cluster state:\s+(.*)$", text, re.MULTILINE)
         assert match is not None
         return match.group(1)
+
+    @property
+    def _kind(self) -> str:
+        """A name for all clusters that initdb makes alike, but for their identifier."""
+        kind = repr((self.bindir, self.superuser, self.os_user))
+        return f"cluster-{hashlib.sha256(kind.encode()).hexdigest()[:16]}"
+
+    def _made_once(self, place: Path) -> Path:
+        self._own(place)
+        self._initdb(place / "data")
+        return place / "data"
+
+    def _initdb(self, data: Path) -> None:
+        argv = [f"{self.bindir}/initdb", "-D", str(data), "-U", self.superuser, "-A", "trust", "-E", "UTF8"]
+        self._as_owner([*argv, "--locale=C.UTF-8", "--no-sync", *self.initdb_options])
 
     @contextlib.contextmanager
     def _writers(self, *, clients: int) -> Iterator[subprocess.Popen[bytes]]:

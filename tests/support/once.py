@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["COMMON", "made_once", "shared"]
+__all__ = ["COMMON", "TESTS", "are_tests", "made_once", "shared"]
 
 COMMON = "INSTANT_RECOVERY_COMMON"  # names the directory, which tests/conftest.py removes at the end of the run
+TESTS = "INSTANT_RECOVERY_TESTS"  # set by tests/conftest.py
 
 T = TypeVar("T")
+
+
+def are_tests() -> bool:
+    """Whether what is made may cost less than users pay: in tests, and not in benchmarks or the demo."""
+    return TESTS in os.environ and COMMON in os.environ
 
 
 def shared(name: str) -> Path:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.support.modules import call
-from tests.support.once import COMMON, shared
+from tests.support.once import are_tests, shared
 
-__all__ = ["CHECKOUT", "Playbooks", "Run", "Task"]
+__all__ = ["CHECKOUT", "Playbooks", "Run", "Task", "packed_once"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+CALLBACKS = Path(__file__).resolve().parent / "callbacks"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 # Ansible looks a thousand times a second whether a task has ended, which is a tenth of what its processes cost here.
 CONFIGURATION = "[defaults]\ninternal_poll_interval = 0.01\n"
 
@@ -92,7 +94,7 @@ class Playbooks:
     extra_vars: Mapping[str, Any] = field(default_factory=dict)
     os_user: str | None = None
     wrapper: Sequence[str] = ()
-    scripts: Path = Path(sysconfig.get_path("scripts"))
+    scripts: Path = SCRIPTS
 
     def start(self, *options: str, **variables: Any) -> Run:
         """Run the start playbook with these extra variables."""
@@ -156,7 +158,7 @@ class Playbooks:
             "LANG": "C.UTF-8",
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
             "ANSIBLE_COLLECTIONS_PATH": str(self._collections()),
-            "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callbacks"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
             "ANSIBLE_CALLBACKS_ENABLED": "recorder",
             "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
             "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(self.directory / "facts"),
@@ -165,9 +167,9 @@ class Playbooks:
             "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0",
             "INSTANT_RECOVERY_RECORDER": str(record),
         }
-        if COMMON in os.environ:  # a run of the tests; the benchmarks must not gain by it
-            environment["ANSIBLE_CALLBACKS_ENABLED"] += ",payloads"
-            environment["INSTANT_RECOVERY_PAYLOADS"] = str(shared(f"payloads-{self.scripts.parent.name}"))
+        if are_tests():
+            packed = packed_once(self.scripts.parent.name)
+            environment |= {**packed, "ANSIBLE_CALLBACKS_ENABLED": "recorder,payloads"}
         if self.os_user is not None:
             environment["PYTHONPATH"] = str(self._packages())
         return {**environment, **self.environment}
@@ -211,6 +213,15 @@ class Playbooks:
             return []
         user = pwd.getpwnam(self.os_user)
         return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
+
+
+def packed_once(name: str = SCRIPTS.parent.name) -> dict[str, str]:
+    """The environment in which plays of one name share what they pack: see callbacks/payloads.py."""
+    return {
+        "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+        "ANSIBLE_CALLBACKS_ENABLED": "payloads",
+        "INSTANT_RECOVERY_PAYLOADS": str(shared(f"payloads-{name}")),
+    }
 
 
 # What the console scripts of ansible-core do, without their shebang's interpreter.

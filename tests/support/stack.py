@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify, wait_for_end
 from ansible_collections.phpborg.instant_recovery.plugins.modules import (
+    borg_archive_info,
     borg_mount,
     overlay_mount,
     pg_ephemeral,
@@ -20,12 +22,13 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import (
     session_reap,
 )
 
-from tests.support.cluster import Connection
+from tests.integration.conftest import Sample
+from tests.support.cluster import SUPERUSER, Connection, server_directory
 from tests.support.host import free_port
 from tests.support.modules import call
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Sample
+    from tests.support.repository import Repository
 
 __all__ = ["PHASES", "Stack"]
 
@@ -36,8 +39,9 @@ PHASES = ("recorded", "mounted", "layered", "active")
 class Stack:
     """One session below `root`; `options` are those of the module session, `server` those of pg_ephemeral.
 
-    `secret` is the option of borg_mount that opens the repository, if not its passphrase itself. `served` is what
-    pg_ephemeral returned.
+    `secret` is the option of borg_mount that opens the repository, if not its passphrase itself. `shown` are options of
+    borg_mount on what is mounted, if not the data directory alone. `found` is what borg_archive_info returned, where it
+    was asked, `served` what pg_ephemeral did.
     """
 
     root: Path
@@ -50,8 +54,29 @@ class Stack:
     secret: dict[str, str] | None = None
     begun: dict[str, Any] = field(default_factory=dict)
     server: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     port: int | None = field(default_factory=free_port)  # while its server is down, nobody else takes it
+
+    @classmethod
+    def of(
+        cls, root: Path, repository: Repository, archive: str, *, look: dict[str, Any] | None = None, **options: Any
+    ) -> Stack:
+        """A session of what is found in an archive, handed on as the play does it; look are options of that look."""
+        os.environ["BORG_BASE_DIR"] = str(repository.base)
+        where = {"repository": repository.location, "archive": archive, "passphrase": repository.passphrase}
+        found = _done(call(borg_archive_info.main, **where, **(look or {})))
+        database, identifier = found["database"], found["archive"]["id"]
+        major = int(database["version"].partition(".")[0])
+        place = database["data_directory"]
+        sample = Sample(repository, archive, identifier, place, major, SUPERUSER, server_directory(), {})
+        stack = cls(root, sample, found=found, **options)
+        stack.shown = {name: found[name] for name in ("paths", "directories")}
+        stack.options = {"data_directory": place, "owner_id": database["owner_id"], **stack.options}
+        links, configuration = database["links"], database["configuration_directory"]
+        stack.server = {"links": links, "configuration_directory": configuration, **stack.server}
+        return stack
 
     def start(self, phase: str = "active") -> Stack:
         """Do the steps up to this phase; fails where one of them does."""
@@ -68,11 +93,32 @@ class Stack:
     def directory(self) -> Path:
         return Path(self.begun["session_directory"])
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the session has written down, at no cost: whether it is true nobody has looked."""
+        found: dict[str, Any] = json.loads((self.directory / "session.json").read_text())
+        return found
+
     def info(self) -> dict[str, Any]:
         """What session_info tells, also when the session has ended."""
         (found,) = call(session_info.main, session_root=str(self.root), session_id=self.id)["sessions"]
         known: dict[str, Any] = found
         return known
+
+    def mount_logs(self, repository: Repository, archive: str, path: str) -> str:
+        """Mount archived logs of another archive beside its own; the directory in which they are then."""
+        mounted = _done(
+            call(
+                borg_mount.main,
+                repository=repository.location,
+                archive=archive,
+                mountpoint=str(self.directory / "log_archive"),
+                paths=[path],
+                passphrase=repository.passphrase,
+                session_directory=str(self.directory),
+            )
+        )
+        return os.path.join(mounted["mountpoint"], path)
 
     def change(self, state: str, **options: Any) -> dict[str, Any]:
         """The result of the module session with this state."""
@@ -92,7 +138,7 @@ class Stack:
 
     def processes(self) -> dict[str, int]:
         """The pids of the session's processes by the names of their claims."""
-        return {one["name"]: one["pid"] for one in self.info()["checks"]["processes"]}
+        return {claim["name"]: claim["process"]["pid"] for claim in self.record["claims"] if claim["process"]}
 
     def kill(self, name: str) -> None:
         """Kill a process of the session, as the kernel does when memory is short."""
@@ -103,7 +149,7 @@ class Stack:
 
     def connection(self) -> Connection:
         """To the session's server, through its socket."""
-        record = self.info()
+        record = self.record
         return Connection(
             socket_directory=record["socket_directory"],
             port=record["port"],
@@ -134,7 +180,7 @@ class Stack:
                 repository=self.sample.repository.location,
                 archive=self.sample.archive,
                 mountpoint=self.begun["directories"]["archive"],
-                paths=[self.sample.data_directory],
+                **(self.shown or {"paths": [self.sample.data_directory]}),
                 readers=self.readers if self.driver == "block" else 1,
                 owner=self.begun["server_user"],
                 lock=self.lock,

@@ -81,13 +81,13 @@ def tracing_interpreter(directory: Path) -> Path:
 
 def changes(directory: Path) -> Iterator[Change]:
     """All that the traced processes changed, in no particular order. Links on the way are looked at as they are now."""
-    for path in _traced(directory):
-        yield from _changes_of(path, _first_directory(path))
+    for path, first in _first_directories(directory).items():
+        yield from _changes_of(path, first)
 
 
 def touched_outside_rooms(directory: Path) -> tuple[list[Touch], list[Touch]]:
     """What processes touched that were in no room, and the programs that were executed in rooms."""
-    traced = {path: list(_calls(path, _first_directory(path))) for path in _traced(directory)}
+    traced = {path: list(_calls(path, first)) for path, first in _first_directories(directory).items()}
     starts: dict[int, list[tuple[float, Path]]] = {}
     for path, calls in traced.items():
         for call in calls:
@@ -125,25 +125,29 @@ def _touched(call: _Call) -> list[str]:
     return _paths(call.arguments, call.directory) if call.name in (*OPENS, *CHANGES, "execve") else []
 
 
-def _traced(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if path.suffix != ".said"]
-
-
-def _first_directory(path: Path) -> str:
-    """Where the process of this file began: where the one was that started it, at that moment.
+def _first_directories(directory: Path) -> dict[Path, str]:
+    """Where the process of each file began: where the one was that started it, at that moment.
 
     Numbers come round again, so several may have had its number.
     """
-    prefix, pid = path.name.split(".")
-    began = next((call.time for call in _calls(path, "")), 0.0)
-    started = [
-        (call.time, call.directory or _first_directory(other))
-        for other in path.parent.glob(f"{prefix}.*")
-        if other != path and other.suffix != ".said"
-        for call in _calls(other, "")
-        if call.name in STARTS and call.result == int(pid) and call.time <= began
-    ]
-    return max(started, default=(0.0, "/"))[1]
+    began: dict[Path, float] = {}
+    starts: dict[str, list[tuple[_Call, Path]]] = {}  # by the name of the file of whom they start
+    for path in directory.iterdir():
+        if path.suffix != ".said":
+            calls = list(_calls(path, ""))
+            began[path] = calls[0].time if calls else 0.0
+            for call in (call for call in calls if call.name in STARTS):
+                starts.setdefault(f"{path.stem}.{call.result}", []).append((call, path))
+
+    def first(path: Path) -> str:
+        started = [
+            (call.time, call.directory or first(parent))
+            for call, parent in starts.get(path.name, [])
+            if parent != path and call.time <= began[path]
+        ]
+        return max(started, default=(0.0, "/"))[1]
+
+    return {path: first(path) for path in began}
 
 
 class _Call(NamedTuple):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import lzma
@@ -79,7 +80,9 @@ def test_what_hides_its_content_is_told() -> None:
 
 
 def compressed(name: str, content: bytes) -> bytes:
-    libraries = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+    """With little effort: how small it becomes is nobody's concern."""
+    xz = functools.partial(lzma.compress, preset=0)
+    libraries = {"gzip": gzip.compress, "bzip2": functools.partial(bz2.compress, compresslevel=1), "xz": xz}
     if name in libraries:
         return libraries[name](content)
     return subprocess.run([name, "-c", "-q"], input=content, stdout=subprocess.PIPE, check=True).stdout
