@@ -26,7 +26,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import session
 from tests.integration.conftest import Sample
 from tests.support.clock import Clock, wait_until
 from tests.support.cluster import Cluster, server_directory
-from tests.support.damage import Chunks, delete, flip, repair
+from tests.support.damage import Chunks, delete, flip, repair, stored_size
 from tests.support.host import remains
 from tests.support.layer import drop_names
 from tests.support.modules import call
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHUNKS = ("--chunker-params", f"fixed,{1 << 16}")
-DIRECTORIES = 8
+DIRECTORIES = 12
 SECONDS = 120.0  # in which a read of what is lost has failed, on a busy machine: a Borg is mounted twice for it
 
 
@@ -260,8 +260,7 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     sample = Sample(repository, "names", identifier, str(tree).lstrip("/"), 15, "", "", {})
     stack = stack_of(root, sample, readers=3).start("layered")
     _attend(stack)
-    items = Chunks.of(repository, "names").items
-    flip(repository, items[len(items) // 2])
+    flip(repository, _in_the_middle(repository, Chunks.of(repository, "names").items))
     drop_names()
     with clock.rushing(seconds=1):  # the layer waits for a mount that cannot come
         whole = list(itertools.takewhile(lambda number: listing(stack, number), range(DIRECTORIES)))
@@ -273,6 +272,18 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     assert f"lower: {sample.data_directory}/d" in line
     assert "its mount has ended" in line
     stack.change("absent")
+
+
+def _in_the_middle(repository: Repository, chunks: list[str]) -> str:
+    """A chunk of a list that has nothing of the first directory, nor of the last: how long each is, is chance."""
+    sizes = [stored_size(repository, chunk) for chunk in chunks]
+    edge = 1.5 * sum(sizes) / DIRECTORIES
+    inside = (
+        chunk
+        for chunk, size, upto in zip(chunks, sizes, itertools.accumulate(sizes), strict=True)
+        if upto - size > edge and upto < sum(sizes) - edge
+    )
+    return next(inside)
 
 
 def _attend(stack: Stack) -> None:

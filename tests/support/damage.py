@@ -55,6 +55,16 @@ def flip(repository: Repository, chunk: str) -> None:
     raise LookupError(chunk)
 
 
+def stored_size(repository: Repository, chunk: str) -> int:
+    """Bytes that a chunk takes in the repository (Borg's repository.py: crc, size, tag, key)."""
+    name = bytes([PUT]) + bytes.fromhex(chunk)
+    for path in (repository.directory / "data").glob("*/*"):
+        before, found, _rest = path.read_bytes().partition(name)
+        if found:
+            return int.from_bytes(before[-4:], "little")
+    raise LookupError(chunk)
+
+
 def repair(repository: Repository) -> None:
     """`borg check --repair`, which replaces lost chunks by zeros and remembers it."""
     repository.borg("check", "--repair", repository.location, environment={"BORG_CHECK_I_KNOW_WHAT_I_AM_DOING": "YES"})

@@ -581,7 +581,7 @@ def parse_item(line: bytes | str) -> Item:
 
 
 def parse_listed(line: bytes | str) -> Listed:
-    """One line of `borg list --json-lines --format {size}{isomtime}{isoctime}`, in UTC. Raises BorgError."""
+    """One line of `borg list --json-lines --format {size}{isomtime}{isoctime}`, in UTC. Raises ValueError."""
     item, entry = parse_item(line), json.loads(line)
     try:
         return Listed(
@@ -595,8 +595,8 @@ def parse_listed(line: bytes | str) -> Listed:
             ctime=_nanoseconds(entry["isoctime"]),
             target=item.target,
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise BorgError(f"Borg lists {shown(item.path)} otherwise than it did so far: {shown(str(error))}") from error
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"Borg lists it otherwise than it did so far: {line!r}") from error
 
 
 def _nanoseconds(text: str) -> int:
