@@ -665,7 +665,7 @@ def test_what_is_logged_has_a_bound(place: Path, lower: Path) -> None:
             with contextlib.suppress(OSError):
                 write_beyond_any_file(layer.root / f"{number}")
         assert "nothing more is logged" in layer.said().splitlines()[-1]
-        assert len(layer.said()) < 5000
+        assert len(layer.said()) < 2 * 4000  # times and levels come on top
 
 
 @needs_root
@@ -1127,7 +1127,8 @@ def test_names_of_the_archives_list_are_what_a_mount_shows(place: Path) -> None:
     for number, mode in enumerate((0o600, 0o4755, 0o2711, 0o1644, 0o000)):
         (data / f"file {number}").write_bytes(DATA[: 1000 * number])
         (data / f"file {number}").chmod(mode)
-        os.utime(data / f"file {number}", ns=(1, (number - 2) * 10**18 + 123_456_000))
+    for number, path in enumerate(sorted(data.rglob("*"))):
+        os.utime(path, ns=(1, (number - 2) * 10**17 + 123_456_000), follow_symlinks=False)
     repository.archive("a", "srv", cwd=place / "source")
     names = str(place / "names")
     opened = BorgRepository(repository.location, passphrase=repository.passphrase)

@@ -245,8 +245,9 @@ def test_what_a_client_s_environment_insists_on_does_not_count(
     closed: Cluster, place: Path, copy_of: Callable[..., Copy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Production's host, certificates, roles and options; the session has none of them. Also what psycopg2 is told."""
-    result = copy_of(closed).start()
-    session = api.Session.from_record({"id": "x", "status": "active", "engine": "postgresql", **result})
+    copy = copy_of(closed)
+    result = copy.start()
+    session = api.Session.from_record({"id": copy.directory.name, "status": "active", "engine": "postgresql", **result})
     services = place / "services"
     services.write_text("[production]\nhost=192.0.2.1\nsslmode=verify-full\noptions=-c role=nobody\nuser=nobody\n")
     asked = "select current_user"

@@ -43,7 +43,7 @@ __all__ = ["NOTICE", "main"]
 
 #: Bytes of memory that the layer may take. It needs some 100 MB, and 2 KB for each file that is made or changed.
 MOST_MEMORY = 2 << 30
-#: Characters that are logged.
+#: Characters of messages that are logged.
 MOST_LOGGED = 16 << 20
 #: Of mallopt(3).
 M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
@@ -59,9 +59,8 @@ log = logging.getLogger("cowfs")
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s cowfs %(levelname)s %(message)s", handlers=[LimitedLog()]
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s cowfs %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].addFilter(Limit())
     with open("/proc/self/comm", "w") as comm:
         comm.write("cowfs")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -100,19 +99,19 @@ def assemble(options: argparse.Namespace) -> CowFs:
     )
 
 
-class LimitedLog(logging.StreamHandler[Any]):
-    """Writes up to MOST_LOGGED characters: what those who write do makes lines, and they go on for days."""
+class Limit(logging.Filter):
+    """Lets MOST_LOGGED characters pass: what those who write do makes lines, and they go on for days."""
 
     def __init__(self) -> None:
-        super().__init__(sys.stderr)
+        super().__init__()
         self.left = MOST_LOGGED
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.left > 0:
-            self.left -= len(self.format(record))
-            if self.left <= 0:
-                record = logging.makeLogRecord({"msg": "nothing more is logged", "levelname": "WARNING"})
-            super().emit(record)
+    def filter(self, record: logging.LogRecord) -> bool:
+        was_over = self.left <= 0
+        self.left -= len(record.getMessage())
+        if self.left <= 0:
+            record.msg, record.args = "nothing more is logged", ()
+        return not was_over
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
