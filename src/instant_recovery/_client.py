@@ -110,6 +110,11 @@ class InstantRecovery:
             _tell_unknown(error, "instant_recovery_stopped")
             raise
         logger.info("session %s is stopped", session_id)
+        if len(stopped) > 1:
+            raise InstantRecoveryError(
+                f"session {session_id} was stopped, and {', '.join(str(one.host) for one in stopped)} all say that it"
+                " was theirs: look at these hosts"
+            )
         return self._session(stopped[0].record, session_id)
 
     def stop_all(self, *, timeout: float = 600.0) -> tuple[Session, ...]:

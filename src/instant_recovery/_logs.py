@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._session import plain
+from ._plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

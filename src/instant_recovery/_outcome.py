@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ._errors import Failure, PlaybookError, TaskError, UnreachableError
+from ._plain import plain
 
 __all__ = ["Event", "Outcome"]
 
@@ -33,16 +34,16 @@ class Outcome:
 
     def __init__(self) -> None:
         self._stats: dict[str, Any] = {}
-        self._hosts: dict[str, str] = {}  # by the id of each session, the host that has told of it
+        self._hosts: dict[tuple[Any, Any], str] = {}  # the host that has told of a session, by what that has told
         self._failures: dict[str, Failure] = {}
         self._unreachable = False
         self._ended_in_order = False
         self._output: deque[str] = deque(maxlen=20)
 
     def take(self, event: Event) -> None:
-        """Remember what matters of one event."""
-        data = event.get("event_data", {})
-        text = str(event.get("stdout", "")).strip()
+        """Remember what matters of one event. Hosts may answer with anything."""
+        data = plain(event.get("event_data", {}))
+        text = plain(str(event.get("stdout", "")).strip())
         match event.get("event"):
             case "playbook_on_stats":
                 self._stats = data.get("artifact_data", {})
@@ -75,18 +76,21 @@ class Outcome:
         raise kind(words, failures=list(self._failures.values()), stats=self._stats)
 
     def _note_sessions(self, host: str, result: Mapping[str, Any]) -> None:
-        """Remember by the inventory where a session is: what a host says of itself may be meant to lead elsewhere."""
+        """Remember by the inventory where a session is: what a host says of itself may be meant to lead elsewhere.
+
+        Another host may name the same id, which all hosts are asked for, but not when the session was made.
+        """
         several = result.get("sessions")
         for one in [*(several if isinstance(several, list) else []), result.get("session")]:
-            if isinstance(one, Mapping) and isinstance(one.get("id"), str):
-                self._hosts.setdefault(one["id"], host)
+            if isinstance(one, Mapping):
+                self._hosts.setdefault(_identity(one), host)
 
     def _placed(self, told: Any) -> Any:
         """A session's record, or a list of them, with the inventory's names of their hosts."""
         if isinstance(told, list):
             return [self._placed(one) for one in told]
         if isinstance(told, Mapping):
-            return {**told, "host": self._hosts.get(str(told.get("id")), told.get("host"))}
+            return {**told, "host": self._hosts.get(_identity(told), told.get("host"))}
         return told
 
     def _tell_of_lost_words(self, host: str) -> None:
@@ -106,6 +110,10 @@ class Outcome:
             message=str(result.get("msg") or result.get("censored") or "failed without a message").strip(),
             details=cause.details if cause else _details(result),
         )
+
+
+def _identity(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return str(record.get("id")), str(record.get("created_at"))
 
 
 def _details(result: Mapping[str, Any]) -> dict[str, Any]:

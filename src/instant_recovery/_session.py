@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._logs import LogLine
 
-__all__ = ["Archive", "Session", "Status", "plain"]
+__all__ = ["Archive", "Session", "Status"]
 
 Status = Literal["starting", "active", "stopping", "stopped", "failed", "orphaned"]
 
@@ -86,7 +86,6 @@ class Session:
         logs: Callable[..., Generator[LogLine, None, None]] | None = None,
     ) -> Session:
         """The session of a record; `stop` and `logs` are what the methods of these names call with the id."""
-        record = plain(record)
         known = {item.name for item in fields(cls)} - {"archive", "record", "_stop", "_logs"}
         values = {key: value for key, value in record.items() if key in known and value is not None}
         return cls(**values, archive=_archive(record.get("archive")), record=record, _stop=stop, _logs=logs)
@@ -164,15 +163,6 @@ class Session:
             return False
         is_there = stat.S_ISDIR(states[0].st_mode) and stat.S_ISREG(states[1].st_mode)
         return is_there and all(one.st_uid in (0, os.geteuid()) and not one.st_mode & 0o022 for one in states)
-
-
-def plain(told: Any) -> Any:
-    """What a host tells, in which nothing acts on a terminal: control characters are written as \\x1b."""
-    if isinstance(told, str):
-        return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in told)
-    if isinstance(told, dict):
-        return {plain(key): plain(one) for key, one in told.items()}
-    return [plain(one) for one in told] if isinstance(told, list | tuple) else told
 
 
 def _archive(value: Mapping[str, Any] | None) -> Archive | None:

@@ -426,6 +426,39 @@ def test_the_playbooks(playbooks: Playbooks, sample: Sample) -> None:
         assert missing.message.startswith("No session none is known on localhost")
 
 
+def test_of_two_hosts_that_claim_a_session_neither_is_believed(
+    playbooks: Playbooks, sample: Sample, place: Path
+) -> None:
+    """All hosts are asked for its id, and one of them may answer that it is its own."""
+    roots = {host: place / host for host in ("first", "second")}
+    stacks = [Stack(root, sample, {"session_id": "claimed", "suspend_after": "0"}) for root in roots.values()]
+    hosts = {
+        host: {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+            "session_root": str(root),
+        }
+        for host, root in roots.items()
+    }
+    (place / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    plays = dataclasses.replace(playbooks, inventory=place / "hosts.yml", session_root=None)
+    try:
+        for stack in stacks:
+            stack.start("recorded")
+        listed = plays.sessions().stats["instant_recovery_sessions"]
+        assert sorted(Path(one["overlay_merged_dir"]).parts[-3] for one in listed if one["id"] == "claimed") == list(
+            roots
+        )
+        for refused in (plays.run("extend", session_id="claimed", ttl="9h"), plays.run("stop", session_id="claimed")):
+            assert refused.returncode != 0
+            assert refused.message.startswith("Several hosts say that session claimed is theirs: first, second.")
+        assert not any(stack.directory.exists() for stack in stacks)
+    finally:
+        for stack in stacks:
+            stack.change("absent", session_id="claimed")
+    assert [left for root in roots.values() for left in remains(root)] == []
+
+
 def memory_of(stack: Stack, *names: str) -> int:
     """Memory of these processes of the session in bytes."""
     pids = stack.processes()

@@ -56,12 +56,26 @@ def recap(**stats: Any) -> dict[str, Any]:
 
 def test_where_a_session_is_says_the_inventory() -> None:
     """Not the host, which may name another one."""
-    record = {"id": "20261127-120000-aaaa", "host": "production"}
-    told = {"event": "runner_on_ok", "event_data": {"host": "db1", "res": {"sessions": [record]}}}
-    left = outcome_of(told, recap(instant_recovery_sessions=[record], instant_recovery_session=record)).result(
-        successful=True
-    )
-    assert left["instant_recovery_sessions"][0]["host"] == left["instant_recovery_session"]["host"] == "db1"
+    record = {"id": "20261127-120000-aaaa", "created_at": "2026-11-27T12:00:00.123+00:00", "host": "production"}
+    claimed = {**record, "created_at": "2026-11-27T12:00:00.456+00:00"}
+    events = [
+        {"event": "runner_on_ok", "event_data": {"host": host, "res": {"sessions": [one]}}}
+        for host, one in (("liar", claimed), ("db1", record))
+    ]
+    stats = {"instant_recovery_sessions": [claimed, record], "instant_recovery_session": record}
+    left = outcome_of(*events, recap(**stats)).result(successful=True)
+    assert [one["host"] for one in left["instant_recovery_sessions"]] == ["liar", "db1"]
+    assert left["instant_recovery_session"]["host"] == "db1"
+
+
+def test_nothing_that_a_host_answers_acts_on_a_terminal() -> None:
+    answer = {"msg": "\x1b[2Jgone\u202e", "stderr": "a\nb\x07"}
+    event = {"event": "runner_on_failed", "event_data": {"host": "db1", "task": "t", "res": answer}}
+    with pytest.raises(TaskError) as caught:
+        outcome_of(event, recap(instant_recovery_reaped=["\x1bc"])).result(successful=False)
+    assert caught.value.failures[0].message == r"\x1b[2Jgone\u202e"
+    assert caught.value.failures[0].details == {"stderr": "a\nb\\x07"}
+    assert caught.value.stats == {"instant_recovery_reaped": [r"\x1bc"]}
 
 
 def outcome_of(*events: dict[str, Any]) -> Outcome:

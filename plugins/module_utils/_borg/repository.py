@@ -564,7 +564,10 @@ def parse_archives(text: str, *, repository: str) -> list[Archive]:
 
 def parse_item(line: bytes | str) -> Item:
     """One line of `borg list --json-lines --format {size}`."""
-    entry = json.loads(line)
+    return _item_of(json.loads(line))
+
+
+def _item_of(entry: Mapping[str, Any]) -> Item:
     is_dotted, target = entry["path"].startswith("./"), entry["linktarget"]
     # A pipe or a device node with several names is one under each of them.
     kind = "h" if entry["mode"].startswith("h") and entry["type"] == "-" else entry["type"]
@@ -582,7 +585,8 @@ def parse_item(line: bytes | str) -> Item:
 
 def parse_listed(line: bytes | str) -> Listed:
     """One line of `borg list --json-lines --format {size}{isomtime}{isoctime}`, in UTC. Raises ValueError."""
-    item, entry = parse_item(line), json.loads(line)
+    entry = json.loads(line)
+    item = _item_of(entry)
     try:
         return Listed(
             path="" if item.path == "." else item.path,

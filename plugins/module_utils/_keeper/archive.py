@@ -46,6 +46,8 @@ ASKED_AGAIN = 600.0  # seconds until it is looked again whether an archive that 
 # the layer, which waits for 20 s, must not wait in vain.
 REMOUNTS = (20, 10.0)
 
+MOST_TOLD = 2000  # characters of why it cannot be mounted: a Borg may say a megabyte, again and again
+
 log = logging.getLogger("keeper")
 
 
@@ -109,7 +111,7 @@ class Archive:
         finally:
             fcntl.flock(self.resume, fcntl.LOCK_UN)
         if problem:
-            log.error("the archive cannot be mounted again: %s", problem)
+            log.error("the archive cannot be mounted again: %s", problem[-MOST_TOLD:])
         self.quiet_since = monotonic()
         self.failures = self.failures + 1 if problem else 0
         pause = self.pace.take(time.monotonic())
