@@ -228,10 +228,11 @@ import socket
 from functools import cache as cache_of
 from typing import TYPE_CHECKING, Any
 
-from ansible.errors import AnsibleError, AnsibleParserError
+from ansible.errors import AnsibleParserError
 from ansible.inventory.group import to_safe_group_name
 from ansible.inventory.helpers import get_group_vars
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible.utils.unsafe_proxy import AnsibleUnsafe
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
@@ -253,12 +254,16 @@ from ..plugin_utils.fleet import (
 from ..plugin_utils.verification_hosts import CONTROLLER, Inventory, connection
 
 try:
-    from ansible.template import trust_as_template
+    from ansible.template import is_trusted_as_template, trust_as_template
 except ImportError:  # before ansible-core 2.19, where all text is a template that is not unsafe
 
     def trust_as_template(value: str) -> str:
         """Have Ansible take the text for a template."""
         return value
+
+    def is_trusted_as_template(value: object) -> bool:
+        """Whether Ansible takes the value for a template."""
+        return not isinstance(value, AnsibleUnsafe)
 
 
 if TYPE_CHECKING:
@@ -280,7 +285,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
         return bool(super().verify_file(path)) and path.endswith(FILES)
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
-        """Add the sources of the file's repositories. Raises AnsibleParserError before anything is added."""
+        """Add the sources of the file's repositories. Raises AnsibleParserError, and then has added none."""
         super().parse(inventory, loader, path, cache)
         config = self._read_config_data(path)
         self._file = path
@@ -298,7 +303,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
         for source in sources:
             if source.error:
                 self.display.warning(f"{source.host} cannot be verified: {plain_sentence(source.error)}")
-            reached = connection(source.candidates[0], reach(source.candidates[0])) if source.candidates else NOWHERE
+            reached = reach(source.candidates[0]) if source.candidates else NOWHERE
             self._add(source, reached, with_archives=options["list_archives"])
 
     def _checked(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +365,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
         hosts = self.inventory.hosts.keys() - own
         return Inventory(
             hosts=frozenset(hosts),
-            address=lambda name: str(reach(name).get("ansible_host", name)),
+            address=lambda name: str(reach(name)["ansible_host"]),
             groups={
                 name: sorted(host.name for host in group.get_hosts() if host.name in hosts)
                 for name, group in self.inventory.groups.items()
@@ -370,20 +375,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
         )
 
     def _reach(self, name: str) -> dict[str, Any]:
-        """A host's variables in the inventory; those of its connection without templates, which are of that host."""
+        """How a host of the inventory, or another one, is reached."""
         host = self.inventory.hosts.get(name)
         variables = {} if host is None else self._variables(host)
         if name == CONTROLLER:
             python = trust_as_template("{{ ansible_playbook_python }}")
             variables = {"ansible_python_interpreter": python, **variables}
-        self.templar.available_variables = {**variables, "inventory_hostname": name}
-        return {key: self._filled_in(one) if key.startswith("ansible_") else one for key, one in variables.items()}
-
-    def _filled_in(self, value: Any) -> Any:
-        try:
-            return value if _is_encrypted(value) else self.templar.template(value)
-        except AnsibleError:  # of variables that only a play has
-            return value
+        return {key: _as_trusted(one, variables.get(key)) for key, one in connection(name, variables).items()}
 
     def _variables(self, host: Any) -> dict[str, Any]:
         """A host's variables as a play has them, with those of its groups and of directories beside the inventories."""
@@ -407,6 +405,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):  # type: i
             raise RecoveryError(
                 "borg_passphrase is an expression that cannot be evaluated: look at the variables in its braces."
             ) from None
+
+
+def _as_trusted(value: Any, original: Any) -> Any:
+    """What was made of a variable's value: a template, if the original may be one. Otherwise that is kept."""
+    if value is original or not isinstance(value, str):
+        return value
+    return trust_as_template(value) if original is None or is_trusted_as_template(original) else original
 
 
 def _is_encrypted(value: Any) -> bool:

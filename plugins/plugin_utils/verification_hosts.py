@@ -34,6 +34,9 @@ KINDS = ("host", "hosts", "group")
 SLACK = 1.25
 # Connection variables that are, or hold, a secret: these stay where they are.
 SECRET = re.compile(r"pass|secret|token|private_key\Z", re.IGNORECASE)
+# A template that names a variable and does nothing with it, and a host's name that can stand in one.
+EXPRESSION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+PLAIN = re.compile(r"[\w.@-]+")
 ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 FORMS = "write source, local, the name of a host, or one of {host: NAME}, {hosts: [NAME, …]} and {group: NAME}."
 
@@ -157,11 +160,32 @@ def assign(candidates: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def connection(host: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     """How a host is reached, out of its variables, for a source that is verified there; without secrets.
 
-    In a slice of AWX's, and wherever else a part of the inventory is left out, the host itself may not be there.
+    In a slice of AWX's, and wherever else a part of the inventory is left out, the host itself may not be there. So its
+    own names are filled in in templates. A template that does more than name what is no secret refers to the host.
     """
-    own = {name: one for name, one in variables.items() if name.startswith("ansible_") and not SECRET.search(name)}
     here = {"ansible_connection": "local"} if host == CONTROLLER else {}
-    return {"ansible_host": host, **here, **own}
+    known = {**variables, "inventory_hostname": host}
+    own = {name: one for name, one in variables.items() if name.startswith("ansible_") and not SECRET.search(name)}
+    return {"ansible_host": host, **here, **{name: _carried(name, one, known) for name, one in own.items()}}
+
+
+def _carried(name: str, value: Any, known: Mapping[str, Any]) -> Any:
+    """A variable's value for another host: the same, where it is no template, or one of what every host has."""
+    if not isinstance(value, str) or hasattr(value, "_ciphertext") or "{" not in value:
+        return value
+    host = known["inventory_hostname"]
+    names = [found for found in EXPRESSION.findall(value) if found in known]
+    is_simple = "{" not in EXPRESSION.sub("", value) and all(_is_open(one, known[one]) for one in names)
+    if is_simple or not PLAIN.fullmatch(host):
+        return EXPRESSION.sub(lambda found: str(known.get(found[1], found[0])), value) if is_simple else value
+    return f"{{{{ hostvars['{host}']['{name}'] }}}}"
+
+
+def _is_open(name: str, value: Any) -> bool:
+    """Whether a variable's value can be shown, and is no template itself."""
+    return isinstance(value, (str, int)) and not (
+        SECRET.search(name) or hasattr(value, "_ciphertext") or "{" in str(value)
+    )
 
 
 def _room(candidates: Mapping[str, Sequence[str]]) -> dict[str, int]:

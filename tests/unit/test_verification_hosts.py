@@ -179,3 +179,29 @@ def test_how_a_host_is_reached_without_its_secrets() -> None:
     assert connection("v1", {"ansible_host": "10.0.0.9"})["ansible_host"] == "10.0.0.9"
     assert connection("localhost", {})["ansible_connection"] == "local"
     assert connection("localhost", {"ansible_connection": "ssh"})["ansible_connection"] == "ssh"
+
+
+@pytest.mark.parametrize(
+    ("value", "carried"),
+    [
+        ("{{ inventory_hostname }}.example.com", "v1.example.com"),
+        ("{{site}}-{{ inventory_hostname }}", "north-v1"),
+        ("{{ ansible_playbook_python }}", "{{ ansible_playbook_python }}"),  # of every play
+        ("{{ site }}/{{ playbook_dir }}", "north/{{ playbook_dir }}"),
+        ("-o ProxyCommand='sshpass -p {{ jump_password }} ssh x'", "{{ hostvars['v1']['ansible_x'] }}"),
+        ("{{ other }}", "{{ hostvars['v1']['ansible_x'] }}"),  # is a template itself
+        ("{{ lookup('env', 'X') }}", "{{ hostvars['v1']['ansible_x'] }}"),
+        ("{% if site %}x{% endif %}", "{{ hostvars['v1']['ansible_x'] }}"),
+        (22, 22),
+        (True, True),
+        (["{{ site }}"], ["{{ site }}"]),
+    ],
+)
+def test_templates_of_a_connection(value: Any, carried: Any) -> None:
+    """Nothing is evaluated: what comes out would be in clear, wherever the inventory is kept."""
+    own = {"site": "north", "jump_password": "canary", "other": "{{ jump_password }}", "ansible_x": value}
+    assert connection("v1", own)["ansible_x"] == carried
+
+
+def test_a_host_whose_name_would_end_a_template() -> None:
+    assert connection("v'1", {"ansible_x": "{{ lookup('env', 'X') }}"})["ansible_x"] == "{{ lookup('env', 'X') }}"
