@@ -170,12 +170,15 @@ class Repository:
         check_archive_name(name)
         return f"{self.location}::{name.replace('{', '{{').replace('}', '}}')}"
 
-    def list_archives(self, *, details: bool = False) -> list[Archive]:
-        """All complete archives, oldest first. Details make borg build its chunks cache first, if it has none."""
+    def list_archives(self, *, details: bool = False, origins: bool = False) -> list[Archive]:
+        """All complete archives, oldest first. Details make borg build its chunks cache first, if it has none.
+
+        Origins are host and user alone: borg reads them from each archive, which is one more chunk each, and no cache.
+        """
         if details:
             argv = self.command("info", "--json", "--glob-archives", "*", of=[self.location])
         else:
-            argv = self.command("list", "--json", of=[self.location])
+            argv = self.command("list", "--json", *(ORIGINS if origins else ()), of=[self.location])
         # With details, borg makes an index of all chunks, which may be as large as it likes to be.
         bounds = Bounds(memory=half_of_memory()) if details else bounds_of_borg()
         with self._in_time(argv), self._prepared() as (env, secret):
@@ -612,6 +615,8 @@ def _nanoseconds(text: str) -> int:
 ACCEPTED = (0, 1)
 # What borg calls the archive of a backup that is not finished.
 CHECKPOINT = re.compile(r"\.checkpoint(?:\.\d+)?$")
+# With --json a format says which keys there are, and not how they look.
+ORIGINS = ("--format", "{hostname}{username}")
 DETAIL_CHARACTERS = 4000
 # An item's path and target have 4096 bytes at most each, and JSON makes six characters of what is no text.
 LONGEST_LINE = 64 * 1024
