@@ -121,7 +121,14 @@ def start_options() -> str:
 def surveys() -> str:
     """The survey of each template, as a file of variables."""
     found = {name: survey(asked, options_of("start" if name == "workflow" else name)) for name, asked in ASKED.items()}
-    return SURVEYS + yaml.safe_dump({"awx_surveys": found}, sort_keys=False, allow_unicode=True, width=110)
+    return SURVEYS + yaml.dump({"awx_surveys": found}, Dumper=Indented, sort_keys=False, allow_unicode=True, width=110)
+
+
+class Indented(yaml.SafeDumper):
+    """YAML as ansible-lint wants it: lists are indented."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
 
 
 def options_of(entry_point: str) -> dict[str, dict[str, Any]]:

@@ -47,6 +47,12 @@ def templates() -> dict[str, dict[str, Any]]:
     return {template["name"]: template for template in whole()["controller_templates"]}
 
 
+def session_workflow() -> dict[str, Any]:
+    name = "Instant Recovery - start, approve, stop"
+    (found,) = [workflow for workflow in whole()["controller_workflows"] if workflow["name"] == name]
+    return found
+
+
 def surveys() -> dict[str, dict[str, Any]]:
     """Every survey, by its template or workflow."""
     asking = [*whole()["controller_templates"], *whole()["controller_workflows"]]
@@ -79,10 +85,12 @@ def test_each_playbook_of_sessions_has_a_template_and_a_wrapper() -> None:
 def test_all_of_it_keeps_the_rules() -> None:
     lists = whole()
     assert {name: survey_problems(survey) for name, survey in surveys().items()} == {name: [] for name in surveys()}
-    assert [credential_type_problems(one) for one in lists["controller_credential_types"]] == [[]]
-    assert [workflow_problems(one, templates()) for one in lists["controller_workflows"]] == [[]]
-    assert [schedule_problems(one, templates()) for one in lists["controller_schedules"]] == [[]]
-    assert [notification_problems(one) for one in lists["controller_notifications"]] == [[]]
+    problems = [text for one in lists["controller_credential_types"] for text in credential_type_problems(one)]
+    problems += [text for one in lists["controller_workflows"] for text in workflow_problems(one, templates())]
+    problems += [text for one in lists["controller_schedules"] for text in schedule_problems(one, templates())]
+    problems += [text for one in lists["controller_notifications"] for text in notification_problems(one)]
+    assert problems == []
+    assert all(lists.values())
 
 
 def test_a_site_without_webhook_and_repository_has_neither() -> None:
@@ -159,7 +167,7 @@ def test_nobody_can_give_a_template_any_variable() -> None:
 
 
 def test_a_workflows_session_ends_by_itself_no_earlier_than_it_is_given_up() -> None:
-    (workflow,) = whole()["controller_workflows"]
+    workflow = session_workflow()
     nodes = {node["identifier"]: node for node in workflow["workflow_nodes"]}
     assert nodes["approve"]["unified_job_template"]["timeout"] <= parse_duration(nodes["start"]["extra_data"]["ttl"])
     assert "ttl" not in {question["variable"] for question in workflow["survey_spec"]["spec"]}
@@ -230,7 +238,7 @@ def test_a_credential_type_that_breaks_a_rule_is_found() -> None:
 
 
 def test_workflows_and_schedules_that_break_a_rule_are_found() -> None:
-    (workflow,), (schedule,) = copy.deepcopy((whole()["controller_workflows"], whole()["controller_schedules"]))
+    workflow, schedule = copy.deepcopy((session_workflow(), whole()["controller_schedules"][0]))
     start, approve, stop = workflow["workflow_nodes"]
     start["extra_data"] = {"ttl": "3h", "borg_rsh": "sh"}
     approve["related"]["always_nodes"] = [{"identifier": "end"}]
