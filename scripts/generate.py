@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes from the table of options, the argument specs of the roles, what says the same elsewhere.
 
-That is the table in docs/variables.md, between its two comments, and the Python API's StartOptions. Whoever changes an
-option runs this; tests/unit/test_generated.py fails until then.
+That is the table in docs/variables.md, between its two comments, the Python API's StartOptions, and AWX's surveys.
+Whoever changes an option runs this; tests/unit/test_generated.py fails until then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table import (
     ENTRY_POINTS,
     KEPT,
@@ -20,6 +21,7 @@ from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils.table imp
     Table,
     read_table,
 )
+from surveys import ASKED, survey
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- scripts/generate writes what follows -->", "<!-- up to here -->"
@@ -47,6 +49,15 @@ class StartOptions(TypedDict, total=False):
 
 '''
 
+SURVEYS = """\
+# Copyright (c) 2026, phpBorg contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# What the templates ask for. Written by scripts/generate from the roles' argument specs and scripts/surveys.py: change
+# those.
+---
+"""
+
 
 def main() -> None:
     for path, text in generated().items():
@@ -63,6 +74,7 @@ def generated() -> dict[Path, str]:
     return {
         variables: f"{before}{BEGIN}\n\n{table_of_variables()}\n{END}{after}",
         CHECKOUT / "src" / "instant_recovery" / "_options.py": start_options(),
+        CHECKOUT / "awx" / "data" / "surveys.yml": surveys(),
     }
 
 
@@ -104,6 +116,35 @@ def start_options() -> str:
         if name not in NOT_OF_PYTHON
     ]
     return MODULE + "".join(fields)
+
+
+def surveys() -> str:
+    """The survey of each template, as a file of variables."""
+    found = {name: survey(asked, options_of("start" if name == "workflow" else name)) for name, asked in ASKED.items()}
+    return SURVEYS + yaml.dump({"awx_surveys": found}, Dumper=Indented, sort_keys=False, allow_unicode=True, width=110)
+
+
+class Indented(yaml.SafeDumper):
+    """YAML as ansible-lint wants it: lists are indented."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
+
+
+def options_of(entry_point: str) -> dict[str, dict[str, Any]]:
+    """All options of an entry point, described in plain text; what several engines know is described for each."""
+    table = read_table(entry_point)
+    found = {name: {**spec, "description": plain(spec["description"])} for name, spec in table.options.items()}
+    for engines, options in by_role(table).items():
+        for name, spec in options.items():
+            before = f"{found[name]['description']} " if name in found else ""
+            found[name] = {**spec, "description": f"{before}Of {engines}: {plain(spec['description'])}"}
+    return found
+
+
+def plain(description: str | list[str]) -> str:
+    """Ansible's markup as a form shows it."""
+    return marked(description).replace("`", "")
 
 
 def marked(description: str | list[str]) -> str:

@@ -13,6 +13,7 @@ from ansible.utils.unsafe_proxy import AnsibleUnsafe, wrap_var
 from ansible.utils.vars import load_extra_vars
 
 from ..module_utils._errors import RecoveryError, shown
+from ..plugin_utils.execution_environment import refuse_container
 from ..plugin_utils.options import check_host, check_options, refuse_misspelt
 from ..plugin_utils.table import ENTRY_POINTS, ROLE, ROLES_OF_ENGINES, all_variables, read_table, variables_of
 from ..plugin_utils.values import OptionError, is_given, read_value
@@ -77,6 +78,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if plain:
             self._refuse_misspelt(variables)
             check_host(_values(given), variables["groups"]["all"], variables["inventory_hostname"])
+        refuse_container(table.entry_point, variables, variables["inventory_hostname"], self._connection.transport)
         checked = check_options(table, _values(given), {engine: _values(some) for engine, some in own.items()})
         secrets = {name: one.variable for name, one in given.items() if table.options[name].get("no_log")}
         return {**checked, "secrets": secrets, "roles": ROLES_OF_ENGINES}

@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_and_the_collection(wheel: Path) -> None:
     assert wheel.name == f"phpborg_instant_recovery-{VERSION}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"instant_recovery/__init__.py", "instant_recovery/py.typed", f"{INSIDE}/galaxy.yml"} <= names
-    assert {f"{INSIDE}/{path}" for path in tracked(*PARTS, "docs")} <= names
+    assert {f"{INSIDE}/{path}" for path in tracked(*PARTS, "awx", "docs")} <= names
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
     assert "ansible_collections/__init__.py" not in names
 
@@ -90,6 +90,7 @@ def test_the_tarball_in_an_empty_environment_serves_an_archive(
         "MANIFEST.json",
         "README.md",
         "SECURITY.md",
+        "awx",
         "changelogs",
         "docs",
     }

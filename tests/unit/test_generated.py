@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def generate() -> Any:
+    sys.path.insert(0, str(CHECKOUT / "scripts"))
     specification = importlib.util.spec_from_file_location("generate", CHECKOUT / "scripts" / "generate.py")
     assert specification is not None
     assert specification.loader is not None

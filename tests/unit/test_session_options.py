@@ -16,9 +16,11 @@ from ansible.playbook.task import Task
 from ansible.template import Templar
 from ansible.utils.unsafe_proxy import AnsibleUnsafeText
 from ansible_collections.phpborg.instant_recovery.plugins.action import session_options
+from ansible_collections.phpborg.instant_recovery.plugins.plugin_utils import execution_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 ARCHIVE = "/srv/repository::name"
 #: What would be 49 if it was looked at for templates.
@@ -40,7 +42,12 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs the action with these variables, of which those in `extra` came from the command line."""
 
     def run(
-        *, entry: str = "start", plain: bool = True, extra: tuple[str, ...] = (), **variables: Any
+        *,
+        entry: str = "start",
+        plain: bool = True,
+        extra: tuple[str, ...] = (),
+        transport: str = "ssh",
+        **variables: Any,
     ) -> dict[str, Any]:
         context.CLIARGS = ImmutableDict(extra_vars=())
         monkeypatch.setattr(session_options, "load_extra_vars", lambda _loader: dict.fromkeys(extra, "any"))
@@ -55,7 +62,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
         loader = DataLoader()
         action = session_options.ActionModule(
             task=task,
-            connection=MagicMock(),
+            connection=MagicMock(transport=transport),
             play_context=MagicMock(check_mode=False),
             loader=loader,
             templar=Templar(loader, variables=known),
@@ -149,3 +156,39 @@ def test_a_passphrase_that_ansible_would_take_for_a_template(
 def test_what_is_meant_as_a_template_or_is_none(check: Callable[..., dict[str, Any]], value: object) -> None:
     text = given(value) if isinstance(value, str) else value
     assert "failed" not in check(archive=ARCHIVE, vault="secret", borg_passphrase=text)
+
+
+@pytest.mark.parametrize("job", ["awx_job_id", "tower_job_id"])
+def test_no_session_is_on_the_host_of_an_execution_environment(check: Callable[..., dict[str, Any]], job: str) -> None:
+    refused = check(archive=ARCHIVE, transport="local", **{job: AnsibleUnsafeText("42")})
+    assert refused["failed"]
+    assert refused["msg"].startswith("localhost is the execution environment of this job")
+    assert "source_host" in refused["msg"]
+    refused = check(entry="list", transport="local", **{job: 42})
+    assert refused["msg"].startswith("There is no host but localhost")
+    remote = {"deployment_location": "remote", "source_host": "db1", "inventory_hostname": "db1"}
+    assert "failed" not in check(archive=ARCHIVE, transport="ssh", **remote, **{job: 42})
+    assert "failed" not in check(archive=ARCHIVE, transport="local")
+
+
+def test_a_container_is_known_without_awx(
+    check: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As ansible-navigator starts it. A container without ansible-runner's directory may well have FUSE."""
+    traces = [str(tmp_path / name) for name in ("containerenv", "runner")]
+    monkeypatch.setattr(execution_environment, "TRACES", traces)
+    (tmp_path / "containerenv").touch()
+    assert "failed" not in check(archive=ARCHIVE, transport="local")
+    (tmp_path / "runner").mkdir()
+    assert "failed" in check(archive=ARCHIVE, transport="local")
+
+
+def test_what_awx_adds_is_no_misspelt_name(check: Callable[..., dict[str, Any]]) -> None:
+    parts = (
+        "job_id job_launch_type user_id user_name user_email user_first_name user_last_name inventory_id "
+        "inventory_name project_revision project_scm_branch job_template_id job_template_name execution_node "
+        "workflow_job_id workflow_job_name schedule_id schedule_name webhook_event_type webhook_payload"
+    )
+    names = [f"{prefix}_{part}" for prefix in ("awx", "tower") for part in parts.split()]
+    own = ("instant_recovery_session", "instant_recovery_session_id", "instant_recovery_found")
+    assert "failed" not in check(archive=ARCHIVE, extra=(*names, *own))
