@@ -152,6 +152,12 @@ def copies(request: pytest.FixtureRequest) -> Iterator[Path]:
     yield from _place(on_disk=_is_on_disk(request))
 
 
+@pytest.fixture(scope="session")
+def shared_copies() -> Iterator[Path]:
+    """The same for sessions that tests of a module share."""
+    yield from _place()
+
+
 @pytest.fixture
 def copy_of(copies: Path) -> Iterator[Callable[..., Copy]]:
     """Makes copies as an archive's tree shows them; the session of each is ended, with nothing left."""

@@ -206,10 +206,12 @@ def run_bytes(
     limit: int = OUTPUT_LIMIT,
     bounds: Bounds | None = None,
     inner: Inner | None = None,
+    take: Callable[[bytes], object] | None = None,
 ) -> CompletedBytes:
     """Run argv to its end, as user if given, within timeout seconds; it may write limit bytes to its standard output.
 
-    The environment is environment(env, user). inner is what argv is to run in its turn.
+    The environment is environment(env, user). inner is what argv is to run in its turn. take gets the output piece by
+    piece, however much it is, and nothing of it is kept.
     Raises CommandError at a time-out, for a program that cannot be run and, unless check is false, for a return code
     other than 0; OutputError where it writes more. Of its standard error the last ERRORS_KEPT bytes are kept.
     """
@@ -218,7 +220,7 @@ def run_bytes(
     process = _start(argv, env=given, user=user, cwd=cwd, inner=inner)
     if bounds is not None:
         bounds.hold(process.pid)
-    exchange = _Exchange(process, stdin, limit, cut_off=inner.cut_off if inner else None)
+    exchange = _Exchange(process, stdin, limit, cut_off=inner.cut_off if inner else None, take=take)
     name = os.path.basename(shown[0])
     try:
         if inner is not None:
@@ -357,9 +359,15 @@ class _Exchange:
     """What goes into a program and comes out of it; Popen.communicate takes as much as there is."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stdin: bytes, limit: int, *, cut_off: Callable[[], None] | None
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: bytes,
+        limit: int,
+        *,
+        cut_off: Callable[[], None] | None,
+        take: Callable[[bytes], object] | None,
     ) -> None:
-        self._before_end = cut_off
+        self._before_end, self._take = cut_off, take
         self.out, self.err = bytearray(), bytearray()
         self._process, self._limit = process, limit
         self._ahead = memoryview(stdin)
@@ -422,6 +430,9 @@ class _Exchange:
     def _read_output(self, pipe: int) -> bool:
         """Whether the end has come."""
         data = os.read(pipe, PIECE)
+        if self._take is not None:
+            self._take(data)
+            return not data
         self.out += data
         if len(self.out) > self._limit:
             raise _TooMuchError

@@ -62,7 +62,7 @@ TOOL_OUTPUT = 64 << 20  # bytes that such a program may print
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("readable", "writable", "aliases", "private", "logged", "doors"), ()),
     **dict.fromkeys(("namespaces", "landlock", "seccomp"), False),
-    **dict.fromkeys(("port", "processes", "files", "memory", "data"), 0),
+    **dict.fromkeys(("port", "caller", "processes", "files", "memory", "data"), 0),
     "env": {},
     "account": None,
     "staging": ANYWHERE,
@@ -173,14 +173,17 @@ class Sandbox:
         log: str | None = None,
         memory: int = TOOL_MEMORY,
         claim: Callable[[Process], None] | None = None,
+        take: Callable[[bytes], object] | None = None,
     ) -> CompletedBytes:
-        """Run argv to its end; as `command.run_bytes`, with at most limit bytes of output.
+        """Run argv to its end; as `command.run_bytes`, with at most limit bytes of output, or any number for take.
 
-        What it leaves behind is ended with it. log is a file that its standard error is appended to. claim is as in
-        start(). Raises CommandError, OutputError and, where the program cannot be locked up, SandboxError.
+        What it leaves behind is ended with it, and all of it with this process, killed or not. log is a file that its
+        standard error is appended to. claim is as in start(). Raises CommandError, OutputError and, where the program
+        cannot be locked up, SandboxError.
         """
         logged = () if log is None else (2,)
-        with self._launch(argv, env or {}, logged=logged, memory=memory) as launch, ExitStack() as opened:
+        launching = self._launch(argv, env or {}, logged=logged, memory=memory, caller=os.getpid())
+        with launching as launch, ExitStack() as opened:
             errors = None
             if log is not None:
                 errors = open_log(log, argv)
@@ -193,6 +196,7 @@ class Sandbox:
                 stdin=stdin,
                 limit=limit,
                 inner=Inner(argv, launch.descriptors, lambda: launch.begin(claim), errors, launch.cut_off),
+                take=take,
             )
             launch.await_execution()
         return done.checked() if check else done
@@ -210,6 +214,7 @@ class Sandbox:
         logged: Sequence[int],
         doors: Iterable[tuple[int, str | int, int]] = (),
         memory: int = 0,
+        caller: int = 0,
     ) -> Iterator[_Launch]:
         namespaces, landlock = _walls(self.account, accept_unconfined=self.accept_unconfined)
         specification = {
@@ -231,6 +236,7 @@ class Sandbox:
             "seccomp": can_filter_calls(),
             "logged": list(logged),
             "doors": list(doors),
+            "caller": caller,
             **_numbers(),
             "memory": memory,
             "data": self.memory_max,

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ACCOUNT", "PROBE", "REPLAYER", "account_script", "clients_query", "unlocked_query"]
+__all__ = ["ACCOUNT", "LOGINS", "PROBE", "REPLAYER", "account_script", "clients_query", "unlocked_query"]
 
 ACCOUNT = "instant_recovery"
 # MySQL before 5.7.8 has names of 16 characters at most.
 PROBE = "ir_probe"  # its own statements must not count as use of the session
 REPLAYER = "ir_replay"  # has all rights, in a run of its own to which nobody else can come
+# Option files for our own programs, in the directory that the server can read.
+LOGINS = {ACCOUNT: "login.cnf", PROBE: "probe.cnf", REPLAYER: "replay.cnf"}
 # What of all rights lets an account switch off that it can only read. Routines have the rights of whoever made them, so
 # that nobody may have these: SUPER and READ_ONLY ADMIN are bits of MariaDB's (sql/privilege.h).
 MARIADB_WRITERS, MARIADB_BITS = "SUPER, READ_ONLY ADMIN", (1 << 15) | (1 << 33)

@@ -21,7 +21,7 @@ from .._engine.steps import apply_steps
 from .._errors import MORE_TIME, RecoveryError, shown, text_shown
 from .._host.command import CommandError
 from .._host.ports import ADDRESS, reserve_port
-from .account import ACCOUNT, PROBE, REPLAYER, account_script, clients_query, unlocked_query
+from .account import ACCOUNT, LOGINS, PROBE, REPLAYER, account_script, clients_query, unlocked_query
 from .encryption import KEYS, LIBRARY
 from .facts import DATABASES, Facts, find_tables, named
 from .log import explain, log_tail, missing_libraries, prepared_transactions, rolled_back, said_since
@@ -49,8 +49,6 @@ STOP_SIGNALS = (("SIGTERM", 10.0), ("SIGKILL", 5.0))
 SERVERS = {"mariadb": ("mariadbd", "mysqld"), "mysql": ("mysqld",)}
 USUAL_CONNECTIONS = 151  # max_connections of both
 CLIENT_FILE = "client.cnf"  # for people, in the directory of clients
-# For our own programs, in the directory that the server can read.
-LOGINS = {ACCOUNT: "login.cnf", PROBE: "probe.cnf", REPLAYER: "replay.cnf"}
 GREETING = 10  # version of the protocol, the first byte of what a server says
 FEED = "replay.pipe"  # in the same directory
 BINLOG_PROGRAMS = {"mariadb": ("mariadb-binlog", "mysqlbinlog"), "mysql": ("mysqlbinlog",)}

@@ -29,6 +29,7 @@ from .._host.files import names_in, place_inside
 from .._host.ports import ADDRESS, reserve_port
 from .._session.record import SERVER, Claim
 from .catalogs import TEMPLATES
+from .client import client_environment, connection_words, psql
 from .cluster import PostgresError, shown
 from .detach import silenced
 from .facts import Facts, Found, look_into
@@ -75,21 +76,6 @@ CLIENT_WORDS = (
     *(("sslnegotiation", "postgres", 17), ("min_protocol_version", "3.0", 18)),
 )
 EVERYWHERE = 13  # a URL travels: to a libpq that is older than the server's, but not than this
-# What our own programs do not want to be subject to, and the first version that knows it: options of a connection count
-# more than whatever has been set for roles and databases, also since the start. Names come with their schemas.
-OPTIONS = (
-    *(("search_path", "", 0), ("role", "none", 0), ("statement_timeout", "0", 0), ("lock_timeout", "0", 0)),
-    *(("idle_in_transaction_session_timeout", "0", 0), ("idle_session_timeout", "0", 14)),
-    ("transaction_timeout", "0", 17),
-)
-# Nothing that the one who starts has set for other servers counts.
-PSQL_ENVIRONMENT = {
-    "PGCONNECT_TIMEOUT": "3",
-    "PGPASSFILE": "/dev/null",
-    "PGSERVICEFILE": "/dev/null",
-    "PGSYSCONFDIR": "/nonexistent",
-}
-
 FIRST_LOG_IN = 3.0  # seconds, even where the start has none left
 # Fast shutdown first (clients are disconnected, data stays clean), then immediate, which also releases shared memory.
 STOP_SIGNALS = (("SIGINT", 30.0), ("SIGQUIT", 5.0), ("SIGKILL", 5.0))
@@ -164,7 +150,7 @@ def _clients_probe(plan: Plan, port: int, database: str) -> dict[str, Any]:
     query = CLIENTS.format(COUNTED if counts else "null")
     return {
         "argv": _psql(plan, port, database, query),
-        "env": _psql_environment(plan),
+        "env": client_environment(plan.data.major),
         "sandbox": _client_room(plan, port).as_dict(),
     }
 
@@ -443,23 +429,8 @@ def _url(plan: Plan, port: int, database: str) -> str:
 
 
 def _psql(plan: Plan, port: int, database: str, query: str) -> list[str]:
-    """A command line on which nothing is left to service files, environments or defaults."""
-    parts = {
-        "host": plan.request.client(),
-        "port": str(port),
-        "user": SESSION_ROLE,
-        "dbname": database,
-        "sslmode": "disable",
-        "gssencmode": "disable",
-    }
-    quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in parts.items()}
-    target = " ".join(f"{name}='{value}'" for name, value in quoted.items())
-    return [plan.programs.program("psql"), "-X", "-w", "-q", "-A", "-t", "-c", query, target]
-
-
-def _psql_environment(plan: Plan, encoding: str = "UTF8") -> dict[str, str]:
-    options = " ".join(f"-c {name}={value}" for name, value, since in OPTIONS if since <= plan.data.major)
-    return {**PSQL_ENVIRONMENT, "PGOPTIONS": options, "PGCLIENTENCODING": encoding}
+    target = connection_words(plan.request.client(), port, database)
+    return psql(plan.programs.program("psql"), target, query)
 
 
 def _client_room(plan: Plan, port: int) -> Sandbox:
@@ -474,7 +445,7 @@ def _log_in(plan: Plan, port: int, database: str, deadline: float) -> None:
     It reads the database's catalogs, which may wait for the repository.
     """
     seconds = max(FIRST_LOG_IN, deadline - time.monotonic())
-    env = {**_psql_environment(plan), "PGCONNECT_TIMEOUT": f"{seconds:.0f}"}
+    env = {**client_environment(plan.data.major), "PGCONNECT_TIMEOUT": f"{seconds:.0f}"}
     try:
         _client_room(plan, port).run(_psql(plan, port, database, "select 1"), timeout=seconds + 1, env=env)
     except CommandError as error:
@@ -494,7 +465,7 @@ def _facts(plan: Plan, prepared: _Prepared, port: int) -> Facts:
 
         def ask(database: str, query: str, timeout: float) -> bytes:
             argv = _psql(plan, port, database, query)
-            env = _psql_environment(plan, prepared.catalogs.encoding(database))
+            env = client_environment(plan.data.major, prepared.catalogs.encoding(database))
             return room.run(argv, timeout=timeout, env=env, limit=MOST_SAID).stdout
 
         found = look_into(databases, ask=ask, bindir=plan.programs.bindir)

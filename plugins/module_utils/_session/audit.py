@@ -50,7 +50,8 @@ def audit(
     who: Mapping[str, str | None],
     reason: str | None = None,
 ) -> None:
-    """Append one event about a session's record: C(start), C(extend), C(reset), C(stop), C(automatic stop), C(reap).
+    """Append one event about a session's record: C(start), C(extend), C(reset), C(stop), C(automatic stop), C(reap),
+    C(export).
 
     Where it cannot be written the line is lost and not the session: no log is to keep a session from ending.
     """

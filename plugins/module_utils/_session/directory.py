@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIRECTORIES",
     "ENDED",
+    "FETCHED",
     "LOCK",
     "NAMES",
     "RECORD",
@@ -60,6 +61,7 @@ NAMES = "names"  # names and attributes of what the archive has, for the layer
 RESUME = "resume"  # a named pipe, into which whoever needs a suspended archive writes a byte
 REFUSAL = "refused"  # why the keeper cuts off what a module is doing
 LARGEST_RECORD = 1 << 24  # bytes; a record has some thousands
+FETCHED = "export"  # a directory of files that wait to be fetched
 # What else can be in a session's directory.
 OTHERS = (
     RESUME,
@@ -71,6 +73,7 @@ OTHERS = (
     "upper.failures",
     "upper.failures.tmp",
     "keeper.pyz",
+    FETCHED,
     "sample.json",
     "sample.json.tmp",
 )

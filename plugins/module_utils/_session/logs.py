@@ -35,7 +35,7 @@ MOST_LINES = 20_000  # of one file in one call, each of which is an entry of the
 SUFFIX = ".log"  # after the name of its source
 ARCHIVE = re.compile(r"borg-.+")  # borg-1 for each reader, and others for an archive of logs
 # A log may not have begun when it is asked for.
-USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper"})
+USUAL_SOURCES = frozenset({"server", "layer", "archive", "keeper", "export"})
 STDOUT = 1
 
 

@@ -71,6 +71,8 @@ def main(program: int, specification: int, status: int, go: int) -> None:
     _tell(status, pid=os.getpid())
     os.close(status)
     _change_user(spec)
+    if spec.caller:
+        _end_with_caller(spec.caller)
     raise SystemExit(warden.watch())
 
 
@@ -153,6 +155,13 @@ def _end_with_parent(life: int) -> None:
     except BlockingIOError:
         return
     os._exit(1)  # it has ended before
+
+
+def _end_with_caller(caller: int) -> None:
+    """Be killed when the process ends that this is run for, which may be killed itself. To be called as above."""
+    checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent's death signal")
+    if os.getppid() != caller:  # it has ended before
+        raise SystemExit(1)
 
 
 def _limit(spec: Specification) -> None:

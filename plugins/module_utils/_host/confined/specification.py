@@ -34,9 +34,10 @@ class Specification:
     to be seen there as well. private: directories in whose place it gets a small one of its own. network: none, unix
     (sockets of this host only), serve (port alone, no connections to anybody) or host (port, and connections). port:
     TCP port that may be listened on. namespaces, landlock, seccomp: whether they are to be used. logged: its
-    descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets. processes: most of
-    them at a time, files: most that each has open (0: any number). memory, data: bytes of address space, and of
-    memory of its own, for each process (0: any).
+    descriptors that lead to the log. doors: see open_doors(), with descriptors of their sockets. caller: the
+    process that all of it is to end with, whatever ends that (0: none). processes: most of them at a time, files: most
+    that each has open (0: any number). memory, data: bytes of address space, and of memory of its own, for each process
+    (0: any).
     """
 
     def __init__(self, text: bytes) -> None:
@@ -59,6 +60,7 @@ class Specification:
     seccomp: bool
     logged: list[int]
     doors: list[list[int | str]]
+    caller: int
     processes: int
     files: int
     memory: int
