@@ -64,12 +64,23 @@ options:
     choices: [sql, custom, csv]
   to:
     description:
-      - Path of the file on the session's host. Exactly one of this and O(fetch_to) is given.
+      - Absolute path of the file on the session's host. Exactly one of this and O(fetch_to) is given.
     type: str
   fetch_to:
     description:
-      - Path of the file on the controller. Until it is fetched it lies in the session's directory.
+      - Path of the file on the controller. Until it is fetched it lies in the session's directory. What is fetched has the
+        name C(.NAME.XXXXXXXX.partial) until it is whole; a controller that is killed leaves that.
     type: str
+  waiting:
+    description:
+      - For the action, which fetches so where the session is another user's. The name of a file that waits to be
+        fetched, of which a piece is returned, from O(offset) on. Nothing is exported then.
+    type: str
+  offset:
+    description:
+      - Where the piece of O(waiting) begins, in bytes.
+    type: int
+    default: 0
   force:
     description:
       - Whether to replace a file that is there already.
@@ -176,6 +187,11 @@ sha256:
   type: str
   returned: success
   sample: 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03
+content:
+  description: The piece, in Base64; empty behind the file's end.
+  type: str
+  returned: with O(waiting)
+  sample: aWQKMQo=
 seconds:
   description: Seconds that the export took.
   type: float
@@ -188,6 +204,9 @@ elapsed:
   sample: 1.9
 """
 
+import base64
+import os
+import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -197,8 +216,12 @@ from ..module_utils._errors import RecoveryError, run_module
 from ..module_utils._export.export import plan_export
 from ..module_utils._export.selection import Asked
 from ..module_utils._export.target import Target
-from ..module_utils._session.directory import default_root
+from ..module_utils._host.files import read_beginning
+from ..module_utils._session.directory import FETCHED, default_root
 from ..module_utils._session.session import Session
+
+NAME = re.compile("[0-9a-f]{16}")
+PIECE = 8 << 20  # bytes
 
 
 def main() -> None:
@@ -213,13 +236,15 @@ def main() -> None:
             "format": {"type": "str", "choices": list(FORMATS)},
             "to": {"type": "str"},
             "fetch_to": {"type": "str"},
+            "waiting": {"type": "str"},
+            "offset": {"type": "int", "default": 0},
             "force": {"type": "bool", "default": False},
             "recipient": {"type": "str"},
             "timeout": {"type": "int", "default": 86400},
             "requested_by": {"type": "str"},
         },
-        required_one_of=[("to", "fetch_to")],
-        mutually_exclusive=[("to", "fetch_to")],
+        required_one_of=[("to", "fetch_to", "waiting")],
+        mutually_exclusive=[("to", "fetch_to", "waiting")],
         supports_check_mode=True,
     )
     run_module(module, lambda: _export(module.params, check_mode=module.check_mode))
@@ -227,16 +252,32 @@ def main() -> None:
 
 def _export(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     session = _found(options["session_id"], options["session_root"] or default_root())
+    if options["waiting"] is not None:
+        return {"changed": False, "content": base64.b64encode(_piece(session, **options)).decode()}
     exporter = EXPORTERS.get(session.record.engine or "")
     if exporter is None:
         raise RecoveryError(f"Session {session.id} is of engine {session.record.engine}, which cannot be exported.")
     asked = Asked(**{name: options[name] for name in ("database", "tables", "schemas", "query", "format")})
-    target = Target(options["to"], force=options["force"], option="to")
+    target = _target(session, options)
     export = plan_export(
         session, exporter, asked, target=target, recipient=options["recipient"], timeout=float(options["timeout"])
     )
     result = export.result() if check_mode else export.run(options["requested_by"])
     return {"changed": True, **result}
+
+
+def _target(session: Session, options: dict[str, Any]) -> Target:
+    if options["to"] is not None:
+        return Target(options["to"], force=options["force"], option="to")
+    directory = session.path(FETCHED)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return Target(os.path.join(directory, os.urandom(8).hex()), force=False, option="fetch_to")
+
+
+def _piece(session: Session, *, waiting: str, offset: int, **_others: Any) -> bytes:
+    if not NAME.fullmatch(waiting):
+        raise RecoveryError(f"waiting {waiting} is no file that waits to be fetched: leave it to the action.")
+    return read_beginning(os.path.join(session.path(FETCHED), waiting), PIECE, offset=offset)
 
 
 def _found(session_id: str, root: str) -> Session:

@@ -58,6 +58,7 @@ def check_options(
     options = _read(table.options, given)
     _check(table.options, options)
     _refuse_missing(table, options)
+    _refuse_half_exports(table, options)
     _refuse_contradictions(given, options)
     if not table.engines:
         return {"options": options}
@@ -130,7 +131,7 @@ def _check(options: Options, values: Mapping[str, Any]) -> None:
 
 
 def _refuse_missing(table: Table, options: Mapping[str, Any]) -> None:
-    if "archive" in table.options and "archive" not in options:
+    if table.options.get("archive", {}).get("required") and "archive" not in options:
         raise OptionError(
             "archive is not given: name it as REPOSITORY::NAME, where NAME may be latest or a glob; or as NAME "
             "together with repository."
@@ -140,6 +141,17 @@ def _refuse_missing(table: Table, options: Mapping[str, Any]) -> None:
     if table.options.get("session_id", {}).get("required") and options.get("session_id", "") in unnamed:
         also = ", or all" if is_for_all else ""
         raise OptionError(f"session_id is not given: name a session (instant_recovery_list shows them){also}.")
+
+
+def _refuse_half_exports(table: Table, options: Mapping[str, Any]) -> None:
+    if table.entry_point != "export":
+        return
+    if "archive" not in options and options.get("session_id", "all") == "all":
+        raise OptionError("There is nothing to export from: give archive, or session_id (instant_recovery_list).")
+    if ("to" in options) == ("fetch_to" in options):
+        raise OptionError(
+            "An export goes to one place: give to, a path on the session's host, or fetch_to, a path here."
+        )
 
 
 def _refuse_contradictions(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ROLE = "session"
-ENTRY_POINTS = ("start", "stop", "list", "extend", "reset", "reap", "logs")
+ENTRY_POINTS = ("start", "stop", "list", "extend", "reset", "reap", "logs", "export")
 AUTO = "auto"
 # In the playbooks, too, they have the prefix: without it they could be anybody's.
 KEPT = ("session_id", "session_root")

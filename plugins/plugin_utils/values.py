@@ -40,6 +40,7 @@ EXPLANATIONS = {
     "cpu_weight": "is no weight: choose 1 to 10000; a service of the host has 100.",
     "io_weight": "is no weight: choose 1 to 10000; a service of the host has 100.",
     "start_timeout": "is no time: write seconds, such as 3600.",
+    "export_timeout": "is no time: write seconds, such as 3600.",
     "max_sessions": "is no number: choose how many sessions the host may have, or 0 for any.",
     "lines": "is no number of lines: write one such as 100.",
     "relocated": "is no mapping of directories: give what links say, and where in the archive that is, as JSON, such "
@@ -57,6 +58,7 @@ RANGES: Mapping[str, Container[int]] = {
     "cpu_weight": WEIGHTS,
     "io_weight": WEIGHTS,
     "start_timeout": ANY[1:],
+    "export_timeout": ANY[1:],
 }
 # Where one of the choices needs words.
 CHOICES = {

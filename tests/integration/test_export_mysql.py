@@ -26,7 +26,8 @@ pytestmark = needs_root
 
 STATEMENTS = r"""
 create table `o``d"d, \table` (id int primary key, `a,b "c\` text character set utf8mb4, raw varbinary(20),
-    wide longblob, at timestamp null, day datetime(6), price decimal(10, 3), number double, flags bit(5), kind enum('a', 'b,"'),
+    wide longblob, at timestamp null, day datetime(6), price decimal(10, 3), number double, flags bit(5),
+    kind enum('a', 'b,"'),
     old varchar(20) character set latin1, doubled int as (id * 2) stored, place point);
 insert into `o``d"d, \table` (id, `a,b "c\`, raw, wide, at, day, price, number, flags, kind, old, place) values
     (1, 'quote " comma , line

@@ -27,10 +27,12 @@ WITHOUT = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 class Target:
     """The file at path, which is written anew; option: what it is called by who names it, for sentences.
 
-    size and digest() are of what was written. A context manager: at its end what was not published is gone.
+    is_named: another program is to write it, and needs a name for that, as where there are none without. size and digest() are of what was written. A context manager: at its end what was not published is gone.
     """
 
-    def __init__(self, path: str, *, force: bool, option: str) -> None:
+    def __init__(self, path: str, *, force: bool, option: str, is_named: bool = False) -> None:
+        self._is_named = is_named
+        self._given = path
         self.path, self._force, self._option = os.path.abspath(path), force, option
         self._directory, self._name = os.path.split(self.path)
         self._aside: str | None = None
@@ -39,6 +41,8 @@ class Target:
 
     def check(self, expected: int = 0) -> None:
         """Raise ExportError where it cannot be written, or so many bytes are more than the disk has free."""
+        if not os.path.isabs(self._given):
+            raise ExportError(f"{self._option} {shown(self._given)} is no absolute path: begin it with a slash.")
         if not os.path.isdir(self._directory):
             raise ExportError(f"{self._option} {shown(self.path)} is in no directory that there is: make it first.")
         with suppress(FileNotFoundError):
@@ -55,13 +59,15 @@ class Target:
 
     def __enter__(self) -> Target:
         try:
-            self._file = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            if not self._is_named:
+                self._file = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                return self
         except OSError as error:
             if error.errno not in WITHOUT:
                 raise
-            aside = os.path.join(self._directory, f".{self._name[:200]}.{os.urandom(4).hex()}.partial")
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file, self._aside = os.open(aside, flags, 0o600), aside
+        aside = os.path.join(self._directory, self._other_name())
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file, self._aside = os.open(aside, flags, 0o600), aside
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +78,10 @@ class Target:
 
     @property
     def place(self) -> str:
-        """A path by which another process of this user can write it, as long as it is open here."""
-        return f"/proc/{os.getpid()}/fd/{self._file}"
+        """The path by which others can write it, of one that is_named."""
+        if self._aside is None:
+            raise AssertionError("it has no name")
+        return self._aside
 
     def write(self, data: bytes) -> None:
         """Append. Raises OSError, as for a disk that is full."""
@@ -107,7 +115,7 @@ class Target:
     def _give_name(self, directory: int) -> None:
         if self._aside is None:
             # Under another name first where one is to be replaced: a link replaces nothing.
-            name = f".{self._name[:200]}.{os.urandom(4).hex()}.partial" if self._force else self._name
+            name = self._other_name() if self._force else self._name
             try:
                 os.link(f"/proc/self/fd/{self._file}", name, dst_dir_fd=directory, follow_symlinks=True)
             except FileExistsError:
@@ -119,6 +127,9 @@ class Target:
             raise self._taken()
         os.rename(self._aside, self._name, dst_dir_fd=directory)
         self._aside = None
+
+    def _other_name(self) -> str:
+        return f".{self._name[:200]}.{os.urandom(4).hex()}.partial"
 
     def _taken(self) -> ExportError:
         return ExportError(
