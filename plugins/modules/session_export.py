@@ -68,8 +68,8 @@ options:
     type: str
   fetch_to:
     description:
-      - Path of the file on the controller. Until it is fetched it lies in the session's directory. What is fetched has the
-        name C(.NAME.XXXXXXXX.partial) until it is whole; a controller that is killed leaves that.
+      - Path of the file on the controller. Until it is fetched it lies in the session's directory. What is fetched has
+        the name C(.NAME.XXXXXXXX.partial) until it is whole; a controller that is killed leaves that.
     type: str
   waiting:
     description:

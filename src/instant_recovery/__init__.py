@@ -28,6 +28,7 @@ from ._errors import (
     UnreachableError,
     UsageError,
 )
+from ._export import Export, ExportProgress
 from ._logs import LogLine
 from ._options import StartOptions
 from ._progress import Progress
@@ -37,6 +38,8 @@ __all__ = [
     "Archive",
     "CancelledError",
     "ConnectError",
+    "Export",
+    "ExportProgress",
     "Failure",
     "InstantRecovery",
     "InstantRecoveryError",

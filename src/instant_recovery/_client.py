@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InstantRecoveryError, PlaybookError, SessionNotFoundError, TaskError, UsageError
+from ._export import Export, ExportProgress, Follower
 from ._logs import LogLine, log_lines
 from ._options import StartOptions
 from ._playbook import Inventory, inventory_sources, playbook_events, run_playbook, with_secret
@@ -21,8 +22,10 @@ from ._session import Session
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Generator, Iterable, Mapping, Sequence
-    from typing import Unpack
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from typing import Literal, Unpack
+
+    from ._outcome import Event
 
 __all__ = ["InstantRecovery"]
 
@@ -190,6 +193,64 @@ class InstantRecovery:
             except TaskError as error:
                 _tell_unknown(error, "instant_recovery_log_hosts")
                 raise
+
+    def export(
+        self,
+        source: Session | str,
+        *,
+        to: str | None = None,
+        fetch_to: str | os.PathLike[str] | None = None,
+        database: str | None = None,
+        tables: Sequence[str] | None = None,
+        schemas: Sequence[str] | None = None,
+        query: str | None = None,
+        format: Literal["sql", "custom", "csv"] | None = None,
+        force: bool = False,
+        recipient: str | None = None,
+        progress: Callable[[ExportProgress], None] | None = None,
+        timeout: float = 86400.0,
+        **options: Unpack[StartOptions],
+    ) -> Export:
+        """Export from a session (or its id), or from an archive (REPOSITORY::NAME), as docs/data-home.md describes it.
+
+        From an archive a session is started, with `options` as for `start`, and stopped, whatever happens. `to` is a
+        path on the session's host, `fetch_to` one here. `progress` is called in a thread of its own. `timeout` is for
+        all of it, in seconds. Raises PlaybookError (mostly TaskError), RunTimeoutError, SessionNotFoundError.
+        """
+        if unknown := options.keys() - StartOptions.__annotations__.keys():
+            raise TypeError(f"export has no {', '.join(sorted(unknown))}")
+        is_archive = isinstance(source, str) and "::" in source
+        session_id = _new_id() if is_archive else source.id if isinstance(source, Session) else source
+        what = _given(database=database, tables=tables, schemas=schemas, session_query=query, format=format, to=to)
+        where = _given(fetch_to=None if fetch_to is None else str(Path(fetch_to).absolute()), recipient=recipient)
+        given = {**what, **where, "force": force, "export_timeout": max(1, int(timeout)), "session_id": session_id}
+        if is_archive:
+            given = with_secret({**self._variables, **given, **_given(archive=source, **options)})
+        try:
+            with Follower(progress, lambda ended: self._export_events(session_id, ended)) as follower:
+                stats = self._run("instant_recovery_export", given, timeout, on_event=follower.take)
+        except TaskError as error:
+            _tell_unknown(error, "instant_recovery_found")
+            raise
+        except BaseException as error:
+            if is_archive:
+                self._abandon(session_id, error)
+            raise
+        return Export.from_result(stats["instant_recovery_export"])
+
+    def _export_events(self, session_id: str, ended: threading.Event) -> Iterable[Event]:
+        return playbook_events(
+            "instant_recovery_logs",
+            collection=self._collection,
+            inventory=self._inventory,
+            variables={
+                **self._variables,
+                **_given(session_id=session_id, lines=1, sources=["export"], follow=True, format="json"),
+            },
+            timeout=None,
+            cancel=ended,
+            module_grace=0.0,
+        )
 
     def _change(self, what: str, session: Session | str, variables: Mapping[str, object], timeout: float) -> Session:
         session_id = session.id if isinstance(session, Session) else session

@@ -8,12 +8,15 @@ import csv
 import hashlib
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import instant_recovery as api
 from tests.integration.conftest import Sample, needs_root
+from tests.support.clock import wait_until
 from tests.support.cluster import DATABASE
 from tests.support.host import remains
 from tests.support.playbook import Playbooks
@@ -71,6 +74,36 @@ def test_from_a_session_fetched(playbooks: Playbooks, sample: Sample, home: Path
     run = playbooks.run("export", query=query, fetch_to=str(home / "lines.csv"), **where)
     assert f"fetch_to {home}/lines.csv is there already" in run.message
     assert (home / "lines.csv").read_text() == "mine"
+    playbooks.end(session["id"])
+
+
+@needs_root
+def test_from_python_with_progress(playbooks: Playbooks, sample: Sample, home: Path) -> None:
+    session = playbooks.start(archive=sample.name).session
+    recovery = api.InstantRecovery(session_root=str(playbooks.session_root))
+    told: list[api.ExportProgress] = []
+    done: list[api.Export] = []
+    # Goes on when progress was told.
+    query = 'select id, case when id = 1000 then pg_advisory_lock(4711) end from "Order Lines" order by id'
+
+    def export() -> None:
+        done.append(
+            recovery.export(session["id"], database=DATABASE, query=query, to=str(home / "x"), progress=told.append)
+        )
+
+    thread = threading.Thread(target=export)
+    with api.Session.from_record(session).connect(DATABASE) as holder, holder.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(4711)")
+        thread.start()
+        wait_until(lambda: told)
+        cursor.execute("select pg_advisory_unlock(4711)")
+    thread.join()
+    (exported,) = done
+    assert (exported.path, exported.size, exported.rows) == (str(home / "x"), (home / "x").stat().st_size, 2000)
+    with pytest.raises(api.TaskError, match="is there already"):
+        recovery.export(session["id"], database=DATABASE, to=str(home / "x"))
+    with pytest.raises(api.SessionNotFoundError):
+        recovery.export("nothing", to=str(home / "y"))
     playbooks.end(session["id"])
 
 

@@ -148,6 +148,7 @@ class _Progress:
     def __enter__(self) -> _Progress:
         self._log = open_log(self.path, ["export"])
         self._begin = os.fstat(self._log).st_size
+        self._tell()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,7 +27,8 @@ WITHOUT = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 class Target:
     """The file at path, which is written anew; option: what it is called by who names it, for sentences.
 
-    is_named: another program is to write it, and needs a name for that, as where there are none without. size and digest() are of what was written. A context manager: at its end what was not published is gone.
+    is_named: another program is to write it, and needs a name for that, as where there are none without. size and
+    digest() are of what was written. A context manager: at its end what was not published is gone.
     """
 
     def __init__(self, path: str, *, force: bool, option: str, is_named: bool = False) -> None:
@@ -123,6 +124,7 @@ class Target:
             if self._force:
                 os.rename(name, self._name, src_dir_fd=directory, dst_dir_fd=directory)
             return
+        # Such file systems may have no links either, which replace nothing.
         if not self._force and os.path.lexists(self.path):
             raise self._taken()
         os.rename(self._aside, self._name, dst_dir_fd=directory)
