@@ -258,7 +258,7 @@ def _export(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     if exporter is None:
         raise RecoveryError(f"Session {session.id} is of engine {session.record.engine}, which cannot be exported.")
     asked = Asked(**{name: options[name] for name in ("database", "tables", "schemas", "query", "format")})
-    target = _target(session, options)
+    target = _target(session, options, check_mode=check_mode)
     export = plan_export(
         session, exporter, asked, target=target, recipient=options["recipient"], timeout=float(options["timeout"])
     )
@@ -266,10 +266,10 @@ def _export(options: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     return {"changed": True, **result}
 
 
-def _target(session: Session, options: dict[str, Any]) -> Target:
+def _target(session: Session, options: dict[str, Any], *, check_mode: bool) -> Target:
     if options["to"] is not None:
         return Target(options["to"], force=options["force"], option="to")
-    directory = session.path(FETCHED)
+    directory = session.directory if check_mode else session.path(FETCHED)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     return Target(os.path.join(directory, os.urandom(8).hex()), force=False, option="fetch_to")
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -361,6 +362,20 @@ def forked_export(copy: Copy, place: Path) -> int:
         finally:
             os._exit(status)
     return child
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="needs age, which is not among the packages of the tests")
+def test_it_is_encrypted_for_a_key_of_age(copy: Copy, place: Path, tmp_path: Path) -> None:
+    subprocess.run(["age-keygen", "-o", str(tmp_path / "secret")], check=True, capture_output=True)
+    told = subprocess.run(["age-keygen", "-y", str(tmp_path / "secret")], check=True, capture_output=True, text=True)
+    (tmp_path / "public").write_text(f"# of somebody\n{told.stdout}")
+    for recipient in (told.stdout.strip(), str(tmp_path / "public")):
+        result = exported(copy, place / "x", tables=["wide"], recipient=recipient, force=True)
+        assert result["encrypted_by"] == "age"
+        done = subprocess.run(
+            ["age", "-d", "-i", str(tmp_path / "secret"), str(place / "x")], check=True, capture_output=True
+        )
+        assert done.stdout.count(b"\n600\t") == 1
 
 
 def test_it_is_encrypted_for_a_key_of_gnupg(copy: Copy, place: Path, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_what_other_hosts_have_told_goes_into_statistics_through_a_lookup() -> N
     known = load("roles/session/vars/main.yml")
     told = {name for name in left if "hostvars" in str(known.get(name)) and "inventory_hostname" not in known[name]}
     assert told >= {"session_all_stopped", "session_all_listed", "session_all_extended", "session_all_reaped"}
-    assert [name for name in told if "query('ansible.builtin.items'," not in known[name]] == []
+    assert [name for name in told if "q('ansible.builtin.items'," not in known[name]] == []
 
 
 # What a reader of one function cannot know the meaning of.

@@ -31,31 +31,32 @@ PATIENCE = 60.0  # seconds for the program to end when it was told all
 
 
 def recipient_program(recipient: str) -> str:
-    """The program that can encrypt for a recipient: age or gpg. Raises ExportError for what is none."""
-    return "age" if _is_age(_key(recipient)) else "gpg"
+    """The program that encrypts for a recipient: age or gpg. Raises ExportError for what is none, and without it."""
+    name = "age" if _is_age(_key(recipient)) else "gpg"
+    if find_program(name) is None:
+        raise ExportError(f"There is no {name} here, which encrypts for the recipient: install it.")
+    return name
 
 
 class Encryption:
     """A program that encrypts what write() is given; store gets what comes out, in a thread of its own.
 
-    recipient: a public key of age or SSH, an armoured one of GnuPG, or the absolute path of a file with one. A context
-    manager, at whose end the program has ended. Raises ExportError where it cannot be started, or fails.
+    recipient: a public key of age or SSH, an armoured one of GnuPG, or the absolute path of a file with one. directory:
+    where the program may put something aside. A context manager, at whose end the program has ended. Raises ExportError
+    where it fails.
     """
 
-    def __init__(self, recipient: str, store: Callable[[bytes], object]) -> None:
-        self._key, self._store = _key(recipient), store
-        self._name = "age" if _is_age(self._key) else "gpg"
+    def __init__(self, recipient: str, store: Callable[[bytes], object], *, directory: str) -> None:
+        self._key, self._store, self._directory = _key(recipient), store, directory
+        self._name = recipient_program(recipient)
         self._problem: BaseException | None = None
         self._home = ""
 
     def __enter__(self) -> Encryption:
-        program = find_program(self._name)
-        if program is None:
-            raise ExportError(f"There is no {self._name} here, which encrypts for the recipient: install it.")
-        self._home = tempfile.mkdtemp(prefix="instant-recovery-")
+        self._home = tempfile.mkdtemp(prefix="export-", dir=self._directory)
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function  # fed as the data come
-            self._command(program),
+            self._command(find_program(self._name) or self._name),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

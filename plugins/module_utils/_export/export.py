@@ -22,6 +22,7 @@ from .._host.disk import in_words
 from .._host.files import read_beginning
 from .._host.processes import open_log
 from .._session.audit import audit, requester
+from .._session.directory import TEMPORARY
 from .encryption import Encryption, recipient_program
 from .interface import CSV, Dump, Exporter, ExportError, Selection, Source
 from .rows import Rows
@@ -79,7 +80,8 @@ class Export:
             store: Callable[[bytes], object] = target.write
             encryption = None
             if self.recipient is not None:
-                encryption = opened.enter_context(Encryption(self.recipient, target.write))
+                aside = self.session.path(TEMPORARY)
+                encryption = opened.enter_context(Encryption(self.recipient, target.write, directory=aside))
                 store = encryption.write
             progress = opened.enter_context(_Progress(self.session.path(f"log/{LOG}"), self._expected()))
             self._stream(_Sink(store, rows, progress), progress)

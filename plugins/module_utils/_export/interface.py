@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CSV", "Dump", "ExportError", "Exporter", "Relation", "Selection", "Source"]
 
 CSV = "csv"  # the format of one table, or of a query's rows, which is the same for all engines
-MOST_ANSWERED = 64 << 20  # bytes of a list of tables: some 500,000 of them
+MOST_ANSWERED = 16 << 20  # bytes of a list of tables: some 200,000 of them
 
 
 class ExportError(RecoveryError):

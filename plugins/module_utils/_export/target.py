@@ -89,8 +89,11 @@ class Target:
         self._hash.update(data)
         self.size += len(data)
         ahead = memoryview(data)
-        while ahead:
-            ahead = ahead[os.write(self._file, ahead) :]
+        try:
+            while ahead:
+                ahead = ahead[os.write(self._file, ahead) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
 
     def read(self) -> None:
         """Take for written what another process has put into it."""

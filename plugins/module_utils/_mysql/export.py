@@ -56,7 +56,7 @@ class MysqlExporter:
             f"from information_schema.tables where table_schema = {_text(database)} order by table_name",
         )
         try:
-            return [_relation(*line.split("\t")) for line in told.splitlines()]
+            return [_relation(*line.split("\t")) for line in told.split("\n") if line]
         except (ValueError, TypeError) as error:
             raise ExportError("The session's server gives a list of tables that cannot be read.") from error
 
@@ -90,7 +90,10 @@ def _csv(source: Source, selection: Selection) -> Dump:
     else:
         rows = _quoted(selection.tables[0].name)
         columns = f"show columns from {rows}"
-    found = [_column(line) for line in _ask(source, f"{use}; {columns}").splitlines()]
+    try:
+        found = [_column(line) for line in _ask(source, f"{use}; {columns}").split("\n") if line]
+    except ValueError as error:
+        raise ExportError("The session's server gives a list of columns that cannot be read.") from error
     if not found:
         raise ExportError("The session's server names no columns of what is to be exported.")
     names = ",".join('"{}"'.format(name.replace('"', '""')) for name, _kind in found)

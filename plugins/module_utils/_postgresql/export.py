@@ -11,6 +11,7 @@ from typing import Any
 
 from .._export.interface import CSV, Dump, ExportError, Relation, Selection, Source
 from .client import client_environment, connection_words, psql
+from .cluster import MAJOR, OLDEST_MAJOR
 
 __all__ = ["PostgresqlExporter"]
 
@@ -156,7 +157,8 @@ def _program(source: Source, name: str) -> str:
 
 
 def _major(source: Source) -> int:
-    return int(source.version.partition(".")[0])
+    digits = MAJOR.match(source.version)
+    return int(digits[0]) if digits else OLDEST_MAJOR
 
 
 def _quoted(*names: str) -> str:
