@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.module_utils._host.processes import identify
+from ansible_collections.phpborg.instant_recovery.plugins.module_utils._session import directory
 from ansible_collections.phpborg.instant_recovery.plugins.modules import overlay_mount, pg_ephemeral
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -220,6 +221,8 @@ def test_a_full_disk_ends_the_largest_session_first(
 def test_reset_takes_it_back_in_place(begin: Callable[..., Stack], sample: Sample) -> None:
     stack = begin(ttl="1h", names=True)
     assert (stack.directory / "names").is_file()
+    known = {*directory.DIRECTORIES, *directory.OTHERS, directory.RECORD, directory.LOCK}
+    assert known >= set(os.listdir(stack.directory))  # by them a reap knows what is the rest of a session
     before, password = stack.info(), (stack.directory / "client/pgpass").read_text()
     server = stack.connection()
     server.sql("drop table notes; update pgbench_accounts set abalance = 4711", database=DATABASE)

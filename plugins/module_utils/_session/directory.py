@@ -64,6 +64,7 @@ LARGEST_RECORD = 1 << 24  # bytes; a record has some thousands
 FETCHED = "export"  # a directory of files that wait to be fetched
 # What else can be in a session's directory.
 OTHERS = (
+    NAMES,
     RESUME,
     REFUSAL,
     f"{REFUSAL}.tmp",
