@@ -260,7 +260,8 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     sample = Sample(repository, "names", identifier, str(tree).lstrip("/"), 15, "", "", {})
     stack = stack_of(root, sample, readers=3).start("layered")
     _attend(stack)
-    flip(repository, _in_the_middle(repository, Chunks.of(repository, "names").items))
+    for chunk in _in_the_middle(repository, Chunks.of(repository, "names").items):
+        flip(repository, chunk)
     drop_names()
     with clock.rushing(seconds=1):  # the layer waits for a mount that cannot come
         whole = list(itertools.takewhile(lambda number: listing(stack, number), range(DIRECTORIES)))
@@ -274,16 +275,17 @@ def test_a_directory_whose_names_are_lost(root: Path, place: Path, clock: Clock)
     stack.change("absent")
 
 
-def _in_the_middle(repository: Repository, chunks: list[str]) -> str:
-    """A chunk of a list that has nothing of the first directory, nor of the last: how long each is, is chance."""
+def _in_the_middle(repository: Repository, chunks: list[str]) -> list[str]:
+    """Chunks of a list that have nothing of the first directory, nor of the last: how long each is, is chance."""
     sizes = [stored_size(repository, chunk) for chunk in chunks]
     edge = 1.5 * sum(sizes) / DIRECTORIES
-    inside = (
+    inside = [
         chunk
         for chunk, size, upto in zip(chunks, sizes, itertools.accumulate(sizes), strict=True)
         if upto - size > edge and upto < sum(sizes) - edge
-    )
-    return next(inside)
+    ]
+    assert inside
+    return inside
 
 
 def _attend(stack: Stack) -> None:

@@ -212,6 +212,8 @@ def free_port() -> int:
             claim.close()
             continue
         _claims.append(claim)
-        if not is_listening(port):
+        # A session may have it that another process has made, also when its server does not listen.
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
     raise RuntimeError(f"all ports from {PORTS.start} to {PORTS.stop} are taken")
