@@ -104,6 +104,11 @@ class Source:
         try:
             return self.room.run(argv, env=env, timeout=self.timeout, limit=MOST_ANSWERED).stdout
         except CommandError as error:
+            if error.returncode is None:
+                raise ExportError(
+                    f"The server of session {self.session.id} did not finish within {self.timeout:g} s what the export "
+                    "has to know: give it more time (timeout)."
+                ) from error
             said = shown(error.stderr.strip()[-1000:] or str(error))
             raise ExportError(
                 f"The server of session {self.session.id} refuses what the export has to know: {said}",
