@@ -79,9 +79,10 @@ class Follower:
             self._thread.join()
 
     def take(self, event: Event) -> None:
-        """Begin when the export does."""
-        is_begun = event.get("event") == "playbook_on_task_start"
-        if is_begun and event.get("event_data", {}).get("task_action") == TASK and self._callback is not None:
+        """Begin when the export does, which a task may announce more than once."""
+        is_task = event.get("event") == "playbook_on_task_start"
+        is_begun = is_task and event.get("event_data", {}).get("task_action") == TASK
+        if is_begun and self._callback is not None and self._thread.ident is None:
             self._thread.start()
 
     def _run(self) -> None:

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -364,7 +363,6 @@ def forked_export(copy: Copy, place: Path) -> int:
     return child
 
 
-@pytest.mark.skipif(shutil.which("age") is None, reason="needs age, which is not among the packages of the tests")
 def test_it_is_encrypted_for_a_key_of_age(copy: Copy, place: Path, tmp_path: Path) -> None:
     subprocess.run(["age-keygen", "-o", str(tmp_path / "secret")], check=True, capture_output=True)
     told = subprocess.run(["age-keygen", "-y", str(tmp_path / "secret")], check=True, capture_output=True, text=True)

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import borg_archive_info, copy_plan_info
-from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
-from tests.support.host import remains
 from tests.support.modules import call
 from tests.support.repository import Repository
-from tests.support.stack import Stack
+from tests.support.stack import Stack, ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,10 +142,8 @@ def session_of(root: Path, made: Made, archive: str, **options: Any) -> Connecti
 
 @pytest.fixture(name="root")
 def _root(copies: Path) -> Iterator[Path]:
-    root = copies / "sessions"
-    yield root
-    call(session_module.main, session_root=str(root), state="absent", session_id="all")
-    assert remains(root) == []
+    with ended(copies / "sessions") as root:
+        yield root
 
 
 def test_a_data_directory_that_has_no_entry_of_its_own(made: Made, root: Path) -> None:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.phpborg.instant_recovery.plugins.modules import copy_plan_info
-from ansible_collections.phpborg.instant_recovery.plugins.modules import session as session_module
 
 from tests.integration.conftest import needs_root
 from tests.support.cluster import Cluster, Connection
-from tests.support.host import remains
 from tests.support.modules import call
 from tests.support.repository import Repository
-from tests.support.stack import Stack
+from tests.support.stack import Stack, ended
 from tests.support.user import ordinary_user
 
 if TYPE_CHECKING:
@@ -86,11 +84,8 @@ def backups(shared_place: Path) -> Iterator[Backups]:
 
 @pytest.fixture(name="root")
 def _root(copies: Path) -> Iterator[Path]:
-    """For sessions that modules make; they end with the test."""
-    root = copies / "sessions"
-    yield root
-    call(session_module.main, session_root=str(root), state="absent", session_id="all")
-    assert remains(root) == []
+    with ended(copies / "sessions") as root:
+        yield root
 
 
 @pytest.fixture

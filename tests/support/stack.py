@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,15 @@ from ansible_collections.phpborg.instant_recovery.plugins.modules import (
 
 from tests.integration.conftest import Sample
 from tests.support.cluster import SUPERUSER, Connection, server_directory
-from tests.support.host import free_port
+from tests.support.host import free_port, remains
 from tests.support.modules import call
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.repository import Repository
 
-__all__ = ["PHASES", "Stack"]
+__all__ = ["PHASES", "Stack", "ended"]
 
 PHASES = ("recorded", "mounted", "layered", "active")
 
@@ -213,6 +216,14 @@ class Stack:
                 **{"examine": False, "port": self.port, **self.server},
             )
         )
+
+
+@contextmanager
+def ended(root: Path) -> Iterator[Path]:
+    """A root for sessions, which end with the context and leave nothing."""
+    yield root
+    call(session.main, session_root=str(root), state="absent", session_id="all")
+    assert remains(root) == []
 
 
 def _done(result: dict[str, Any]) -> dict[str, Any]:
