@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         unseen = [item for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
         if unseen:
             raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}: {unseen[0]}")
+
+
+@pytest.fixture(autouse=True)
+def _same_signal_handlers() -> Iterator[None]:
+    """Fail where a test leaves another handler, which the processes of later ones would inherit, and not end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def _scopes(item: pytest.Function) -> set[str]:

@@ -79,7 +79,8 @@ class Awx:
         private = self.directory / f"job {number}"
         injected = self._write(private, found, number, {**(after.artifacts if after else {}), **(answers or {})})
         events: list[dict[str, Any]] = []
-        options = {"private_data_dir": str(private), "ident": str(number), "quiet": True}
+        # With a cancel_callback ansible-runner leaves the handlers of signals as they are.
+        options = {"private_data_dir": str(private), "ident": str(number), "quiet": True, "cancel_callback": bool}
         with tempfile.TemporaryFile() as sent:  # its name is looked at
             ansible_runner.interface.run(
                 streamer="transmit",
